@@ -1,0 +1,1 @@
+"""Real ranks: GLOO exchange, staging, recording, and the prism-hw command."""

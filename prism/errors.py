@@ -1,0 +1,35 @@
+"""Every exception that users see. Each message names the value, the limit and the remedy."""
+
+
+class PrismError(Exception):
+    """Base class: a CLI prints it as one line and exits with `exit_code`."""
+
+    exit_code = 2
+
+
+class ConfigError(PrismError):
+    """A configuration file, a flag or a specification can't be used."""
+
+
+class PlanError(PrismError):
+    """A plan doesn't fit the model, the tokens or the number of devices."""
+
+
+class UnsupportedModelError(PrismError):
+    """The model can't be partitioned; the message lists what can."""
+
+
+class InputError(PrismError):
+    """Images, texts or weights can't be read or don't fit the model."""
+
+
+class TraceError(PrismError):
+    """A trace file can't be read."""
+
+
+class ExchangeError(PrismError):
+    """The group of ranks could not be formed, or broke."""
+
+
+class PeerLostError(ExchangeError):
+    """A peer died, or stayed silent past the timeout, while a batch was under way."""

@@ -1,0 +1,127 @@
+"""The Exchange protocol: how the partitioned model moves tensors between ranks, and the version of it
+that lives in one process, for numerics, tests and training."""
+
+import queue
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from prism.errors import PeerLostError
+
+Expected = tuple[tuple[int, ...], torch.dtype]  # shape and type of a tensor that is to arrive
+T = TypeVar("T")
+
+
+class Pending(Protocol):
+    """Messages under way."""
+
+    def wait(self) -> dict[int, Tensor]:
+        """Block until everything expected is here, by source. The tensors are valid until the
+        exchange after the next one starts. Raises PeerLostError."""
+        ...
+
+
+class Exchange(Protocol):
+    """Point-to-point messages and one collective between `world_size` ranks, in program order."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def world_size(self) -> int: ...
+
+    def start(self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Expected], op: str, block: int) -> Pending:
+        """Post all sends and receives at once. An outgoing tensor must not change before `flush`."""
+        ...
+
+    def start_ring(self, own: Tensor, incoming: Mapping[int, Expected], op: str, block: int) -> Pending:
+        """All-gather round the ring: every rank calls it and receives from all others."""
+        ...
+
+    def flush(self) -> None:
+        """Block until everything that was sent has left."""
+        ...
+
+
+class InProcessExchange:
+    """One endpoint of a group whose ranks are threads of one process. Tensors pass by reference, so
+    gradients flow through them."""
+
+    def __init__(self, rank: int, boxes: dict[tuple[int, int], "queue.Queue[Tensor | None]"], ranks: int) -> None:
+        self._rank, self._boxes, self._ranks = rank, boxes, ranks
+
+    @classmethod
+    def group(cls, ranks: int) -> "list[InProcessExchange]":
+        boxes: dict[tuple[int, int], queue.Queue[Tensor | None]] = {
+            (a, b): queue.Queue() for a in range(ranks) for b in range(ranks)
+        }
+        return [cls(rank, boxes, ranks) for rank in range(ranks)]
+
+    @property
+    def rank(self) -> int:
+        return self._rank
+
+    @property
+    def world_size(self) -> int:
+        return self._ranks
+
+    def start(self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Expected], op: str, block: int) -> Pending:
+        for peer, tensor in outgoing.items():
+            self._boxes[self._rank, peer].put(tensor)
+        return _Mail({peer: self._boxes[peer, self._rank] for peer in incoming})
+
+    def start_ring(self, own: Tensor, incoming: Mapping[int, Expected], op: str, block: int) -> Pending:
+        return self.start(dict.fromkeys(incoming, own), incoming, op, block)
+
+    def flush(self) -> None:
+        """Nothing to wait for: a tensor is delivered when it is put."""
+
+    def hang_up(self) -> None:
+        """Tell every other rank that this one is gone, so that none waits for it."""
+        for peer in range(self._ranks):
+            self._boxes[self._rank, peer].put(None)
+
+
+class _Mail:
+    def __init__(self, boxes: "dict[int, queue.Queue[Tensor | None]]") -> None:
+        self._boxes = boxes
+
+    def wait(self) -> dict[int, Tensor]:
+        arrived = {}
+        for peer, box in self._boxes.items():
+            tensor = box.get()
+            if tensor is None:
+                raise PeerLostError(f"rank {peer} stopped with an error of its own; see that one")
+            arrived[peer] = tensor
+        return arrived
+
+
+def run_in_process(ranks: int, body: Callable[[Exchange], T]) -> list[T]:
+    """Run `body(exchange)` as each rank of an in-process group, one thread each; results by rank.
+
+    Gradient mode and thread count are the caller's. The first error that isn't a lost peer is raised.
+    """
+    group = InProcessExchange.group(ranks)
+    results: dict[int, Any] = {}
+    errors: list[BaseException] = []
+    grad = torch.is_grad_enabled()
+
+    def call(exchange: InProcessExchange) -> None:
+        try:
+            with torch.set_grad_enabled(grad):
+                results[exchange.rank] = body(exchange)
+        except BaseException as error:
+            errors.append(error)
+            exchange.hang_up()
+
+    threads = [threading.Thread(target=call, args=(exchange,)) for exchange in group]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for error in sorted(errors, key=lambda e: isinstance(e, PeerLostError)):
+        raise error
+    return [results[rank] for rank in range(ranks)]

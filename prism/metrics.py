@@ -1,0 +1,95 @@
+"""Pure functions from a Trace to a Summary. Medians over batches that are neither warm-up nor failed."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+import msgspec
+import numpy as np
+
+from prism.errors import TraceError
+from prism.trace import KINDS, Batch, Span, Trace
+
+
+class Latency(msgspec.Struct, frozen=True, kw_only=True):
+    p50: float
+    p95: float
+
+
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
+    """What a trace says. `split_ms` is the terminal's and adds up to the batch; bytes_per_exchange is one
+    message of the terminal in one block. energy_j is None where no sensor was read."""
+
+    batches: int
+    latency_ms: Latency
+    split_ms: dict[str, float]
+    split_per_rank_ms: dict[int, dict[str, float]]
+    bytes_per_exchange: int
+    effective_bandwidth_mbps: float | None
+    coverage: float
+    energy_j: float | None = None
+
+
+def summarise(trace: Trace) -> Summary:
+    """Raises TraceError when no measured batch is complete."""
+    done = [batch for batch in trace.batches if not batch.warmup and not batch.failed]
+    if not done:
+        raise TraceError("the trace holds no complete measured batch; measure again with more batches")
+    numbers = {batch.batch for batch in done}
+    spans = [span for span in trace.spans if span.batch in numbers]
+    per_rank = {rank: _split(part, numbers) for rank, part in sorted(_by_rank(spans).items())}
+    total_ms = np.array([(batch.end_ns - batch.start_ns) / 1e6 for batch in done])
+    return Summary(
+        batches=len(done),
+        latency_ms=Latency(p50=float(np.median(total_ms)), p95=float(np.percentile(total_ms, 95))),
+        split_ms=per_rank.get(0, dict.fromkeys(KINDS, 0.0)),
+        split_per_rank_ms=per_rank,
+        bytes_per_exchange=_exchange_bytes(spans, trace.header.plan.ranks),
+        effective_bandwidth_mbps=_bandwidth(spans),
+        coverage=_coverage(done, spans),
+    )
+
+
+def _by_rank(spans: Iterable[Span]) -> dict[int, list[Span]]:
+    groups: dict[int, list[Span]] = defaultdict(list)
+    for span in spans:
+        groups[span.rank].append(span)
+    return groups
+
+
+def _split(spans: list[Span], numbers: set[int]) -> dict[str, float]:
+    """Median over batches of the milliseconds spent in each kind."""
+    sums: dict[str, dict[int, float]] = {kind: dict.fromkeys(numbers, 0.0) for kind in KINDS}
+    for span in spans:
+        sums[span.kind][span.batch] += (span.end_ns - span.start_ns) / 1e6
+    return {kind: float(np.median(list(values.values()))) for kind, values in sums.items()}
+
+
+def _exchanges(spans: list[Span]) -> list[Span]:
+    return [span for span in spans if span.kind == "wire" and span.op == "exchange"]
+
+
+def _exchange_bytes(spans: list[Span], ranks: int) -> int:
+    """Payload of one message of the terminal's block exchange."""
+    sent = [span.sent_bytes // (ranks - 1) for span in _exchanges(spans) if span.rank == 0]
+    return int(np.median(sent)) if sent else 0
+
+
+def _bandwidth(spans: list[Span]) -> float | None:
+    """Bytes that all ranks received over the time that the exchanges were under way: from the last
+    hand-over to the last arrival. None when nothing was exchanged."""
+    groups: dict[tuple[int, int], list[Span]] = defaultdict(list)
+    for span in _exchanges(spans):
+        groups[span.batch, span.block].append(span)
+    rates = []
+    for group in groups.values():
+        seconds = (max(s.end_ns for s in group) - max(s.issued_ns for s in group)) / 1e9
+        received = sum(s.received_bytes for s in group)
+        if seconds > 0 and received:
+            rates.append(received * 8 / seconds / 1e6)
+    return float(np.median(rates)) if rates else None
+
+
+def _coverage(done: list[Batch], spans: list[Span]) -> float:
+    """Share of the batches' time that the terminal's spans account for."""
+    covered = sum(span.end_ns - span.start_ns for span in spans if span.rank == 0)
+    return covered / sum(batch.end_ns - batch.start_ns for batch in done)

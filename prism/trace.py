@@ -1,0 +1,201 @@
+"""The only trace schema: one header line and flat records, as JSON lines.
+
+A file is written line by line and flushed, so that a killed process leaves a file that loads: the
+reader drops one cut last line and says so. Times are integer nanoseconds on the terminal's
+monotonic clock. docs/trace-schema.md describes every field.
+"""
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import msgspec
+
+from prism.errors import TraceError
+from prism.plan import ExecutionPlan
+
+SCHEMA_VERSION = 1
+Kind = Literal["compute", "stage_d2h", "wait", "wire", "stage_h2d"]
+KINDS: tuple[Kind, ...] = ("compute", "stage_d2h", "wait", "wire", "stage_h2d")
+
+
+class TraceHeader(msgspec.Struct, frozen=True, kw_only=True, tag="header", tag_field="type"):
+    """What was run, on what, and the command that reproduces it."""
+
+    schema: int = SCHEMA_VERSION
+    source: Literal["measured", "simulated"]
+    created: str
+    model: str
+    weights: str
+    plan: ExecutionPlan
+    batch: int
+    tokens: int
+    link: str
+    seed: int
+    command: str
+    oversubscribed: bool = False
+    config: dict[str, Any] = {}
+    host: dict[str, Any] = {}
+
+
+class Span(msgspec.Struct, frozen=True, kw_only=True, tag="span", tag_field="type"):
+    """One stretch of one rank's time; the spans of a rank within a batch never overlap.
+
+    op: the step inside the kind (embed, compress, project, attend, head, exchange, ...).
+    block: the Transformer block; -1 before the first, the number of blocks after the last.
+    issued_ns: on wire spans, when this rank handed its own message over.
+    sources: on wire spans, the ranks whose messages were waited for.
+    sent_bytes, received_bytes: payload of the messages, without headers of lower layers.
+    """
+
+    batch: int
+    rank: int
+    kind: Kind
+    op: str
+    block: int
+    start_ns: int
+    end_ns: int
+    issued_ns: int = 0
+    sources: tuple[int, ...] = ()
+    sent_bytes: int = 0
+    received_bytes: int = 0
+
+
+class Batch(msgspec.Struct, frozen=True, kw_only=True, tag="batch", tag_field="type"):
+    """One whole batch as the terminal saw it. Written after its spans; `failed` ones have a reason."""
+
+    batch: int
+    size: int
+    start_ns: int
+    end_ns: int
+    warmup: bool = False
+    failed: str = ""
+
+
+class Clock(msgspec.Struct, frozen=True, kw_only=True, tag="clock", tag_field="type"):
+    """A rank's monotonic clock minus the terminal's, estimated by round trips; error is half of the best."""
+
+    rank: int
+    at_ns: int
+    offset_ns: int
+    error_ns: int
+
+
+Record = Span | Batch | Clock
+
+
+class Trace(msgspec.Struct, frozen=True, kw_only=True):
+    """A header and its records, in the order written. `cut` says that a truncated last line was dropped."""
+
+    header: TraceHeader
+    records: tuple[Record, ...]
+    cut: bool = False
+
+    @property
+    def spans(self) -> list[Span]:
+        return [record for record in self.records if isinstance(record, Span)]
+
+    @property
+    def batches(self) -> list[Batch]:
+        return [record for record in self.records if isinstance(record, Batch)]
+
+
+class TraceWriter:
+    """Appends records to a JSON lines file, a flush for each call. Use as a context manager."""
+
+    def __init__(self, file: IO[bytes], header: TraceHeader) -> None:
+        self._file = file
+        self._encoder = msgspec.json.Encoder()
+        self._lines([header])
+
+    def write(self, records: Iterable[Record]) -> None:
+        self._lines(records)
+
+    def _lines(self, items: Iterable[TraceHeader | Record]) -> None:
+        self._file.write(b"".join(self._encoder.encode(item) + b"\n" for item in items))
+        self._file.flush()
+
+
+def now_text() -> str:
+    """UTC, to the second, for headers."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def read_trace(path: Path) -> Trace:
+    """Load a trace. A cut last line is dropped and marked; anything else wrong raises TraceError."""
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise TraceError(f"{path}: can't be read ({error}); give the path of a trace file") from None
+    lines = raw.split(b"\n")
+    tail = lines.pop()
+    cut = bool(tail)
+    if not lines:
+        raise TraceError(f"{path}: holds no complete header line; measure again with prism-hw run --trace FILE")
+    header = _decode(lines[0], TraceHeader, path, 1)
+    if header.schema != SCHEMA_VERSION:
+        raise TraceError(f"{path}: schema {header.schema}, this version reads {SCHEMA_VERSION}; measure it again")
+    decoder = msgspec.json.Decoder(Record)
+    records = tuple(_decode(line, decoder, path, number) for number, line in enumerate(lines[1:], 2))
+    return Trace(header=header, records=records, cut=cut)
+
+
+def _decode(line: bytes, what: Any, path: Path, number: int) -> Any:
+    try:
+        return what.decode(line) if isinstance(what, msgspec.json.Decoder) else msgspec.json.decode(line, type=what)
+    except msgspec.DecodeError as error:
+        raise TraceError(
+            f"{path}: line {number} is no trace record ({error}); the file is damaged, measure it again"
+        ) from None
+
+
+def aligned(spans: Sequence[Span], offset_ns: Mapping[int, int]) -> list[Span]:
+    """Spans of all ranks of one batch on the terminal's clock, each wire span split where the last of
+    its sources handed its message over: `wait` before, `wire` after. Nothing is counted twice."""
+    shifted = [_shift(span, offset_ns.get(span.rank, 0)) for span in spans]
+    issued = {(s.rank, s.op, s.block): s.issued_ns for s in shifted if s.kind == "wire"}
+    return [part for span in shifted for part in _split_wait(span, issued)]
+
+
+def _shift(span: Span, offset: int) -> Span:
+    return msgspec.structs.replace(
+        span,
+        start_ns=span.start_ns - offset,
+        end_ns=span.end_ns - offset,
+        issued_ns=span.issued_ns - offset if span.kind == "wire" else 0,
+    )
+
+
+def _split_wait(span: Span, issued: Mapping[tuple[int, str, int], int]) -> Iterator[Span]:
+    if span.kind != "wire":
+        yield span
+        return
+    known = [issued[key] for source in span.sources if (key := (source, span.op, span.block)) in issued]
+    ready = min(max([span.start_ns, *known]), span.end_ns)
+    if ready > span.start_ns:
+        yield Span(
+            batch=span.batch, rank=span.rank, kind="wait", op=span.op, block=span.block,
+            start_ns=span.start_ns, end_ns=ready,
+        )  # fmt: skip
+    yield msgspec.structs.replace(span, start_ns=ready)
+
+
+def perfetto(trace: Trace) -> bytes:
+    """Chrome/Perfetto JSON: a process per rank, a lane per kind."""
+    origin = min((record.start_ns for record in trace.records if not isinstance(record, Clock)), default=0)
+    ranks = sorted({span.rank for span in trace.spans})
+    events: list[dict[str, Any]] = []
+    for rank in ranks:
+        name = f"rank {rank} ({trace.header.source})"
+        events.append({"ph": "M", "pid": rank, "name": "process_name", "args": {"name": name}})
+        for lane, kind in enumerate(KINDS):
+            events.append({"ph": "M", "pid": rank, "tid": lane, "name": "thread_name", "args": {"name": kind}})
+    for span in trace.spans:
+        events.append({
+            "ph": "X", "pid": span.rank, "tid": KINDS.index(span.kind), "cat": span.kind,
+            "name": span.op if span.block < 0 else f"{span.op} {span.block}",
+            "ts": (span.start_ns - origin) / 1e3, "dur": (span.end_ns - span.start_ns) / 1e3,
+            "args": {"batch": span.batch, "sent_bytes": span.sent_bytes, "received_bytes": span.received_bytes},
+        })  # fmt: skip
+    return msgspec.json.encode({"traceEvents": events, "displayTimeUnit": "ms", "otherData": trace.header})

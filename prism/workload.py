@@ -1,0 +1,223 @@
+"""(ModelSpec, ExecutionPlan, batch) to a graph of operations with their FLOPs and bytes.
+
+One node is one operation of one rank; an edge says what must be finished before it may start. The
+hardware executes the same steps, the simulator walks this graph, and both take bytes from here.
+"""
+
+from typing import Literal
+
+import msgspec
+import networkx as nx
+
+from prism.plan import ExecutionPlan, Mode, Rows, payload_bytes
+from prism.spec import ModelSpec
+
+OpClass = Literal["gemm", "attention", "norm", "elementwise"]
+WORD = 4  # bytes of a value inside a device: fp32
+NORM_FLOPS = 5  # per element of a LayerNorm, as fvcore counts it and as the published table did
+
+
+class Kernel(msgspec.Struct, frozen=True, kw_only=True):
+    """One device kernel: FLOPs, and bytes that it reads and writes in the device's memory."""
+
+    op_class: OpClass
+    flops: int
+    memory_bytes: int
+
+
+class Operation(msgspec.Struct, frozen=True, kw_only=True):
+    """One step of one rank. `block` is -1 before the first block and `blocks` after the last.
+
+    kind "compute" has kernels; kind "send" moves `wire_bytes` from `rank` to each of `peers`; kind
+    "stage_d2h" and "stage_h2d" copy `wire_bytes` between device and host. A device without memory
+    of its own skips the staging.
+    """
+
+    name: str
+    kind: Literal["compute", "stage_d2h", "send", "stage_h2d"]
+    rank: int
+    block: int
+    kernels: tuple[Kernel, ...] = ()
+    wire_bytes: int = 0
+    peers: tuple[int, ...] = ()
+
+    @property
+    def flops(self) -> int:
+        return sum(kernel.flops for kernel in self.kernels)
+
+
+class WorkloadGraph(msgspec.Struct, frozen=True):
+    """Nodes are (name, rank, block); the Operation is the node's attribute `op`."""
+
+    graph: "nx.DiGraph[tuple[str, int, int]]"
+
+    def operations(self, rank: int | None = None) -> list[Operation]:
+        ops: list[Operation] = [data["op"] for _, data in self.graph.nodes(data=True)]
+        return [op for op in ops if rank is None or op.rank == rank]
+
+    def flops(self, rank: int) -> int:
+        """FLOPs of one rank for the whole batch."""
+        return sum(op.flops for op in self.operations(rank))
+
+    def block_bytes(self) -> int:
+        """Bytes that all ranks together hand to the link in one block."""
+        return sum(op.wire_bytes * len(op.peers) for op in self.operations() if op.kind == "send" and op.block == 0)
+
+
+def gemm(rows: int, inner: int, columns: int) -> Kernel:
+    return Kernel(
+        op_class="gemm",
+        flops=2 * rows * inner * columns,
+        memory_bytes=WORD * (rows * inner + inner * columns + rows * columns),
+    )
+
+
+def attention(queries: int, keys: int, width: int, batch: int) -> Kernel:
+    return Kernel(
+        op_class="attention",
+        flops=4 * batch * queries * keys * width,
+        memory_bytes=WORD * batch * width * 2 * (queries + keys),
+    )
+
+
+def norm(rows: int, width: int) -> Kernel:
+    return Kernel(op_class="norm", flops=NORM_FLOPS * rows * width, memory_bytes=2 * WORD * rows * width)
+
+
+def elementwise(values: int, reads: int = 1) -> Kernel:
+    """FLOPs are not counted, as in torch's and fvcore's counters: such a kernel is bound by memory."""
+    return Kernel(op_class="elementwise", flops=0, memory_bytes=WORD * values * (reads + 1))
+
+
+def head_rows(model: ModelSpec, tokens: int) -> Rows:
+    """The rows of the last block that the model's own head reads."""
+    if model.head == "first":
+        return Rows(start=0, stop=1)
+    if model.head == "last":
+        return Rows(start=tokens - 1, stop=tokens)
+    if model.head == "mean":
+        return Rows(start=0, stop=tokens, mean_from=model.prefix_tokens)
+    return Rows(start=0, stop=tokens)
+
+
+def returned_rows(rows: Rows, start: int, stop: int) -> int:
+    """Rows that the owner of tokens [start, stop) sends back for a head that reads `rows`."""
+    if rows.mean_from < 0:
+        return max(0, min(stop, rows.stop) - max(start, rows.start))
+    prefix = max(0, min(stop, rows.mean_from) - start)
+    return prefix + (1 if stop > rows.mean_from else 0)
+
+
+def receivers(rank: int, ranks: int, causal: bool) -> tuple[int, ...]:
+    """Ranks that need a part's rows: all others, or in a causal model the later ones."""
+    return tuple(p for p in range(ranks) if p != rank and (not causal or p > rank))
+
+
+def build(model: ModelSpec, plan: ExecutionPlan, batch: int, tokens: int | None = None) -> WorkloadGraph:
+    """The graph of one batch of `batch` samples of `tokens` tokens (the model's own N by default)."""
+    builder = _Builder(model, plan, batch, tokens or model.tokens)
+    builder.embed()
+    for block in range(model.blocks):
+        builder.block(block)
+    builder.head()
+    return WorkloadGraph(builder.graph)
+
+
+class _Builder:
+    def __init__(self, model: ModelSpec, plan: ExecutionPlan, batch: int, tokens: int) -> None:
+        self.model, self.plan, self.batch, self.tokens = model, plan, batch, tokens
+        self.partition = plan.partition(tokens)
+        self.sent = plan.sent_rows(tokens)
+        self.graph: nx.DiGraph[tuple[str, int, int]] = nx.DiGraph()
+        self.last: dict[int, tuple[str, int, int]] = {}
+
+    def add(self, op: Operation, after: list[tuple[str, int, int]]) -> tuple[str, int, int]:
+        node = (op.name, op.rank, op.block)
+        self.graph.add_node(node, op=op)
+        self.graph.add_edges_from((before, node) for before in after)
+        return node
+
+    def compute(
+        self, name: str, rank: int, block: int, kernels: tuple[Kernel, ...], after: list[tuple[str, int, int]]
+    ) -> tuple[str, int, int]:
+        op = Operation(name=name, kind="compute", rank=rank, block=block, kernels=kernels)
+        return self.add(op, after)
+
+    def transfer(
+        self, name: str, rank: int, block: int, values: int, peers: tuple[int, ...], after: tuple[str, int, int]
+    ) -> dict[int, tuple[str, int, int]]:
+        """D2H at the sender, the messages, H2D at each receiver, which is what is returned."""
+        wire = self.plan.wire if name == "exchange" else "fp32"  # input and answer are never compressed
+        size = payload_bytes(wire, values)
+        down = self.add(Operation(name=f"{name}.d2h", kind="stage_d2h", rank=rank, block=block, wire_bytes=size), [after])
+        send = self.add(
+            Operation(name=name, kind="send", rank=rank, block=block, wire_bytes=size, peers=peers), [down]
+        )
+        up = {}
+        for peer in peers:
+            op = Operation(name=f"{name}.h2d.{rank}", kind="stage_h2d", rank=peer, block=block, wire_bytes=size)
+            up[peer] = self.add(op, [send])
+        return up
+
+    def embed(self) -> None:
+        m, rows = self.model, self.batch * (self.tokens - self.model.prefix_tokens)
+        whole = gemm(rows, m.patch_values, m.width) if m.patch_values else elementwise(rows * m.width, 2)
+        everyone = self.plan.embed == "each"
+        for rank in range(self.plan.ranks if everyone else 1):
+            self.last[rank] = self.compute("embed", rank, -1, (whole,), [])
+        if not everyone:
+            for rank in range(1, self.plan.ranks):
+                values = self.batch * self.partition.sizes[rank] * m.width
+                self.last |= self.transfer(f"scatter.{rank}", 0, -1, values, (rank,), self.last[0])
+
+    def block(self, block: int) -> None:
+        m, ranks, batch = self.model, self.plan.ranks, self.batch
+        ready: dict[int, list[tuple[str, int, int]]] = {rank: [] for rank in range(ranks)}
+        start = dict(self.last)
+        for rank in range(ranks):
+            peers = receivers(rank, ranks, m.causal)
+            if peers:
+                means = elementwise(batch * self.partition.sizes[rank] * m.width) if self.plan.segments else None
+                compress = self.compute("compress", rank, block, (means,) if means else (), [start[rank]])
+                start[rank] = compress
+                for peer, node in self.transfer(
+                    "exchange", rank, block, batch * self.sent[rank] * m.width, peers, compress
+                ).items():
+                    ready[peer].append(node)
+        for rank in range(ranks):
+            own = batch * self.partition.sizes[rank]
+            # without overlap the exchange is waited for first, as the published system does
+            before = [start[rank]] if self.plan.overlap else [start[rank], *ready[rank]]
+            project = self.compute(
+                "project", rank, block, (norm(own, m.width), gemm(own, m.width, 3 * m.width)), before
+            )
+            self.last[rank] = self.compute("attend", rank, block, self._attend(rank), [project, *ready[rank]])
+
+    def _attend(self, rank: int) -> tuple[Kernel, ...]:
+        m, batch, own = self.model, self.batch, self.partition.sizes[rank]
+        others = sum(self.sent[p] for p in range(self.plan.ranks) if rank in receivers(p, self.plan.ranks, m.causal))
+        remote = (norm(batch * others, m.width), gemm(batch * others, m.width, 2 * m.width)) if others else ()
+        rows = batch * own
+        return (
+            *remote,
+            attention(own, own + others, m.width, batch),
+            gemm(rows, m.width, m.width),
+            elementwise(rows * m.width, 2),
+            norm(rows, m.width),
+            gemm(rows, m.width, m.mlp_width),
+            elementwise(rows * m.mlp_width),
+            gemm(rows, m.mlp_width, m.width),
+            elementwise(rows * m.width, 2),
+        )
+
+    def head(self) -> None:
+        m, rows = self.model, head_rows(self.model, self.tokens)
+        ready = [self.last[0]]
+        for rank in range(1, self.plan.ranks):
+            back = returned_rows(rows, *self.partition.bounds(rank))
+            if back:
+                values = self.batch * back * m.width
+                ready += self.transfer("collect", rank, m.blocks, values, (0,), self.last[rank]).values()
+        read = self.batch * (1 if m.head != "all" else self.tokens)
+        kernels = (norm(read, m.width), gemm(read, m.width, m.output_width)) if m.output_width else (norm(read, m.width),)
+        self.compute("head", 0, m.blocks, kernels, ready)

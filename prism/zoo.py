@@ -1,0 +1,170 @@
+"""Names to models: timm and transformers names, local folders, and the small ViT that ships with Prism.
+
+Nothing is ever downloaded: weights are found on this machine, or asked to be random.
+"""
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import torch
+from torch import nn
+
+from prism.config import nearest
+from prism.errors import InputError, UnsupportedModelError
+
+ASSETS = Path(__file__).parent / "assets"
+BUNDLED = "fashion-vit"
+# transformers has no list of names; these are the shapes that its config classes have by default or by number
+TRANSFORMERS: dict[str, tuple[str, str, dict[str, int]]] = {
+    "bert-base-uncased": ("BertModel", "BertConfig", {}),
+    "bert-large-uncased": (
+        "BertModel", "BertConfig",
+        dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096),
+    ),
+    "gpt2": ("GPT2LMHeadModel", "GPT2Config", {}),
+    "gpt2-medium": ("GPT2LMHeadModel", "GPT2Config", dict(n_embd=1024, n_layer=24, n_head=16)),
+    "gpt2-large": ("GPT2LMHeadModel", "GPT2Config", dict(n_embd=1280, n_layer=36, n_head=20)),
+}  # fmt: skip
+
+
+class Loaded(msgspec.Struct, frozen=True, kw_only=True):
+    """A model ready to run. `folder` is where its tokenizer would be, `image` timm's data configuration."""
+
+    model: Any
+    kind: Literal["image", "text"]
+    weights: str
+    labels: tuple[str, ...] = ()
+    folder: Path | None = None
+    image: dict[str, Any] | None = None
+
+
+def load_model(name: str, weights: str | None = None, seed: int = 0, device: str = "cpu") -> Loaded:
+    """A model in eval mode. weights: None for the model's own, "random", or a .safetensors or .pt file.
+
+    Raises InputError that says where to put weights, or names the nearest known model.
+    """
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    torch.manual_seed(seed)
+    folder = ASSETS / BUNDLED if name == BUNDLED else Path(name)
+    with torch.device(device):
+        if folder.is_dir():
+            loaded = _from_folder(folder, weights, seed)
+        elif name in TRANSFORMERS:
+            loaded = _from_transformers(name, weights, seed)
+        else:
+            loaded = _from_timm(name, weights, seed)
+    if weights not in (None, "random"):
+        _load_file(loaded.model, Path(weights))
+    loaded.model.eval().requires_grad_(False)
+    return loaded
+
+
+def _random(seed: int) -> str:
+    return f"random (seed {seed})"
+
+
+def _from_folder(folder: Path, weights: str | None, seed: int) -> Loaded:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise InputError(f"{folder}: has no config.json; give a folder saved by timm or transformers")
+    config = msgspec.json.decode(path.read_bytes())
+    if "architecture" in config:
+        return _timm_folder(folder, config, weights, seed)
+    import transformers
+
+    architecture = (config.get("architectures") or ["?"])[0]
+    cls = getattr(transformers, architecture, None)
+    if cls is None:
+        raise UnsupportedModelError(f"{path}: architecture {architecture!r} is unknown to the installed transformers")
+    if weights is not None:
+        return Loaded(
+            model=cls(cls.config_class.from_pretrained(folder)), kind="text", folder=folder,
+            weights=_random(seed) if weights == "random" else weights,
+        )  # fmt: skip
+    try:
+        model = cls.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+    except OSError as error:
+        raise InputError(f"{folder}: no weights ({error}); put model.safetensors there, or pass --weights") from None
+    return Loaded(model=model, kind="text", weights=str(folder), folder=folder, labels=_labels(model))
+
+
+def _labels(model: Any) -> tuple[str, ...]:
+    names = getattr(model.config, "id2label", None) or {}
+    return tuple(str(names[index]) for index in sorted(names))
+
+
+def _timm_folder(folder: Path, config: dict[str, Any], weights: str | None, seed: int) -> Loaded:
+    import timm
+
+    args = {**config.get("model_args", {}), "num_classes": config.get("num_classes", 1000)}
+    model = timm.create_model(config["architecture"], pretrained=False, **args)
+    cfg = config.get("pretrained_cfg", {})
+    if weights is None:
+        _load_file(model, folder / "model.safetensors")
+    return Loaded(
+        model=model, kind="image", image=_image_config(model, cfg), labels=tuple(cfg.get("label_names") or ()),
+        weights=folder.name if weights is None else _random(seed) if weights == "random" else weights,
+    )  # fmt: skip
+
+
+def _from_transformers(name: str, weights: str | None, seed: int) -> Loaded:
+    import transformers
+
+    architecture, config, shape = TRANSFORMERS[name]
+    cls = getattr(transformers, architecture)
+    if weights is not None:
+        model = cls(getattr(transformers, config)(**shape))
+        return Loaded(model=model, kind="text", weights=_random(seed) if weights == "random" else weights)
+    try:
+        model = cls.from_pretrained(name, local_files_only=True, dtype=torch.float32)
+    except OSError:
+        raise _no_weights(name) from None
+    return Loaded(model=model, kind="text", weights=f"{name} (local cache)")
+
+
+def _from_timm(name: str, weights: str | None, seed: int) -> Loaded:
+    import timm
+
+    if not timm.is_model(name):
+        hint = nearest(name, [BUNDLED, *TRANSFORMERS, *timm.list_models("*vit*"), *timm.list_models("deit*")])
+        hint = hint if hint.startswith("did") else f"use {BUNDLED}, a timm name, {', '.join(TRANSFORMERS)}, or a folder"
+        raise InputError(f"model {name!r} is unknown; {hint}")
+    try:
+        model = timm.create_model(name, pretrained=weights is None)
+    except Exception as error:
+        if weights is None:
+            raise _no_weights(name) from None
+        raise InputError(f"timm can't build {name!r}: {error}") from None
+    origin = f"{name} (local cache)" if weights is None else _random(seed) if weights == "random" else weights
+    return Loaded(model=model, kind="image", weights=origin, image=_image_config(model, {}))
+
+
+def _image_config(model: nn.Module, cfg: dict[str, Any]) -> dict[str, Any]:
+    from timm.data import resolve_data_config
+
+    return dict(resolve_data_config(cfg, model=model))
+
+
+def _no_weights(name: str) -> InputError:
+    return InputError(
+        f"no weights of {name!r} on this machine, and nothing is downloaded; save the model into a folder and give "
+        f"the folder, pass --weights FILE.safetensors, or --weights random where only time matters"
+    )
+
+
+def _load_file(model: nn.Module, path: Path) -> None:
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        model.load_state_dict(state)
+    except OSError as error:
+        raise InputError(f"{path}: weights can't be read ({error}); give a .safetensors or .pt file") from None
+    except Exception as error:
+        first = str(error).splitlines()[0]
+        raise InputError(f"{path}: weights don't fit {type(model).__name__} ({first}); give this model's own") from None
