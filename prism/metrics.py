@@ -75,18 +75,30 @@ def _exchange_bytes(spans: list[Span], ranks: int) -> int:
 
 
 def _bandwidth(spans: list[Span]) -> float | None:
-    """Bytes that all ranks received over the time that the exchanges were under way: from the last
-    hand-over to the last arrival. None when nothing was exchanged."""
-    groups: dict[tuple[int, int], list[Span]] = defaultdict(list)
+    """Megabits per second that arrived while a block's message was under way, all ranks together: from
+    each hand-over to its arrival, overlaps counted once. Median over batches; None without messages.
+    A message that arrives while its receiver still computes is seen late, so this is a lower bound."""
+    issued = {(s.batch, s.block, s.rank): s.issued_ns for s in _exchanges(spans) if s.sent_bytes}
+    under_way: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    received: dict[int, int] = defaultdict(int)
     for span in _exchanges(spans):
-        groups[span.batch, span.block].append(span)
-    rates = []
-    for group in groups.values():
-        seconds = (max(s.end_ns for s in group) - max(s.issued_ns for s in group)) / 1e9
-        received = sum(s.received_bytes for s in group)
-        if seconds > 0 and received:
-            rates.append(received * 8 / seconds / 1e6)
+        sources = [issued[key] for p in span.sources if (key := (span.batch, span.block, p)) in issued]
+        if sources:
+            under_way[span.batch].append((min(sources), span.end_ns))
+            received[span.batch] += span.received_bytes
+    rates = [
+        received[batch] * 8e3 / busy for batch, intervals in under_way.items() if (busy := _union(intervals)) > 0
+    ]
     return float(np.median(rates)) if rates else None
+
+
+def _union(intervals: list[tuple[int, int]]) -> int:
+    """Length of the union of intervals."""
+    total, reached = 0, min(start for start, _ in intervals)
+    for start, end in sorted(intervals):
+        total += max(0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
 
 
 def _coverage(done: list[Batch], spans: list[Span]) -> float:

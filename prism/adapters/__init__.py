@@ -1,14 +1,18 @@
 """The registry of model families."""
 
+from importlib import import_module
+
 from torch import nn
 
 from prism.adapters.base import ModelAdapter
-from prism.adapters.bert import Bert
-from prism.adapters.gpt2 import GPT2
-from prism.adapters.timm_vit import TimmViT
 from prism.errors import UnsupportedModelError
 
-FAMILIES: tuple[type[ModelAdapter], ...] = (TimmViT, Bert, GPT2)
+# module and class of each adapter, by the library that a model's class comes from: a ViT alone
+# shouldn't cost the seconds that importing transformers takes
+FAMILIES = {
+    "timm": (("timm_vit", "TimmViT"),),
+    "transformers": (("bert", "Bert"), ("gpt2", "GPT2")),
+}
 SUPPORTED = (
     "timm VisionTransformer (ViT, DeiT, DINOv2; Block or ResPostBlock), "
     "transformers BERT (BertModel, BertFor...), transformers GPT-2 (GPT2Model, GPT2LMHeadModel, GPT2For...)"
@@ -17,7 +21,10 @@ SUPPORTED = (
 
 def adapter_for(model: nn.Module) -> ModelAdapter:
     """The adapter of a model. Raises UnsupportedModelError with the list of what can be distributed."""
-    for family in FAMILIES:
-        if family.handles(model):
-            return family(model)
+    libraries = {cls.__module__.partition(".")[0] for cls in type(model).__mro__}
+    for library in FAMILIES.keys() & libraries:
+        for module, name in FAMILIES[library]:
+            family: type[ModelAdapter] = getattr(import_module(f"prism.adapters.{module}"), name)
+            if family.handles(model):
+                return family(model)
     raise UnsupportedModelError(f"{type(model).__name__} can't be distributed; supported: {SUPPORTED}")

@@ -1,0 +1,139 @@
+"""Images and texts from the user's disk to model inputs. What can't be read is an error with its name."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from prism.errors import InputError
+from prism.zoo import ASSETS, Loaded
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
+SAMPLE_IMAGES = ASSETS / "fashion-mnist"
+SAMPLE_TEXT = ASSETS / "sample.txt"
+
+
+class Sample(msgspec.Struct, frozen=True, kw_only=True):
+    """One input: its name, its label's name where known, and what `collate` needs of it."""
+
+    name: str
+    label: str | None
+    content: Any
+
+
+class Inputs(msgspec.Struct, frozen=True, kw_only=True):
+    """Samples, and the function from some of them to the model's keyword arguments."""
+
+    samples: tuple[Sample, ...]
+    collate: Callable[[Sequence[Sample]], dict[str, Any]]
+    note: str = ""
+
+    def batch(self, index: int, size: int, wrap: bool) -> tuple[Sample, ...]:
+        """The index-th batch of `size` samples; past the end it starts over, or is cut without `wrap`."""
+        count = len(self.samples)
+        if not wrap:
+            return self.samples[index * size : (index + 1) * size]
+        return tuple(self.samples[(index * size + k) % count] for k in range(size))
+
+
+def load_images(folder: Path | None, loaded: Loaded, resize: bool) -> Inputs:
+    """Images of a folder, labelled by subfolder where there are subfolders; without one, the bundled samples.
+
+    All must have one size unless `resize`: the model's own preprocessing then brings each to its input.
+    """
+    from timm.data import create_transform
+
+    root = folder or SAMPLE_IMAGES
+    if not root.is_dir():
+        raise InputError(f"{root}: is no folder; give a folder of images, or of one subfolder for each label")
+    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise InputError(f"{root}: holds no image ({', '.join(sorted(SUFFIXES))}); give a folder that does")
+    paths.sort(key=lambda path: (path.name, path))  # the bundled names number the test set: labels come mixed
+    config = dict(loaded.image or {})
+    mode = "L" if config["input_size"][0] == 1 else "RGB"
+    images = [_open(path, mode) for path in paths]
+    if not resize:
+        _check_one_size(paths, images)
+    transform = create_transform(**config, is_training=False)
+    samples = tuple(
+        Sample(name=str(path.relative_to(root)), label=path.parent.name if path.parent != root else None, content=image)
+        for path, image in zip(paths, images, strict=True)
+    )
+
+    def collate(batch: Sequence[Sample]) -> dict[str, Any]:
+        return {"x": torch.stack([_as_tensor(transform(sample.content)) for sample in batch])}
+
+    note = "bundled Fashion-MNIST test images" if folder is None else ""
+    return Inputs(samples=samples, collate=collate, note=note)
+
+
+def _as_tensor(value: Any) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise InputError(f"the model's preprocessing gives {type(value).__name__}, not a tensor; use a timm model's own")
+    return value
+
+
+def _open(path: Path, mode: str) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return image.convert(mode)
+    except (OSError, UnidentifiedImageError, ValueError) as error:
+        raise InputError(f"{path}: is no readable image ({error}); remove or replace it") from None
+
+
+def _check_one_size(paths: Sequence[Path], images: Sequence[Image.Image]) -> None:
+    for path, image in zip(paths, images, strict=True):
+        if image.size != images[0].size:
+            first = f"{paths[0].name} has {images[0].width}x{images[0].height}"
+            raise InputError(
+                f"{path}: has {image.width}x{image.height} pixels where {first}; pass --resize to bring all to the model's input"
+            )
+
+
+def load_text(file: Path | None, loaded: Loaded, tokens: int | None) -> Inputs:
+    """One text a line, through the tokenizer in the model's folder. A random model has none: there the
+    bytes of the text are its tokens, which is enough for timing."""
+    path = file or SAMPLE_TEXT
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: can't be read as UTF-8 text ({error}); give a file with one text a line") from None
+    if not lines:
+        raise InputError(f"{path}: holds no text; give a file with one text a line")
+    encode, note = _tokenizer(loaded, tokens)
+    samples = tuple(Sample(name=line[:60], label=None, content=encode(line)) for line in lines)
+
+    def collate(batch: Sequence[Sample]) -> dict[str, Any]:
+        longest = tokens or max(len(sample.content) for sample in batch)
+        ids = torch.zeros(len(batch), longest, dtype=torch.long)
+        mask = torch.zeros(len(batch), longest, dtype=torch.long)
+        for row, sample in enumerate(batch):
+            ids[row, : len(sample.content)] = torch.tensor(sample.content)
+            mask[row, : len(sample.content)] = 1
+        return {"input_ids": ids, "attention_mask": mask}
+
+    return Inputs(samples=samples, collate=collate, note=note)
+
+
+def _tokenizer(loaded: Loaded, tokens: int | None) -> tuple[Callable[[str], list[int]], str]:
+    config = loaded.model.config
+    limit = min(tokens or config.max_position_embeddings, config.max_position_embeddings)
+    if loaded.folder is None or loaded.weights.startswith("random"):
+
+        def as_bytes(text: str) -> list[int]:
+            values = [byte % config.vocab_size for byte in text.encode()]
+            return (values * -(-limit // len(values)))[:limit] if tokens else values[:limit]
+
+        return as_bytes, "bytes as tokens" + (f", repeated to {limit}" if tokens else "")
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(loaded.folder, local_files_only=True)
+    except Exception as error:
+        raise InputError(f"{loaded.folder}: no tokenizer ({str(error).splitlines()[0]}); save it beside the model") from None
+    return (lambda text: list(tokenizer(text, truncation=True, max_length=limit)["input_ids"])), ""

@@ -1,0 +1,52 @@
+"""What a trace header says of the machine. A thing that can't be read is left out, never guessed."""
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("prism-edge", "torch", "timm", "transformers", "numpy")
+
+
+def read_text(path: str) -> str | None:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return None
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def describe(threads: int, device: str) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "cores_of_rank": sorted(os.sched_getaffinity(0)),
+        "threads": threads,
+        "device": device,
+        "versions": versions(),
+        "governor": read_text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "tcp_congestion_control": read_text("/proc/sys/net/ipv4/tcp_congestion_control"),
+        "power_mode": read_text("/var/lib/nvpmodel/status"),
+    }
+    return {key: value for key, value in facts.items() if value is not None}
+
+
+def _processor() -> str | None:
+    model = read_text("/proc/device-tree/model")  # a Jetson or another board names itself here
+    if model:
+        return model.rstrip("\0")
+    for line in (read_text("/proc/cpuinfo") or "").splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return None

@@ -1,0 +1,136 @@
+"""What a run is, what one rank of it is told, and what a rank reports. Data only: no torch."""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from prism.errors import ConfigError
+from prism.plan import ExecutionPlan, Mode, Wire
+from prism.spec import LinkSpec, Port, Positive
+
+NonNegative = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`prism-hw run` as one file: every field is a flag of the same name."""
+
+    model: str = "fashion-vit"
+    images: str | None = None
+    text: str | None = None
+    resize: bool = False
+    tokens: Positive | None = None
+    weights: str | None = None
+    seed: NonNegative = 0
+    mode: Mode = Mode.FULL
+    devices: Positive = 2
+    segments: int | None = None
+    wire: Wire = "fp32"
+    device_weights: tuple[float, ...] | None = None
+    embed: Literal["terminal", "each"] = "terminal"
+    collective: Literal["auto", "mesh", "ring"] = "auto"
+    overlap: bool = True
+    batch: Positive = 1
+    batches: NonNegative = 10
+    warmups: NonNegative = 2
+    link: str = "loopback"
+    threads: Positive = 1
+    timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 60.0
+    interface: str = ""
+    port: Port | None = None
+    trace: str | None = None
+
+    def plan(self) -> ExecutionPlan:
+        """Raises PlanError where the fields contradict each other."""
+        local = self.mode is Mode.LOCAL
+        return ExecutionPlan(
+            mode=self.mode, devices=1 if local else self.devices, segments=self.segments, wire=self.wire,
+            weights=None if local else self.device_weights, embed=self.embed, collective=self.collective,
+            overlap=self.overlap,
+        )  # fmt: skip
+
+    def link_spec(self) -> LinkSpec:
+        return LinkSpec.parse(self.link)
+
+    def check(self) -> None:
+        """Everything that can be refused without loading the model."""
+        self.plan()
+        self.link_spec()
+        if self.images and self.text:
+            raise ConfigError("both --images and --text are given; a model takes one of them")
+
+
+class RankJob(msgspec.Struct, frozen=True, kw_only=True):
+    """One rank of a run. Without `config` the rank gets it from the terminal's store."""
+
+    rank: int
+    world_size: int
+    leader: str
+    port: int
+    interface: str
+    timeout_s: float
+    config: RunConfig | None
+    cores: tuple[int, ...] = ()
+    oversubscribed: bool = False
+    medium: str = ""
+    serve_store: bool = True
+    command: str = ""
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True, tag="progress"):
+    done: int
+    total: int
+
+
+class Prediction(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    label: str | None
+    predicted: str
+    probability: float | None
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True, tag="outcome"):
+    """What `prism-hw run --json` prints. Times are medians over the measured batches; null is "not measured"."""
+
+    model: str
+    weights: str
+    inputs: str
+    mode: str
+    devices: int
+    segments: int | None
+    wire: str
+    embed: str
+    collective: str
+    overlap: bool
+    batch: int
+    batches: int
+    tokens: int
+    link: str
+    oversubscribed: bool
+    latency_ms: dict[str, float]
+    split_ms: dict[str, float]
+    split_per_rank_ms: dict[int, dict[str, float]]
+    bytes_per_exchange: int
+    effective_bandwidth_mbps: float | None
+    energy_j: float | None
+    agreement: float
+    agreement_kind: str
+    top1: float | None
+    samples: int
+    max_rel_error: float
+    peak_memory_bytes: dict[int, int]
+    predictions: tuple[Prediction, ...]
+    seed: int
+    config: dict[str, Any]
+    host: dict[str, Any]
+    command: str
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True, tag="failure"):
+    """A rank's own error. `lost_peer`: another rank's end caused it, so the other's word counts first."""
+
+    message: str
+    exit_code: int = 2
+    lost_peer: bool = False
+
+
+Event = Progress | Outcome | Failure
