@@ -15,8 +15,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hw import job, launch
+from prism import command
 from prism.config import convert, load_toml
-from prism.errors import ConfigError, PrismError
+from prism.errors import ConfigError
 from prism.metrics import summarise
 from prism.plan import Mode, Wire
 from prism.spec import ClusterSpec
@@ -32,12 +33,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instea
 
 
 def main() -> None:
-    """Run the command line; an error of ours is one line on stderr and exit code 2."""
-    try:
-        app()
-    except PrismError as error:
-        print(f"prism-hw: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    """The command's entry point."""
+    command.run(app, "prism-hw")
 
 
 @app.command(epilog="Example: prism-hw doctor --json")

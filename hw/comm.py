@@ -264,37 +264,40 @@ def estimate_offset(rank: int, worker: int, rounds: int = 16) -> tuple[int, int]
     only the terminal's result means anything."""
     stamp = torch.zeros(1, dtype=torch.int64)
     best, offset = 2**62, 0
-    for _ in range(rounds):
-        if rank == 0:
-            sent = time.monotonic_ns()
-            dist.send(stamp, worker)
-            dist.recv(stamp, worker)
-            back = time.monotonic_ns()
-            if back - sent < best:
-                best, offset = back - sent, int(stamp) - (sent + back) // 2
-        else:
-            dist.recv(stamp, 0)
-            stamp.fill_(time.monotonic_ns())
-            dist.send(stamp, 0)
+    with _lost_peer(worker if rank == 0 else 0, "clock estimate", -1):
+        for _ in range(rounds):
+            if rank == 0:
+                sent = time.monotonic_ns()
+                dist.send(stamp, worker)
+                dist.recv(stamp, worker)
+                back = time.monotonic_ns()
+                if back - sent < best:
+                    best, offset = back - sent, int(stamp) - (sent + back) // 2
+            else:
+                dist.recv(stamp, 0)
+                stamp.fill_(time.monotonic_ns())
+                dist.send(stamp, 0)
     return offset, best // 2
 
 
 def send_bytes(data: bytes, peer: int) -> None:
     """A message of any length, outside of any measured batch."""
-    dist.send(torch.tensor([len(data)]), peer)
-    if data:
-        dist.send(torch.frombuffer(bytearray(data), dtype=torch.uint8), peer)
+    with _lost_peer(peer, "control", -1):
+        dist.send(torch.tensor([len(data)]), peer)
+        if data:
+            dist.send(torch.frombuffer(bytearray(data), dtype=torch.uint8), peer)
 
 
 def receive_bytes(peer: int, limit: int = 1 << 26) -> bytes:
     """Raises ExchangeError for a message longer than `limit` bytes."""
     size = torch.zeros(1, dtype=torch.int64)
-    dist.recv(size, peer)
+    with _lost_peer(peer, "control", -1):
+        dist.recv(size, peer)
     length = int(size)
     if not 0 <= length <= limit:
         raise ExchangeError(f"rank {peer} announces {length} bytes, the limit is {limit}; run the same version there")
-    if not length:
-        return b""
     data = torch.empty(length, dtype=torch.uint8)
-    dist.recv(data, peer)
+    if length:
+        with _lost_peer(peer, "control", -1):
+            dist.recv(data, peer)
     return data.numpy().tobytes()

@@ -22,7 +22,7 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     weights: str | None = None
     seed: NonNegative = 0
     mode: Mode = Mode.FULL
-    devices: Positive = 2
+    devices: Annotated[int, msgspec.Meta(ge=1, le=64)] = 2
     segments: int | None = None
     wire: Wire = "fp32"
     device_weights: tuple[float, ...] | None = None
@@ -74,6 +74,10 @@ class RankJob(msgspec.Struct, frozen=True, kw_only=True):
     medium: str = ""
     serve_store: bool = True
     command: str = ""
+
+
+class Checked(msgspec.Struct, frozen=True, kw_only=True, tag="checked"):
+    """The terminal has its model and inputs, and the plan fits them: the others are worth starting."""
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True, tag="progress"):
@@ -133,4 +137,4 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, tag="failure"):
     lost_peer: bool = False
 
 
-Event = Progress | Outcome | Failure
+Event = Checked | Progress | Outcome | Failure

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import msgspec
 
-from hw.job import Event, Failure, Outcome, Progress, RankJob, RunConfig
+from hw.job import Checked, Event, Failure, Outcome, Progress, RankJob, RunConfig
 from hw.shaper import SharedMedium
 from prism.errors import ConfigError, ExchangeError, PrismError
 from prism.spec import ClusterSpec
 
 GRACE_S = 0.5  # between asking a rank to end and killing it
-LOSER_S = 5.0  # how long a rank's error waits for the word of the rank that caused it
+LOSER_S = 1.0  # how long a rank's error waits for the word of the rank that caused it
 ENVIRONMENT = {"TORCH_CPP_LOG_LEVEL": "FATAL", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
 
 
@@ -123,10 +123,18 @@ def supervise(jobs: Sequence[RankJob], folder: Path, on_progress: Callable[[Prog
     """
     children: list[_Child] = []
     try:
-        children += [_Child(job, folder) for job in jobs]
+        _start(children, jobs[: 1 if jobs[0].oversubscribed else None], folder)
+        # ranks that share cores slow each other's start: none begins before the terminal has its inputs
+        _watch(children, on_progress, until_checked=True)
+        _start(children, jobs[len(children) :], folder)
         return _watch(children, on_progress)
     finally:
         _end(children)
+
+
+def _start(children: "list[_Child]", jobs: Sequence[RankJob], folder: Path) -> None:
+    for job in jobs:  # one by one, so that whoever ends them sees each that was started
+        children.append(_Child(job, folder))
 
 
 class _Child:
@@ -137,6 +145,7 @@ class _Child:
         self.log = folder / f"rank-{job.rank}.log"
         self.failure: Failure | None = None
         self.outcome: Outcome | None = None
+        self.checked = False
         self.events: queue.Queue[Event] = queue.Queue()
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
@@ -160,6 +169,8 @@ class _Child:
                 on_progress(event)
             elif isinstance(event, Failure):
                 self.failure = event
+            elif isinstance(event, Checked):
+                self.checked = True
             else:
                 self.outcome = event
 
@@ -186,7 +197,10 @@ class _Child:
         return lines[-1] if lines else "no message"
 
 
-def _watch(children: Sequence[_Child], on_progress: Callable[[Progress], None]) -> Outcome | None:
+def _watch(
+    children: Sequence[_Child], on_progress: Callable[[Progress], None], until_checked: bool = False
+) -> Outcome | None:
+    """Follow the ranks to their end, or until the terminal has checked the plan if it is among them."""
     lost_since: float | None = None
     while True:
         for child in children:
@@ -199,6 +213,8 @@ def _watch(children: Sequence[_Child], on_progress: Callable[[Progress], None]) 
             lost_since = lost_since or time.monotonic()
             if time.monotonic() - lost_since > LOSER_S or all(child.done for child in children):
                 raise ExchangeError(lost[0].failure.message if lost[0].failure else "a rank was lost")
+        elif until_checked and (children[0].rank != 0 or children[0].checked):
+            return None
         elif all(child.done for child in children):
             return next((child.outcome for child in children if child.outcome), None)
         time.sleep(0.02)

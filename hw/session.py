@@ -14,14 +14,14 @@ import torch.distributed as dist
 
 from hw import comm, host
 from hw.data import Inputs, Sample, load_images, load_text
-from hw.job import Event, Outcome, Progress, RankJob, RunConfig
+from hw.job import Checked, Event, Outcome, Progress, RankJob, RunConfig
 from hw.recorder import SpanRecorder
 from hw.score import Tally, score
 from hw.shaper import SharedMedium
 from hw.staging import CudaStager, HostStager
 from prism.adapters import adapter_for
 from prism.config import convert
-from prism.errors import ConfigError, ExchangeError, InputError, PrismError
+from prism.errors import ConfigError, ExchangeError, InputError, PeerLostError, PrismError
 from prism.exchange import Exchange, InProcessExchange
 from prism.metrics import Summary, summarise
 from prism.model import DistributedTransformer, distribute
@@ -43,17 +43,26 @@ def run_rank(job: RankJob, emit: Callable[[Event], None]) -> None:
         return
     store = comm.open_store(job.leader, job.port, job.rank == 0 and job.serve_store, job.timeout_s)
     try:
+        rank = _join(store, job, emit)
+    except dist.DistError as error:
+        raise PeerLostError(f"the terminal was lost while rank {job.rank} joined ({error}); see what it says") from None
+    with comm.process_group(
+        store, job.rank, job.world_size, interface=job.interface, timeout_s=job.timeout_s
+    ):
+        rank.run(None)
+
+
+def _join(store: dist.Store, job: RankJob, emit: Callable[[Event], None]) -> "_Rank":
+    """Load what the terminal asks for, and wait until every rank has."""
+    try:
         rank = _Rank(_config(job, store), job, emit)
-    except Exception as error:
+    except PrismError as error:
         store.set(f"failed/{job.rank}", str(error))
         raise
     store.set(f"loaded/{job.rank}", rank.fingerprint)
     comm.await_ranks(store, range(job.world_size), "loaded", job.timeout_s)
     _check_same_model(store, job, rank.fingerprint)
-    with comm.process_group(
-        store, job.rank, job.world_size, interface=job.interface, timeout_s=job.timeout_s
-    ):
-        rank.run(None)
+    return rank
 
 
 def _config(job: RankJob, store: dist.Store | None) -> RunConfig:
@@ -100,10 +109,22 @@ class _Rank:
         self._inputs: Inputs | None = None
         if job.rank == 0 or config.embed == "each":
             self._inputs = _load_inputs(config, self._loaded)
+        self._tokens = self._check_plan()
+        if job.rank == 0:
+            emit(Checked())
         self.fingerprint = fingerprint(self._loaded.model) if job.world_size > 1 else ""
         cuda = self._device.type == "cuda"
         self._recorder = SpanRecorder(job.rank, torch.cuda.synchronize if cuda else lambda: None)
         self._stager = CudaStager(self._device, self._recorder) if cuda else HostStager()
+
+    def _check_plan(self) -> int:
+        """Tokens of the first input; 0 on a rank that has none. Refuses a plan that doesn't fit them."""
+        if self._inputs is None:
+            return 0
+        first = self._inputs.collate(self._inputs.batch(0, 1, wrap=True))
+        tokens = first["input_ids"].shape[1] if "input_ids" in first else self._spec.tokens
+        self._config.plan().partition(tokens)
+        return int(tokens)
 
     def run(self, solo: Exchange | None) -> None:
         exchange = solo or comm.GlooExchange(self._stager, self._recorder, self._medium())
@@ -158,10 +179,7 @@ class _Rank:
             raise InputError("the terminal has no inputs; pass --images or --text")
         config, tally = self._config, Tally()
         total, scored = config.warmups + self._measured(), set()
-        first = self._call(self._inputs.batch(0, 1, wrap=True))
-        tokens = first["input_ids"].shape[1] if "input_ids" in first else self._spec.tokens
-        config.plan().partition(tokens)  # refuses a plan that doesn't fit before anything is sent
-        header = self._header(tokens)
+        header = self._header(self._tokens)
         records: list[Record] = []
         with _trace_file(config.trace) as file:
             writer = TraceWriter(file, header) if file else None
@@ -283,6 +301,8 @@ def _load_inputs(config: RunConfig, loaded: Loaded) -> Inputs:
     if loaded.kind == "image":
         if config.text:
             raise InputError(f"{config.model} takes images, and --text is given; pass --images")
+        if config.tokens:
+            raise InputError(f"tokens {config.tokens}: an image model has its own number; leave --tokens out")
         # the bundled samples suit any image model once they are resized; the user's own are resized when asked
         return load_images(Path(config.images) if config.images else None, loaded, config.resize)
     if config.images:

@@ -29,7 +29,7 @@ def convert(data: Any, type_: type[T], source: str) -> T:
     try:
         return msgspec.convert(data, type_, strict=True)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{source}: {_explain(str(error), type_)}") from None
+        raise ConfigError(f"{source}: {_explain(str(error), data, type_)}") from None
 
 
 def load_toml(path: Path, type_: type[T]) -> T:
@@ -50,11 +50,20 @@ def load_json(path: Path, type_: type[T]) -> T:
         raise ConfigError(f"{path}: is no valid JSON ({error})") from None
 
 
-def _explain(message: str, type_: type) -> str:
+def _explain(message: str, data: Any, type_: type) -> str:
+    """msgspec's message with the value it speaks of, and a hint for an unknown key."""
     unknown = re.search(r"unknown field `(.+?)`", message)
-    if unknown is None:
+    if unknown is not None:
+        return f"{message}; {nearest(unknown[1], _field_names(type_))}"
+    located = re.fullmatch(r"(.*) - at `\$\.?(.*)`", message)
+    if located is None:
         return message
-    return f"{message}; {nearest(unknown[1], _field_names(type_))}"
+    try:
+        for step in re.findall(r"[^.\[\]]+", located[2]):
+            data = data[int(step)] if step.isdigit() else data[step]
+    except (KeyError, IndexError, TypeError):
+        return message
+    return f"{located[2]} {data!r}: {located[1][0].lower()}{located[1][1:]}"
 
 
 def _field_names(type_: type) -> list[str]:

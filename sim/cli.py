@@ -1,13 +1,12 @@
 """prism-sim: predict before owning the hardware."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
 import typer
 
-from prism.errors import PrismError
+from prism import command
 from prism.plan import ExecutionPlan, Mode
 from prism.spec import load_model_spec
 from prism.workload import build
@@ -40,9 +39,5 @@ def workload(
 
 
 def main() -> None:
-    """Run the command line; an error of ours is one line on stderr and exit code 2."""
-    try:
-        app()
-    except PrismError as error:
-        print(f"prism-sim: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    """The command's entry point."""
+    command.run(app, "prism-sim")

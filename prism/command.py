@@ -1,0 +1,28 @@
+"""How both command lines end: one line on stderr for an error of ours or a misused flag, never a traceback."""
+
+import sys
+
+import typer
+
+from prism.errors import PrismError
+
+
+def run(app: typer.Typer, name: str) -> None:
+    """Run a command line and exit: 0, 2 for what the user can mend, 130 after Ctrl-C."""
+    try:
+        sys.exit(app(standalone_mode=False) or 0)
+    except PrismError as error:
+        _fail(name, str(error), error.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        _fail(name, "interrupted; every rank has ended", 130)
+    except typer.BadParameter.__mro__[1] as error:  # usage errors; typer exports only this subclass
+        message = error.format_message()  # type: ignore[attr-defined]
+        if len(sys.argv) == 1:  # a bare command shows its help, and that is the message
+            print(message)
+            sys.exit(2)
+        _fail(name, f"{message} See {name} --help.", 2)
+
+
+def _fail(name: str, message: str, code: int) -> None:
+    print(f"{name}: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
