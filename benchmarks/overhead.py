@@ -33,7 +33,9 @@ from prism.plan import ExecutionPlan, Mode
 COPIES = ("aten::copy_", "aten::cat", "aten::clone", "aten::contiguous", "aten::_to_copy")
 
 
-def bare_pass(model: torch.nn.Module, x: Tensor | None, segments: int | None, batch: int, tokens: int) -> Tensor | None:
+def bare_pass(
+    model: torch.nn.Module, x: Tensor | None, segments: int | None, batch: int, tokens: int
+) -> Tensor | None:
     """A two-rank pass with nothing around it: rank 0 has the first half of the tokens."""
     rank, width = dist.get_rank(), model.embed_dim
     sizes = (tokens - tokens // 2, tokens // 2)
@@ -55,7 +57,9 @@ def bare_pass(model: torch.nn.Module, x: Tensor | None, segments: int | None, ba
         attn = block.attn
         mine = means(x, segments).contiguous() if segments else x.contiguous()
         send, receive = dist.isend(mine, 1 - rank), dist.irecv(z, 1 - rank)
-        q, k, v = attn.qkv(block.norm1(x)).view(batch, -1, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
+        q, k, v = (
+            attn.qkv(block.norm1(x)).view(batch, -1, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
+        )
         receive.wait()
         send.wait()
         both = F.linear(block.norm1(z), attn.qkv.weight[width:], attn.qkv.bias[width:])
@@ -137,7 +141,9 @@ def local_main(args: argparse.Namespace, results: mp.Queue) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="vit_base_patch16_224")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--segments", type=int, default=None, help="segment means; without it full exchange")

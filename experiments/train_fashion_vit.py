@@ -79,7 +79,10 @@ def train(data: Path, epochs: int, batch: int, seed: int) -> tuple[torch.nn.Modu
             optimiser.step()
             schedule.step()
         test = accuracy(model, x_test, y_test)
-        print(f"epoch {epoch}  {time.perf_counter() - began:.0f} s  loss {loss:.3f}  test {test:.4f}", flush=True)
+        print(
+            f"epoch {epoch}  {time.perf_counter() - began:.0f} s  loss {loss:.3f}  test {test:.4f}",
+            flush=True,
+        )
     return model, test
 
 
@@ -108,7 +111,9 @@ def export(model: torch.nn.Module, test: float, data: Path, images: int, args: d
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--batch", type=int, default=128)
@@ -116,7 +121,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     model, test = train(args.data, args.epochs, args.batch, args.seed)
-    export(model, test, args.data, args.images, {"epochs": args.epochs, "batch": args.batch, "seed": args.seed})
+    export(
+        model, test, args.data, args.images, {"epochs": args.epochs, "batch": args.batch, "seed": args.seed}
+    )
 
 
 if __name__ == "__main__":

@@ -51,9 +51,13 @@ def doctor(as_json: Json = False) -> None:
     Console().print(render.doctor_table(checks))
 
 
-@app.command(epilog="Example: prism-hw run fashion-vit --devices 2 --mode segment_means --segments 5 --link shaper:100Mbps")
+@app.command(
+    epilog="Example: prism-hw run fashion-vit --devices 2 --mode segment_means --segments 5 --link shaper:100Mbps"
+)
 def run(
-    model: Annotated[str | None, typer.Argument(help="fashion-vit, a timm or transformers name, or a folder.")] = None,
+    model: Annotated[
+        str | None, typer.Argument(help="fashion-vit, a timm or transformers name, or a folder.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file; flags go over it.")] = None,
     images: Annotated[str | None, typer.Option(help="Folder of images, labels in subfolder names.")] = None,
     text: Annotated[str | None, typer.Option(help="File with one text a line.")] = None,
@@ -66,24 +70,30 @@ def run(
     segments: Annotated[int | None, typer.Option(help="L, means per part (mode segment_means).")] = None,
     wire: Annotated[Wire | None, typer.Option(help="What crosses the link.")] = None,
     device_weights: Annotated[str | None, typer.Option(help="Relative speeds, as in 2,1.")] = None,
-    embed: Annotated[
-        Literal["terminal", "each"] | None, typer.Option(help="Who embeds the input.")
-    ] = None,
+    embed: Annotated[Literal["terminal", "each"] | None, typer.Option(help="Who embeds the input.")] = None,
     collective: Annotated[
         Literal["auto", "mesh", "ring"] | None, typer.Option(help="How a block's rows go round.")
     ] = None,
-    overlap: Annotated[bool | None, typer.Option(help="Project the own part while the exchange is under way.")] = None,
+    overlap: Annotated[
+        bool | None, typer.Option(help="Project the own part while the exchange is under way.")
+    ] = None,
     batch: Annotated[int | None, typer.Option(help="Samples per batch.")] = None,
-    batches: Annotated[int | None, typer.Option(help="Measured batches; 0 goes once over all inputs.")] = None,
+    batches: Annotated[
+        int | None, typer.Option(help="Measured batches; 0 goes once over all inputs.")
+    ] = None,
     warmups: Annotated[int | None, typer.Option(help="Batches before the measured ones.")] = None,
     link: Annotated[str | None, typer.Option(help="loopback, or shaper:RATE[,LATENCY].")] = None,
     threads: Annotated[int | None, typer.Option(help="Cores and threads of each rank.")] = None,
     timeout: Annotated[float | None, typer.Option(help="Seconds to wait for a silent peer.")] = None,
-    interface: Annotated[str | None, typer.Option(help="Network interface; default: the route to the terminal.")] = None,
+    interface: Annotated[
+        str | None, typer.Option(help="Network interface; default: the route to the terminal.")
+    ] = None,
     port: Annotated[int | None, typer.Option(help="Port where the ranks meet; default: a free one.")] = None,
     cluster: Annotated[Path | None, typer.Option(help="cluster.toml: run over several machines.")] = None,
     trace: Annotated[str | None, typer.Option(help="Write the trace (JSON lines).")] = None,
-    perfetto_file: Annotated[Path | None, typer.Option("--perfetto", help="Write Chrome/Perfetto JSON.")] = None,
+    perfetto_file: Annotated[
+        Path | None, typer.Option("--perfetto", help="Write Chrome/Perfetto JSON.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Run a model across devices: predictions, agreement with the local model, and the latency split."""
@@ -118,15 +128,21 @@ def worker(
     spec = load_toml(cluster, ClusterSpec)
     rank = spec.rank(name)
     if rank == 0:
-        raise ConfigError(f"{name} is the cluster's terminal (its first device); start prism-hw run --cluster there")
+        raise ConfigError(
+            f"{name} is the cluster's terminal (its first device); start prism-hw run --cluster there"
+        )
     with tempfile.TemporaryDirectory(prefix="prism-") as folder:
-        launch.supervise([launch.cluster_job(spec, rank, None, timeout, _command())], Path(folder), lambda _: None)
+        launch.supervise(
+            [launch.cluster_job(spec, rank, None, timeout, _command())], Path(folder), lambda _: None
+        )
 
 
 @app.command(epilog="Example: prism-hw show run.jsonl --perfetto run.json")
 def show(
     trace: Annotated[Path, typer.Argument(help="A trace file.")],
-    perfetto_file: Annotated[Path | None, typer.Option("--perfetto", help="Write Chrome/Perfetto JSON.")] = None,
+    perfetto_file: Annotated[
+        Path | None, typer.Option("--perfetto", help="Write Chrome/Perfetto JSON.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Summarise a trace file; one that was cut short is read as far as it goes."""
@@ -144,7 +160,9 @@ def show(
 
 @app.command(epilog="Example: prism-hw demo --output out/demo")
 def demo(
-    output: Annotated[Path, typer.Option(help="Folder of the page, the traces and the figures.")] = Path("out/demo"),
+    output: Annotated[Path, typer.Option(help="Folder of the page, the traces and the figures.")] = Path(
+        "out/demo"
+    ),
 ) -> None:
     """The main job on an embedded default: a trained ViT on labelled images, then a ViT-Base for timing."""
     from hw.demo import run_demo
@@ -186,7 +204,9 @@ def _bar(quiet: bool) -> Iterator[Callable[[job.Progress], None]]:
     """A progress bar with the time left, on stderr, where a person looks on."""
     console = Console(stderr=True)
     columns = (TextColumn("batches"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as progress:
+    with Progress(
+        *columns, console=console, transient=True, disable=quiet or not console.is_terminal
+    ) as progress:
         task = progress.add_task("batches", total=None)
 
         def on_progress(event: job.Progress) -> None:
@@ -196,7 +216,9 @@ def _bar(quiet: bool) -> Iterator[Callable[[job.Progress], None]]:
 
 
 @contextlib.contextmanager
-def _trace_for(config: job.RunConfig, target: Path | None) -> Iterator[tuple[job.RunConfig, Callable[[], None]]]:
+def _trace_for(
+    config: job.RunConfig, target: Path | None
+) -> Iterator[tuple[job.RunConfig, Callable[[], None]]]:
     """The configuration, with a passing trace where only the Perfetto file is wanted, and what writes that file."""
     with tempfile.TemporaryDirectory(prefix="prism-") as folder:
         if target is not None and config.trace is None:

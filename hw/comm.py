@@ -28,7 +28,9 @@ def interface_to(leader: str) -> str:
             probe.connect((leader, 9))  # a UDP connect sends nothing; it only asks for the route
             own = probe.getsockname()[0]
     except OSError as error:
-        raise ConfigError(f"no route to the terminal at {leader} ({error}); check its address and the network") from None
+        raise ConfigError(
+            f"no route to the terminal at {leader} ({error}); check its address and the network"
+        ) from None
     for name, addresses in psutil.net_if_addrs().items():
         if any(address.address == own for address in addresses):
             return name
@@ -108,7 +110,9 @@ def await_key(store: dist.Store, key: str, timeout_s: float) -> bytes:
     deadline = time.monotonic() + timeout_s
     while not store.check([key]):
         if time.monotonic() > deadline:
-            raise ExchangeError(f"the terminal published no {key} within {timeout_s:g} s; start prism-hw run there")
+            raise ExchangeError(
+                f"the terminal published no {key} within {timeout_s:g} s; start prism-hw run there"
+            )
         time.sleep(POLL_S)
     return bytes(store.get(key))
 
@@ -148,7 +152,9 @@ class GlooExchange:
         self._generation = 0
         self._leaving: list[_Send] = []
 
-    def start(self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Expected], op: str, block: int) -> Pending:
+    def start(
+        self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Expected], op: str, block: int
+    ) -> Pending:
         self._generation += 1
         hosts: dict[int, Tensor] = {}
         for peer, tensor in outgoing.items():
@@ -158,7 +164,7 @@ class GlooExchange:
             if self._medium is not None:
                 self._medium.send(peer, host.nbytes)
             with _lost_peer(peer, op, block):
-                self._leaving.append((self._generation, peer, dist.isend(host, peer), host))
+                self._leaving.append((self._generation, peer, _work(dist.isend(host, peer)), host))
         if outgoing:
             sent = sum(tensor.nbytes for tensor in outgoing.values())
             self._recorder.handed_over(op, block, sent)
@@ -166,7 +172,7 @@ class GlooExchange:
         for peer, expected in incoming.items():
             buffer = self._stager.buffer(("in", op, peer, block % 2), expected)
             with _lost_peer(peer, op, block):
-                receives[peer] = (dist.irecv(buffer, peer), buffer)
+                receives[peer] = (_work(dist.irecv(buffer, peer)), buffer)
         return _Posted(self, receives, op, block, self._generation)
 
     def start_ring(self, own: Tensor, incoming: Mapping[int, Expected], op: str, block: int) -> Pending:
@@ -183,9 +189,12 @@ class GlooExchange:
         if self._medium is not None:
             self._medium.send((self.rank + 1) % self.world_size, sent)
         with _lost_peer(-1, op, block):
-            work = dist.all_gather(gathered, flat, async_op=True)
+            work = _work(dist.all_gather(gathered, flat, async_op=True))
         self._recorder.handed_over(op, block, sent)
-        views = {peer: gathered[peer][: torch.Size(shape).numel()].view(shape) for peer, (shape, _) in incoming.items()}
+        views = {
+            peer: gathered[peer][: torch.Size(shape).numel()].view(shape)
+            for peer, (shape, _) in incoming.items()
+        }
         return _Posted(self, {-1: (work, flat)}, op, block, self._generation, ring=views)
 
     def flush(self) -> None:
@@ -211,7 +220,9 @@ class GlooExchange:
         return self._stager.to_device(parts, op, block)
 
 
-_Send = tuple[int, int, dist.Work, Tensor]  # generation, peer, work, and the tensor, kept alive until it has left
+_Send = tuple[
+    int, int, dist.Work, Tensor
+]  # generation, peer, work, and the tensor, kept alive until it has left
 
 
 class _Posted:
@@ -236,7 +247,11 @@ class _Posted:
         for peer, (work, _) in self._works.items():
             with _lost_peer(peer, op, block):
                 work.wait()
-        parts = self._ring if self._ring is not None else {peer: tensor for peer, (_, tensor) in self._works.items()}
+        parts = (
+            self._ring
+            if self._ring is not None
+            else {peer: tensor for peer, (_, tensor) in self._works.items()}
+        )
         return exchange.arrived(parts, op, block, ring=self._ring is not None)
 
 
@@ -250,6 +265,14 @@ def _lost_peer(peer: int, op: str, block: int) -> Iterator[None]:
         raise PeerLostError(
             f"{who} was lost during {where} ({_first(error)}); see what happened there, then run again"
         ) from None
+
+
+def _work(work: "dist.Work | None") -> "dist.Work":
+    if work is None:
+        raise ExchangeError(
+            "this process is no member of the group; start as many ranks as the plan has devices"
+        )
+    return work
 
 
 def _first(error: Exception) -> str:
@@ -295,7 +318,9 @@ def receive_bytes(peer: int, limit: int = 1 << 26) -> bytes:
         dist.recv(size, peer)
     length = int(size)
     if not 0 <= length <= limit:
-        raise ExchangeError(f"rank {peer} announces {length} bytes, the limit is {limit}; run the same version there")
+        raise ExchangeError(
+            f"rank {peer} announces {length} bytes, the limit is {limit}; run the same version there"
+        )
     data = torch.empty(length, dtype=torch.uint8)
     if length:
         with _lost_peer(peer, "control", -1):

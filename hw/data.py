@@ -61,7 +61,11 @@ def load_images(folder: Path | None, loaded: Loaded, resize: bool) -> Inputs:
         _check_one_size(paths, images)
     transform = create_transform(**config, is_training=False)
     samples = tuple(
-        Sample(name=str(path.relative_to(root)), label=path.parent.name if path.parent != root else None, content=image)
+        Sample(
+            name=str(path.relative_to(root)),
+            label=path.parent.name if path.parent != root else None,
+            content=image,
+        )
         for path, image in zip(paths, images, strict=True)
     )
 
@@ -74,7 +78,9 @@ def load_images(folder: Path | None, loaded: Loaded, resize: bool) -> Inputs:
 
 def _as_tensor(value: Any) -> Tensor:
     if not isinstance(value, Tensor):
-        raise InputError(f"the model's preprocessing gives {type(value).__name__}, not a tensor; use a timm model's own")
+        raise InputError(
+            f"the model's preprocessing gives {type(value).__name__}, not a tensor; use a timm model's own"
+        )
     return value
 
 
@@ -102,7 +108,9 @@ def load_text(file: Path | None, loaded: Loaded, tokens: int | None) -> Inputs:
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: can't be read as UTF-8 text ({error}); give a file with one text a line") from None
+        raise InputError(
+            f"{path}: can't be read as UTF-8 text ({error}); give a file with one text a line"
+        ) from None
     if not lines:
         raise InputError(f"{path}: holds no text; give a file with one text a line")
     encode, note = _tokenizer(loaded, tokens)
@@ -135,5 +143,7 @@ def _tokenizer(loaded: Loaded, tokens: int | None) -> tuple[Callable[[str], list
     try:
         tokenizer = AutoTokenizer.from_pretrained(loaded.folder, local_files_only=True)
     except Exception as error:
-        raise InputError(f"{loaded.folder}: no tokenizer ({str(error).splitlines()[0]}); save it beside the model") from None
+        raise InputError(
+            f"{loaded.folder}: no tokenizer ({str(error).splitlines()[0]}); save it beside the model"
+        ) from None
     return (lambda text: list(tokenizer(text, truncation=True, max_length=limit)["input_ids"])), ""

@@ -84,4 +84,3 @@ def table(title: str, outcomes: list[Outcome]) -> Table:
     if any(outcome.oversubscribed for outcome in outcomes):
         view.caption = f"{view.caption}\noversubscribed: ranks share cores here, so times are no device's"
     return view
-

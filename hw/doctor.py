@@ -78,7 +78,9 @@ def _gloo() -> Check:
 
     if dist.is_available() and dist.is_gloo_available():
         return Check(name="gloo", status="ok", found="available, plain TCP")
-    return Check(name="gloo", status="missing", found="not built in", remedy="install a torch built with USE_GLOO=1")
+    return Check(
+        name="gloo", status="missing", found="not built in", remedy="install a torch built with USE_GLOO=1"
+    )
 
 
 def _cuda() -> Check:
@@ -123,7 +125,9 @@ def _cores() -> Check:
 def _interfaces() -> Check:
     up = [name for name, stats in psutil.net_if_stats().items() if stats.isup]
     addresses = psutil.net_if_addrs()
-    shown = [f"{name} {a.address}" for name in up for a in addresses.get(name, []) if a.family.name == "AF_INET"]
+    shown = [
+        f"{name} {a.address}" for name in up for a in addresses.get(name, []) if a.family.name == "AF_INET"
+    ]
     others = [text for text in shown if not text.startswith("lo ")]
     return Check(
         name="interfaces", status="ok" if others else "note", found=", ".join(shown) or "none up",
@@ -140,11 +144,17 @@ def _congestion() -> Check:
 def _power_save() -> Check:
     wireless = [path.parent.name for path in Path("/sys/class/net").glob("*/wireless")]
     if not wireless:
-        return Check(name="WiFi power save", status="note", found="no wireless interface", remedy="nothing to do")
+        return Check(
+            name="WiFi power save", status="note", found="no wireless interface", remedy="nothing to do"
+        )
     iw = shutil.which("iw")
     if iw is None:
-        return Check(name="WiFi power save", status="note", found="unknown", remedy="apt install iw, then ask again")
-    text = subprocess.run([iw, "dev", wireless[0], "get", "power_save"], capture_output=True, text=True).stdout.strip()
+        return Check(
+            name="WiFi power save", status="note", found="unknown", remedy="apt install iw, then ask again"
+        )
+    text = subprocess.run(
+        [iw, "dev", wireless[0], "get", "power_save"], capture_output=True, text=True
+    ).stdout.strip()
     off = text.endswith("off")
     return Check(
         name="WiFi power save", status="ok" if off else "missing", found=f"{wireless[0]}: {text or 'unknown'}",
@@ -159,13 +169,17 @@ def _namespaces() -> Check:
             remedy="run as root for a testbed; without, use --link shaper:RATE",
         )  # fmt: skip
     if shutil.which("ip") is None:
-        return Check(name="network namespaces", status="note", found="no ip command", remedy="apt install iproute2")
+        return Check(
+            name="network namespaces", status="note", found="no ip command", remedy="apt install iproute2"
+        )
     name = f"prism-doctor-{os.getpid()}"
     made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True)
     subprocess.run(["ip", "netns", "del", name], capture_output=True)
     if made.returncode == 0:
         return Check(name="network namespaces", status="ok", found="can be made")
-    return Check(name="network namespaces", status="note", found=made.stderr.strip(), remedy="use --link shaper:RATE")
+    return Check(
+        name="network namespaces", status="note", found=made.stderr.strip(), remedy="use --link shaper:RATE"
+    )
 
 
 def _qdiscs() -> Check:
@@ -217,7 +231,9 @@ def _sensors() -> Check:
 def _governor() -> Check:
     path = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
     if not path.exists():
-        return Check(name="CPU governor", status="note", found="not shown by this kernel", remedy="clocks are unknown")
+        return Check(
+            name="CPU governor", status="note", found="not shown by this kernel", remedy="clocks are unknown"
+        )
     governor = path.read_text().strip()
     good = governor == "performance"
     return Check(

@@ -25,7 +25,9 @@ ENVIRONMENT = {"TORCH_CPP_LOG_LEVEL": "FATAL", "HF_HUB_OFFLINE": "1", "PYTHONUNB
 def core_shares(ranks: int, threads: int) -> tuple[list[tuple[int, ...]], bool]:
     """The cores of each rank, `threads` each, and whether ranks have to share cores."""
     cores = sorted(os.sched_getaffinity(0))
-    shares = [tuple(cores[(rank * threads + k) % len(cores)] for k in range(threads)) for rank in range(ranks)]
+    shares = [
+        tuple(cores[(rank * threads + k) % len(cores)] for k in range(threads)) for rank in range(ranks)
+    ]
     return [tuple(sorted(set(share))) for share in shares], ranks * threads > len(cores)
 
 
@@ -39,9 +41,17 @@ def local_jobs(config: RunConfig, folder: Path, command: str, port: int) -> list
         SharedMedium.create(Path(medium), ranks)
     return [
         RankJob(
-            rank=rank, world_size=ranks, leader="127.0.0.1", port=port, interface=config.interface or "lo",
-            timeout_s=config.timeout_s, config=config, cores=shares[rank], oversubscribed=oversubscribed,
-            medium=medium, command=command,
+            rank=rank,
+            world_size=ranks,
+            leader="127.0.0.1",
+            port=port,
+            interface=config.interface or "lo",
+            timeout_s=config.timeout_s,
+            config=config,
+            cores=shares[rank],
+            oversubscribed=oversubscribed,
+            medium=medium,
+            command=command,
         )  # fmt: skip
         for rank in range(ranks)
     ]
@@ -58,7 +68,9 @@ def run_local(config: RunConfig, command: str, on_progress: Callable[[Progress],
         jobs = local_jobs(config, Path(folder), command, config.port or free_port("127.0.0.1"))
         outcome = supervise(jobs, Path(folder), on_progress)
     if outcome is None:
-        raise ExchangeError("the terminal ended without a result; run again with --trace FILE and look at the last spans")
+        raise ExchangeError(
+            "the terminal ended without a result; run again with --trace FILE and look at the last spans"
+        )
     return outcome
 
 
@@ -100,23 +112,35 @@ def run_under_torchrun(config: RunConfig, command: str) -> Outcome | None:
         rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         leader, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     except (KeyError, ValueError) as error:
-        raise ConfigError(f"torchrun's variables are incomplete ({error}); start with torchrun, or unset RANK") from None
+        raise ConfigError(
+            f"torchrun's variables are incomplete ({error}); start with torchrun, or unset RANK"
+        ) from None
     config = msgspec.structs.replace(config, devices=world)
     if config.plan().ranks != world:
-        raise ConfigError(f"mode {config.mode.value} runs on one device, torchrun started {world}; use prism-hw run")
+        raise ConfigError(
+            f"mode {config.mode.value} runs on one device, torchrun started {world}; use prism-hw run"
+        )
     outcomes: list[Outcome] = []
     run_rank(
         RankJob(
-            rank=rank, world_size=world, leader=leader, port=port,
-            interface=config.interface or interface_to(leader), timeout_s=config.timeout_s, config=config,
-            serve_store=os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True", command=command,
+            rank=rank,
+            world_size=world,
+            leader=leader,
+            port=port,
+            interface=config.interface or interface_to(leader),
+            timeout_s=config.timeout_s,
+            config=config,
+            serve_store=os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
+            command=command,
         ),  # fmt: skip
         lambda event: outcomes.append(event) if isinstance(event, Outcome) else None,
     )
     return outcomes[0] if outcomes else None
 
 
-def supervise(jobs: Sequence[RankJob], folder: Path, on_progress: Callable[[Progress], None]) -> Outcome | None:
+def supervise(
+    jobs: Sequence[RankJob], folder: Path, on_progress: Callable[[Progress], None]
+) -> Outcome | None:
     """Run jobs as child processes until all end. Returns the terminal's outcome if it is among them.
 
     Raises the error of the rank that caused the trouble. No child outlives this call.
@@ -186,7 +210,9 @@ class _Child:
         if self.failure is not None:
             return None if self.failure.lost_peer else ExchangeError(self._named(self.failure.message))
         if code is not None and code < 0:
-            return ExchangeError(f"rank {self.rank} was killed by signal {-code}; check its memory and start again")
+            return ExchangeError(
+                f"rank {self.rank} was killed by signal {-code}; check its memory and start again"
+            )
         return ExchangeError(self._named(f"ended with exit code {code}: {self._last_line()}"))
 
     def _named(self, message: str) -> str:

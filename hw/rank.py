@@ -42,7 +42,9 @@ def main() -> int:
     try:
         run_rank(job, emit)
     except PrismError as error:
-        emit(Failure(message=str(error), exit_code=error.exit_code, lost_peer=isinstance(error, PeerLostError)))
+        emit(
+            Failure(message=str(error), exit_code=error.exit_code, lost_peer=isinstance(error, PeerLostError))
+        )
         return error.exit_code
     return 0
 

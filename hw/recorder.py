@@ -54,7 +54,9 @@ class SpanRecorder:
         self._close(now)
         # a message that nobody here waited behind is still part of the record, as a span of no length
         for (op, block), (issued, sent) in self._handed.items():
-            self._spans.append(self._span("wire", op, block, issued, issued, issued_ns=issued, sent_bytes=sent))
+            self._spans.append(
+                self._span("wire", op, block, issued, issued, issued_ns=issued, sent_bytes=sent)
+            )
         self._batch, self._handed = None, {}
 
     def take(self) -> tuple[list[Span], int, int]:

@@ -45,7 +45,9 @@ def run_rank(job: RankJob, emit: Callable[[Event], None]) -> None:
     try:
         rank = _join(store, job, emit)
     except dist.DistError as error:
-        raise PeerLostError(f"the terminal was lost while rank {job.rank} joined ({error}); see what it says") from None
+        raise PeerLostError(
+            f"the terminal was lost while rank {job.rank} joined ({error}); see what it says"
+        ) from None
     with comm.process_group(
         store, job.rank, job.world_size, interface=job.interface, timeout_s=job.timeout_s
     ):
@@ -140,7 +142,9 @@ class _Rank:
         if link.rate_bps is None:
             return None
         if not self._job.medium:
-            raise ConfigError(f"link {link}: the shaper serves the ranks of one machine; shape at the access point instead")
+            raise ConfigError(
+                f"link {link}: the shaper serves the ranks of one machine; shape at the access point instead"
+            )
         return SharedMedium(
             Path(self._job.medium), self._job.rank, self._job.world_size, link.rate_bps, link.latency_s
         )
@@ -155,7 +159,11 @@ class _Rank:
         for index in range(config.warmups):
             yield index, True, self._inputs.batch(index, config.batch, wrap=True)
         for index in range(self._measured()):
-            yield config.warmups + index, False, self._inputs.batch(index, config.batch, wrap=config.batches > 0)
+            yield (
+                config.warmups + index,
+                False,
+                self._inputs.batch(index, config.batch, wrap=config.batches > 0),
+            )
 
     def _measured(self) -> int:
         count = len(self._inputs.samples) if self._inputs else 0
@@ -205,7 +213,12 @@ class _Rank:
         self._emit(self._outcome(header, summary, tally, memory))
 
     def _measure(
-        self, model: DistributedTransformer, call: dict[str, Any], size: int, warmup: bool, keep: Callable[[list[Record]], None]
+        self,
+        model: DistributedTransformer,
+        call: dict[str, Any],
+        size: int,
+        warmup: bool,
+        keep: Callable[[list[Record]], None],
     ) -> Any:
         """One batch: run it, gather every rank's spans, write them. A batch that fails is written too."""
         try:
@@ -213,7 +226,9 @@ class _Rank:
         except PrismError as error:
             spans, start, end = self._recorder.take()
             number = spans[0].batch if spans else 0
-            failed = Batch(batch=number, size=size, start_ns=start, end_ns=end, warmup=warmup, failed=str(error))
+            failed = Batch(
+                batch=number, size=size, start_ns=start, end_ns=end, warmup=warmup, failed=str(error)
+            )
             keep([*aligned(spans, {}), failed])
             raise
         spans, start, end = self._recorder.take()
@@ -241,7 +256,9 @@ class _Rank:
             config=msgspec.to_builtins(config), host=host.describe(config.threads, _device_name(self._device)),
         )  # fmt: skip
 
-    def _outcome(self, header: TraceHeader, summary: Summary, tally: Tally, memory: dict[int, int]) -> Outcome:
+    def _outcome(
+        self, header: TraceHeader, summary: Summary, tally: Tally, memory: dict[int, int]
+    ) -> Outcome:
         plan = header.plan
         return Outcome(
             model=header.model, weights=header.weights, inputs=self._inputs.note if self._inputs else "",

@@ -31,7 +31,9 @@ class SharedMedium:
         try:
             self._file = os.open(path, os.O_RDWR)
         except OSError as error:
-            raise ConfigError(f"the shaper's file {path} can't be opened ({error}); a shaper serves one machine") from None
+            raise ConfigError(
+                f"the shaper's file {path} can't be opened ({error}); a shaper serves one machine"
+            ) from None
         rows = ranks * ranks * SLOTS
         self._state = np.memmap(path, dtype=np.float64, mode="r+", shape=(1 + 2 * rows,))
         self._left, self._done = self._state[1 : 1 + rows], self._state[1 + rows :]

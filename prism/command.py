@@ -15,8 +15,10 @@ def run(app: typer.Typer, name: str) -> None:
         _fail(name, str(error), error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
         _fail(name, "interrupted; every rank has ended", 130)
-    except typer.BadParameter.__mro__[1] as error:  # usage errors; typer exports only this subclass
-        message = error.format_message()  # type: ignore[attr-defined]
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # a usage error; typer doesn't export its class
+            raise
+        message = error.format_message()
         if len(sys.argv) == 1:  # a bare command shows its help, and that is the message
             print(message)
             sys.exit(2)

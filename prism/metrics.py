@@ -87,7 +87,9 @@ def _bandwidth(spans: list[Span]) -> float | None:
             under_way[span.batch].append((min(sources), span.end_ns))
             received[span.batch] += span.received_bytes
     rates = [
-        received[batch] * 8e3 / busy for batch, intervals in under_way.items() if (busy := _union(intervals)) > 0
+        received[batch] * 8e3 / busy
+        for batch, intervals in under_way.items()
+        if (busy := _union(intervals)) > 0
     ]
     return float(np.median(rates)) if rates else None
 

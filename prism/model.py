@@ -20,7 +20,7 @@ from prism.adapters import adapter_for
 from prism.adapters.base import Block, bind
 from prism.errors import ExchangeError, PlanError
 from prism.exchange import Exchange, Expected, Pending
-from prism.plan import ExecutionPlan, Mode, Rows, payload_bytes
+from prism.plan import ExecutionPlan, Rows, payload_bytes
 from prism.segment_means import attention_bias, segment_counts, segment_means
 from prism.trace import Kind
 from prism.wire import decode, encode, payload_like
@@ -66,7 +66,7 @@ class BatchHeader(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str = "float32"
 
 
-class _Embedded(Exception):  # noqa: N818 - control flow, not an error
+class _Embedded(Exception):
     """Carries a worker's embedded rows out of the model's forward before the head runs."""
 
     def __init__(self, x_BND: Tensor) -> None:
@@ -145,16 +145,16 @@ class DistributedTransformer(nn.Module):
 
     def _announce(self, header: BatchHeader, ranks: int) -> None:
         frame = _frame(header)
-        self._exchange.start({rank: frame for rank in range(1, ranks)}, {}, "header", -1)
+        self._exchange.start(dict.fromkeys(range(1, ranks), frame), {}, "header", -1)
 
     def _local(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if isinstance(self._recorder, NullRecorder):
             return self.model(*args, **kwargs)
 
-        blocks = _child(self.model, self._adapter.stack_path)
+        blocks: Any = self.model.get_submodule(self._adapter.stack_path)
 
         def run(x_BND: Tensor, *rest: Any, **options: Any) -> Tensor:
-            for index, block in enumerate(blocks):  # type: ignore[arg-type]
+            for index, block in enumerate(blocks):
                 self._recorder.switch("compute", "block", index)
                 x_BND = block(x_BND, *rest, **options)
             self._recorder.switch("compute", "head", len(self._blocks))
@@ -183,14 +183,18 @@ class DistributedTransformer(nn.Module):
         self._exchange.flush()
         return output
 
-    def _embed_only(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor | None, Rows]:
+    def _embed_only(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Tensor, Tensor | None, Rows]:
         arguments = bind(self.model, args, kwargs)
 
         def run(x_BND: Tensor, *_: Any, **__: Any) -> Tensor:
             raise _Embedded(x_BND)
 
         try:
-            _with_stack(self.model, self._adapter.stack_path, run)(*args, **{**self._adapter.forced, **kwargs})
+            _with_stack(self.model, self._adapter.stack_path, run)(
+                *args, **{**self._adapter.forced, **kwargs}
+            )
         except _Embedded as done:
             rows = self._adapter.rows(arguments, done.x_BND.shape[1])
             return done.x_BND, self._adapter.padding(arguments), rows
@@ -228,7 +232,9 @@ class _Pass:
     def run_scattered(self, header: BatchHeader) -> None:
         """Worker: receive the rows, run, return what the head reads."""
         if header.rows is None:
-            raise ExchangeError("the batch header names no rows; run the same version of Prism on every device")
+            raise ExchangeError(
+                "the batch header names no rows; run the same version of Prism on every device"
+            )
         mask_BN = None
         if header.padded:
             expected: Expected = ((header.batch, header.tokens), torch.uint8)
@@ -279,7 +285,9 @@ class _Pass:
         bias = None if bias is None else bias.to(self._device)
         mask_Bn = None if mask_Bn is None else mask_Bn.to(self._device)
         shapes = {p: (x_BnD.shape[0], sent[p], self._width) for p in sources}
-        send = self._sender(peers, shapes, payload_bytes(self._plan.wire, x_BnD.shape[0] * sent[0] * self._width))
+        send = self._sender(
+            peers, shapes, payload_bytes(self._plan.wire, x_BnD.shape[0] * sent[0] * self._width)
+        )
         for index, block in enumerate(self._blocks):
             self._recorder.switch("compute", "compress", index)
             pending = send(segment_means(x_BnD, sent[self._rank], mask_Bn), index)
@@ -368,10 +376,6 @@ def _with_stack(model: nn.Module, path: str, run: Callable[..., Tensor]) -> nn.M
     return shell
 
 
-def _child(model: nn.Module, path: str) -> nn.Module:
-    return model.get_submodule(path)
-
-
 class _Stack(nn.Module):
     def __init__(self, run: Callable[..., Tensor]) -> None:
         super().__init__()
@@ -388,7 +392,9 @@ def _cpu(mask: Tensor | None) -> Tensor | None:
 def _frame(header: BatchHeader) -> Tensor:
     packed = msgspec.msgpack.encode(header)
     if len(packed) > FRAME_BYTES - 2:
-        raise PlanError(f"the plan takes {len(packed)} bytes, the limit is {FRAME_BYTES - 2}; use fewer devices")
+        raise PlanError(
+            f"the plan takes {len(packed)} bytes, the limit is {FRAME_BYTES - 2}; use fewer devices"
+        )
     raw = bytearray(len(packed).to_bytes(2, "little") + packed)
     return F.pad(torch.frombuffer(raw, dtype=torch.uint8), (0, FRAME_BYTES - len(raw)))
 
@@ -399,4 +405,6 @@ def _parse(frame: Tensor) -> BatchHeader:
     try:
         return msgspec.msgpack.decode(raw[2 : 2 + size], type=BatchHeader)
     except msgspec.DecodeError as error:
-        raise ExchangeError(f"a batch header can't be read ({error}); run the same version on every device") from None
+        raise ExchangeError(
+            f"a batch header can't be read ({error}); run the same version on every device"
+        ) from None

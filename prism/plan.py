@@ -52,11 +52,17 @@ class ExecutionPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         if self.devices < 1:
             raise PlanError(f"{self.devices} devices: at least 1 is needed")
         if self.mode is Mode.SEGMENT_MEANS and (self.segments is None or self.segments < 1):
-            raise PlanError(f"segments {self.segments}: mode segment_means needs at least 1; pass --segments 10")
+            raise PlanError(
+                f"segments {self.segments}: mode segment_means needs at least 1; pass --segments 10"
+            )
         if self.mode is not Mode.SEGMENT_MEANS and self.segments is not None:
-            raise PlanError(f"segments {self.segments}: mode {self.mode.value} has none; use --mode segment_means")
+            raise PlanError(
+                f"segments {self.segments}: mode {self.mode.value} has none; use --mode segment_means"
+            )
         if self.weights is not None and len(self.weights) != self.devices:
-            raise PlanError(f"{len(self.weights)} weights for {self.devices} devices: give one for each device")
+            raise PlanError(
+                f"{len(self.weights)} weights for {self.devices} devices: give one for each device"
+            )
 
     @property
     def ranks(self) -> int:

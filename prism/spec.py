@@ -73,7 +73,9 @@ class LinkSpec(msgspec.Struct, frozen=True, kw_only=True):
         if text == "loopback":
             return cls()
         if kind != "shaper" or not rest:
-            raise ConfigError(f"link {text!r} is unknown; use loopback, or shaper:RATE[,LATENCY] as in shaper:100Mbps,2ms")
+            raise ConfigError(
+                f"link {text!r} is unknown; use loopback, or shaper:RATE[,LATENCY] as in shaper:100Mbps,2ms"
+            )
         rate, _, latency = rest.partition(",")
         return cls(
             kind="shaper", rate_bps=parse_rate(rate), latency_s=parse_seconds(latency) if latency else 0.0

@@ -132,10 +132,14 @@ def read_trace(path: Path) -> Trace:
     tail = lines.pop()
     cut = bool(tail)
     if not lines:
-        raise TraceError(f"{path}: holds no complete header line; measure again with prism-hw run --trace FILE")
+        raise TraceError(
+            f"{path}: holds no complete header line; measure again with prism-hw run --trace FILE"
+        )
     header = _decode(lines[0], TraceHeader, path, 1)
     if header.schema != SCHEMA_VERSION:
-        raise TraceError(f"{path}: schema {header.schema}, this version reads {SCHEMA_VERSION}; measure it again")
+        raise TraceError(
+            f"{path}: schema {header.schema}, this version reads {SCHEMA_VERSION}; measure it again"
+        )
     decoder = msgspec.json.Decoder(Record)
     records = tuple(_decode(line, decoder, path, number) for number, line in enumerate(lines[1:], 2))
     return Trace(header=header, records=records, cut=cut)
@@ -143,7 +147,11 @@ def read_trace(path: Path) -> Trace:
 
 def _decode(line: bytes, what: Any, path: Path, number: int) -> Any:
     try:
-        return what.decode(line) if isinstance(what, msgspec.json.Decoder) else msgspec.json.decode(line, type=what)
+        return (
+            what.decode(line)
+            if isinstance(what, msgspec.json.Decoder)
+            else msgspec.json.decode(line, type=what)
+        )
     except msgspec.DecodeError as error:
         raise TraceError(
             f"{path}: line {number} is no trace record ({error}); the file is damaged, measure it again"
@@ -190,7 +198,9 @@ def perfetto(trace: Trace) -> bytes:
         name = f"rank {rank} ({trace.header.source})"
         events.append({"ph": "M", "pid": rank, "name": "process_name", "args": {"name": name}})
         for lane, kind in enumerate(KINDS):
-            events.append({"ph": "M", "pid": rank, "tid": lane, "name": "thread_name", "args": {"name": kind}})
+            events.append(
+                {"ph": "M", "pid": rank, "tid": lane, "name": "thread_name", "args": {"name": kind}}
+            )
     for span in trace.spans:
         events.append({
             "ph": "X", "pid": span.rank, "tid": KINDS.index(span.kind), "cat": span.kind,

@@ -21,7 +21,9 @@ def parse_rate(text: str) -> float:
     value, unit = _split(text, "rate", "100Mbps")
     stem = unit.lower().removesuffix("bit/s").removesuffix("bps")
     if stem == unit.lower() or stem not in _PREFIX:
-        raise ConfigError(f"rate {text!r} has the unit {unit or 'none'!r}; use bps, kbps, Mbps or Gbps, as in 100Mbps")
+        raise ConfigError(
+            f"rate {text!r} has the unit {unit or 'none'!r}; use bps, kbps, Mbps or Gbps, as in 100Mbps"
+        )
     if value <= 0:
         raise ConfigError(f"rate {text!r} must be above 0; write it like 100Mbps")
     return value * _PREFIX[stem]
@@ -44,15 +46,15 @@ def _format(value: float, steps: tuple[tuple[float, str], ...]) -> str:
 
 
 def format_rate(bps: float) -> str:
-    """"100 Mbps" from 1e8 bits per second."""
+    """ "100 Mbps" from 1e8 bits per second."""
     return _format(bps, ((1e9, "Gbps"), (1e6, "Mbps"), (1e3, "kbps"), (1.0, "bps")))
 
 
 def format_bytes(count: float) -> str:
-    """"303 kB" from 303104 bytes."""
+    """ "303 kB" from 303104 bytes."""
     return _format(count, ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B")))
 
 
 def format_seconds(seconds: float) -> str:
-    """"2.5 ms" from 0.0025 seconds."""
+    """ "2.5 ms" from 0.0025 seconds."""
     return _format(seconds, ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns")))

@@ -9,7 +9,7 @@ from typing import Literal
 import msgspec
 import networkx as nx
 
-from prism.plan import ExecutionPlan, Mode, Rows, payload_bytes
+from prism.plan import ExecutionPlan, Rows, payload_bytes
 from prism.spec import ModelSpec
 
 OpClass = Literal["gemm", "attention", "norm", "elementwise"]
@@ -61,7 +61,9 @@ class WorkloadGraph(msgspec.Struct, frozen=True):
 
     def block_bytes(self) -> int:
         """Bytes that all ranks together hand to the link in one block."""
-        return sum(op.wire_bytes * len(op.peers) for op in self.operations() if op.kind == "send" and op.block == 0)
+        return sum(
+            op.wire_bytes * len(op.peers) for op in self.operations() if op.kind == "send" and op.block == 0
+        )
 
 
 def gemm(rows: int, inner: int, columns: int) -> Kernel:
@@ -144,18 +146,28 @@ class _Builder:
         return self.add(op, after)
 
     def transfer(
-        self, name: str, rank: int, block: int, values: int, peers: tuple[int, ...], after: tuple[str, int, int]
+        self,
+        name: str,
+        rank: int,
+        block: int,
+        values: int,
+        peers: tuple[int, ...],
+        after: tuple[str, int, int],
     ) -> dict[int, tuple[str, int, int]]:
         """D2H at the sender, the messages, H2D at each receiver, which is what is returned."""
         wire = self.plan.wire if name == "exchange" else "fp32"  # input and answer are never compressed
         size = payload_bytes(wire, values)
-        down = self.add(Operation(name=f"{name}.d2h", kind="stage_d2h", rank=rank, block=block, wire_bytes=size), [after])
+        down = self.add(
+            Operation(name=f"{name}.d2h", kind="stage_d2h", rank=rank, block=block, wire_bytes=size), [after]
+        )
         send = self.add(
             Operation(name=name, kind="send", rank=rank, block=block, wire_bytes=size, peers=peers), [down]
         )
         up = {}
         for peer in peers:
-            op = Operation(name=f"{name}.h2d.{rank}", kind="stage_h2d", rank=peer, block=block, wire_bytes=size)
+            op = Operation(
+                name=f"{name}.h2d.{rank}", kind="stage_h2d", rank=peer, block=block, wire_bytes=size
+            )
             up[peer] = self.add(op, [send])
         return up
 
@@ -177,7 +189,9 @@ class _Builder:
         for rank in range(ranks):
             peers = receivers(rank, ranks, m.causal)
             if peers:
-                means = elementwise(batch * self.partition.sizes[rank] * m.width) if self.plan.segments else None
+                means = (
+                    elementwise(batch * self.partition.sizes[rank] * m.width) if self.plan.segments else None
+                )
                 compress = self.compute("compress", rank, block, (means,) if means else (), [start[rank]])
                 start[rank] = compress
                 for peer, node in self.transfer(
@@ -195,7 +209,9 @@ class _Builder:
 
     def _attend(self, rank: int) -> tuple[Kernel, ...]:
         m, batch, own = self.model, self.batch, self.partition.sizes[rank]
-        others = sum(self.sent[p] for p in range(self.plan.ranks) if rank in receivers(p, self.plan.ranks, m.causal))
+        others = sum(
+            self.sent[p] for p in range(self.plan.ranks) if rank in receivers(p, self.plan.ranks, m.causal)
+        )
         remote = (norm(batch * others, m.width), gemm(batch * others, m.width, 2 * m.width)) if others else ()
         rows = batch * own
         return (
@@ -219,5 +235,9 @@ class _Builder:
                 values = self.batch * back * m.width
                 ready += self.transfer("collect", rank, m.blocks, values, (0,), self.last[rank]).values()
         read = self.batch * (1 if m.head != "all" else self.tokens)
-        kernels = (norm(read, m.width), gemm(read, m.width, m.output_width)) if m.output_width else (norm(read, m.width),)
+        kernels = (
+            (norm(read, m.width), gemm(read, m.width, m.output_width))
+            if m.output_width
+            else (norm(read, m.width),)
+        )
         self.compute("head", 0, m.blocks, kernels, ready)

@@ -77,7 +77,9 @@ def _from_folder(folder: Path, weights: str | None, seed: int) -> Loaded:
     architecture = (config.get("architectures") or ["?"])[0]
     cls = getattr(transformers, architecture, None)
     if cls is None:
-        raise UnsupportedModelError(f"{path}: architecture {architecture!r} is unknown to the installed transformers")
+        raise UnsupportedModelError(
+            f"{path}: architecture {architecture!r} is unknown to the installed transformers"
+        )
     if weights is not None:
         return Loaded(
             model=cls(cls.config_class.from_pretrained(folder)), kind="text", folder=folder,
@@ -86,7 +88,9 @@ def _from_folder(folder: Path, weights: str | None, seed: int) -> Loaded:
     try:
         model = cls.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
     except OSError as error:
-        raise InputError(f"{folder}: no weights ({error}); put model.safetensors there, or pass --weights") from None
+        raise InputError(
+            f"{folder}: no weights ({error}); put model.safetensors there, or pass --weights"
+        ) from None
     return Loaded(model=model, kind="text", weights=str(folder), folder=folder, labels=_labels(model))
 
 
@@ -129,7 +133,11 @@ def _from_timm(name: str, weights: str | None, seed: int) -> Loaded:
 
     if not timm.is_model(name):
         hint = nearest(name, [BUNDLED, *TRANSFORMERS, *timm.list_models("*vit*"), *timm.list_models("deit*")])
-        hint = hint if hint.startswith("did") else f"use {BUNDLED}, a timm name, {', '.join(TRANSFORMERS)}, or a folder"
+        hint = (
+            hint
+            if hint.startswith("did")
+            else f"use {BUNDLED}, a timm name, {', '.join(TRANSFORMERS)}, or a folder"
+        )
         raise InputError(f"model {name!r} is unknown; {hint}")
     try:
         model = timm.create_model(name, pretrained=weights is None)
@@ -164,7 +172,11 @@ def _load_file(model: nn.Module, path: Path) -> None:
             state = torch.load(path, map_location="cpu", weights_only=True)
         model.load_state_dict(state)
     except OSError as error:
-        raise InputError(f"{path}: weights can't be read ({error}); give a .safetensors or .pt file") from None
+        raise InputError(
+            f"{path}: weights can't be read ({error}); give a .safetensors or .pt file"
+        ) from None
     except Exception as error:
         first = str(error).splitlines()[0]
-        raise InputError(f"{path}: weights don't fit {type(model).__name__} ({first}); give this model's own") from None
+        raise InputError(
+            f"{path}: weights don't fit {type(model).__name__} ({first}); give this model's own"
+        ) from None

@@ -126,7 +126,7 @@ def _check_block(name: str, block: nn.Module) -> None:
         raise UnsupportedModelError(
             f"{name}: blocks of type {type(block).__name__} can't be distributed; use a model of Block or ResPostBlock"
         )
-    attn = block.attn
+    attn: Any = block.attn
     if type(attn) is not Attention or attn.gate is not None:
         kind = "gated attention" if type(attn) is Attention else f"attention of type {type(attn).__name__}"
         raise UnsupportedModelError(f"{name}: {kind} can't be distributed; use a model of plain Attention")

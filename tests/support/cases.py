@@ -34,7 +34,12 @@ VITS: dict[str, dict[str, Any]] = {
 BERT = dict(hidden_size=64, num_hidden_layers=3, num_attention_heads=4, intermediate_size=128, vocab_size=99)
 BERTS = {"bert": BertModel, "bert_classifier": BertForSequenceClassification, "bert_lm": BertForMaskedLM}
 GPT = dict(n_embd=64, n_layer=3, n_head=4, vocab_size=99, n_positions=64, use_cache=True)
-GPTS = {"gpt2": GPT2Model, "gpt2_lm": GPT2LMHeadModel, "gpt2_scaled": GPT2LMHeadModel, "gpt2_last": GPT2LMHeadModel}
+GPTS = {
+    "gpt2": GPT2Model,
+    "gpt2_lm": GPT2LMHeadModel,
+    "gpt2_scaled": GPT2LMHeadModel,
+    "gpt2_last": GPT2LMHeadModel,
+}
 FAMILIES = (*VITS, *BERTS, *GPTS)
 TOKENS = 23  # of a text; a multiple of no P and no L in the tests
 
@@ -47,6 +52,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     batch: int = 2
     padding: str = ""  # "right" or "left"
     seed: int = 0
+    tokens: int = TOKENS  # of a text
 
     @property
     def causal(self) -> bool:
@@ -74,7 +80,7 @@ def inputs(case: Case) -> dict[str, Any]:
     torch.manual_seed(case.seed + 1)
     if case.family in VITS:
         return {"x": torch.randn(case.batch, 3, 32, 32)}
-    ids = torch.randint(0, 99, (case.batch, TOKENS))
+    ids = torch.randint(0, 99, (case.batch, case.tokens))
     call: dict[str, Any] = {"input_ids": ids}
     if case.padding:
         call["attention_mask"] = mask(case)
@@ -87,10 +93,10 @@ def inputs(case: Case) -> dict[str, Any]:
 
 def mask(case: Case) -> Tensor:
     """Sample b has 1 + 5 b real tokens less than all; the last one has but two."""
-    real = torch.ones(case.batch, TOKENS, dtype=torch.long)
+    real = torch.ones(case.batch, case.tokens, dtype=torch.long)
     for sample in range(case.batch):
-        hidden = TOKENS - 2 if sample == case.batch - 1 else min(1 + 5 * sample, TOKENS - 2)
-        real[sample, slice(0, hidden) if case.padding == "left" else slice(TOKENS - hidden, None)] = 0
+        hidden = case.tokens - 2 if sample == case.batch - 1 else min(1 + 5 * sample, case.tokens - 2)
+        real[sample, slice(0, hidden) if case.padding == "left" else slice(case.tokens - hidden, None)] = 0
     return real
 
 
@@ -102,7 +108,7 @@ def main_tensor(output: Any) -> Tensor:
 
 def real_rows(case: Case, out: Tensor) -> Tensor:
     """The outputs at real tokens: what stands at padding has no meaning."""
-    if not case.padding or out.ndim < 3 or out.shape[1] != TOKENS:
+    if not case.padding or out.ndim < 3 or out.shape[1] != case.tokens:
         return out
     return out[mask(case).bool()]
 

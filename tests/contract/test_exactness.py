@@ -1,0 +1,96 @@
+"""One body over every Exchange: full exchange is the local model, whatever the split."""
+
+import pytest
+import torch
+from support import cases
+from support.cases import FAMILIES, VITS, Case, in_process, relative_error
+
+from prism.plan import ExecutionPlan, Mode
+
+TEXT = [family for family in FAMILIES if family not in VITS]
+EXACT = 1e-4
+
+
+@pytest.fixture(params=["in_process", "gloo"])
+def run(request):
+    return in_process if request.param == "in_process" else request.getfixturevalue("gloo")
+
+
+def full(**fields) -> ExecutionPlan:
+    return ExecutionPlan(mode=Mode.FULL, **fields)
+
+
+@pytest.mark.parametrize("devices", [1, 2, 3, 4])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_full_exchange_is_the_local_model(run, family, devices):
+    case = Case(family=family, plan=full(devices=devices))
+    assert relative_error(case, run(case)) < EXACT
+
+
+@pytest.mark.parametrize(
+    ("weights", "batch", "embed"),
+    [((2.0, 1.0), 1, "terminal"), ((1.0, 3.0, 2.0), 8, "each"), ((1.0, 5.0), 8, "each")],
+)
+@pytest.mark.parametrize("family", ["vit", "vit_mean", "vit_registers", "bert", "gpt2_lm", "gpt2_last"])
+def test_uneven_splits_and_batches(run, family, weights, batch, embed):
+    plan = full(devices=len(weights), weights=weights, embed=embed)
+    case = Case(family=family, plan=plan, batch=batch)
+    assert relative_error(case, run(case)) < EXACT
+
+
+@pytest.mark.parametrize("padding", ["right", "left"])
+@pytest.mark.parametrize("embed", ["terminal", "each"])
+@pytest.mark.parametrize("family", TEXT)
+def test_padded_texts(run, family, embed, padding):
+    case = Case(family=family, plan=full(devices=3, embed=embed), batch=4, padding=padding)
+    assert relative_error(case, run(case)) < EXACT
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize("family", ["vit", "bert_classifier"])
+def test_ring_with_uneven_parts(run, family, overlap):
+    plan = full(devices=3, weights=(1.0, 2.0, 3.0), collective="ring", overlap=overlap)
+    case = Case(family=family, plan=plan)
+    assert relative_error(case, run(case)) < EXACT
+
+
+@pytest.mark.parametrize("padding", ["", "right", "left"])
+@pytest.mark.parametrize("family", ["vit_mean_no_class", "vit_map", "bert", "gpt2_lm"])
+@pytest.mark.parametrize("devices", [2, 4])
+def test_segment_means_with_l_of_the_part_are_exact(run, family, devices, padding):
+    if family in VITS and padding:
+        pytest.skip("images have no padding")
+    tokens = 16 if family in VITS else 24  # split evenly: L = n_p for every part at once
+    plan = ExecutionPlan(mode=Mode.SEGMENT_MEANS, devices=devices, segments=tokens // devices)
+    case = Case(family=family, plan=plan, padding=padding, tokens=tokens)
+    assert relative_error(case, run(case)) < EXACT
+
+
+@pytest.mark.parametrize("segments", [1, 2, 5])
+def test_part_0_of_a_causal_model_is_exact_for_any_l(run, segments):
+    plan = ExecutionPlan(mode=Mode.SEGMENT_MEANS, devices=3, segments=segments)
+    case = Case(family="gpt2_lm", plan=plan)
+    first = slice(0, plan.partition(cases.TOKENS).sizes[0])
+    ours, theirs = run(case), cases.local(case)
+    assert (ours[:, first] - theirs[:, first]).abs().max() / theirs.abs().max() < EXACT
+    assert (ours - theirs).abs().max() > 1e-3  # and the later parts are an approximation
+
+
+@pytest.mark.parametrize("wire", ["fp16", "int8", "int4", "int2"])
+def test_a_codec_changes_the_answer_by_as_much_as_it_should(run, wire):
+    case = Case(family="vit", plan=full(devices=2, wire=wire))
+    error = relative_error(case, run(case))
+    limits = {"fp16": (1e-6, 2e-3), "int8": (1e-5, 2e-2), "int4": (1e-3, 0.3), "int2": (1e-2, 2.0)}
+    assert limits[wire][0] < error < limits[wire][1]
+
+
+def test_both_exchanges_give_the_same_bits(gloo):
+    for wire in ("fp32", "int4"):
+        plan = ExecutionPlan(mode=Mode.SEGMENT_MEANS, devices=3, segments=2, wire=wire)
+        case = Case(family="bert", plan=plan, padding="right", batch=3)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            assert torch.equal(gloo(case), in_process(case))
+        finally:
+            torch.set_num_threads(threads)

@@ -1,0 +1,133 @@
+"""FLOPs and bytes against the published table, a counted run, and what the codec really makes."""
+
+import csv
+from pathlib import Path
+
+import networkx as nx
+import pytest
+import torch
+from support.cases import build as build_model
+from support.cases import inputs
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from prism.adapters import adapter_for
+from prism.plan import ExecutionPlan, Mode
+from prism.spec import ModelSpec
+from prism.workload import build
+
+REFERENCE = Path(__file__).parents[2] / "experiments" / "reference" / "prism_compute_accuracy.csv"
+VIT = ModelSpec(
+    name="vit_base", family="vit", blocks=12, width=768, heads=12, mlp_width=3072, tokens=197, prefix_tokens=1,
+    patch_values=768, output_width=1000,
+)  # fmt: skip
+BERT = ModelSpec(name="bert", family="bert", blocks=12, width=768, heads=12, mlp_width=3072, tokens=256)
+
+
+def mean_gflops(spec: ModelSpec, plan: ExecutionPlan) -> float:
+    graph = build(spec, plan, batch=1)
+    return sum(graph.flops(rank) for rank in range(plan.ranks)) / plan.ranks / 1e9
+
+
+def plan_of(row: dict[str, str]) -> ExecutionPlan:
+    rate = float(row["compression_rate"] or 1)
+    segments = round(197 / 2 / rate) if row["mode"] == "segment_means" else None
+    return ExecutionPlan(mode=Mode(row["mode"]), devices=int(row["devices"]), segments=segments)
+
+
+def test_published_gflops_and_savings():
+    rows = [row for row in csv.DictReader(REFERENCE.open()) if row["fine_tuned"] == "false"]
+    local = mean_gflops(VIT, plan_of(rows[0]))
+    for row in rows:
+        plan = plan_of(row)
+        gflops = mean_gflops(VIT, plan)
+        assert gflops == pytest.approx(float(row["gflops_per_device"]), abs=0.01)  # the table's own rounding
+        if row["compute_saved_pct"]:
+            assert 100 * (1 - gflops / local) == pytest.approx(float(row["compute_saved_pct"]), abs=0.03)
+        if row["communication_saved_pct"]:
+            saved = 1 - 2 * plan.segments / 197
+            assert 100 * saved == pytest.approx(float(row["communication_saved_pct"]), abs=0.16)
+    # 20.37 in the table's own column, 20.36 in its text
+    assert mean_gflops(VIT, ExecutionPlan(mode=Mode.FULL, devices=2)) == pytest.approx(20.36, abs=0.01)
+
+
+def test_bert_headline():
+    plan = ExecutionPlan(mode=Mode.SEGMENT_MEANS, devices=2, segments=1)
+    full = ExecutionPlan(mode=Mode.FULL, devices=2)
+    saved = 1 - mean_gflops(BERT, plan) / mean_gflops(BERT, ExecutionPlan(mode=Mode.LOCAL))
+    assert 100 * saved == pytest.approx(51.24, abs=0.005)
+    rows = build(BERT, plan, 1).block_bytes() / build(BERT, full, 1).block_bytes()
+    assert 100 * (1 - rows) == pytest.approx(99.22, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    "family", ["vit", "vit_mean", "vit_post", "vit_registers", "bert_classifier", "gpt2_lm"]
+)
+def test_local_gemm_and_attention_flops_are_those_of_a_counted_run(family):
+    from support.cases import Case
+
+    model, case = build_model(family), Case(family=family, plan=ExecutionPlan(mode=Mode.LOCAL), batch=2)
+    spec = adapter_for(model).spec
+    call = inputs(case)
+    tokens = call["input_ids"].shape[1] if "input_ids" in call else spec.tokens
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(**call)
+    ours = sum(
+        kernel.flops
+        for op in build(spec, case.plan, 2, tokens).operations()
+        for kernel in op.kernels
+        if kernel.op_class in ("gemm", "attention")
+    )
+    assert ours == pytest.approx(counter.get_total_flops(), rel=0.01)  # a BERT's pooler is not in the graph
+
+
+@pytest.mark.parametrize("segments", [None, 4])
+def test_distributed_flops_are_those_of_a_counted_run(segments):
+    from support.cases import Case, run_rank
+
+    from prism.exchange import run_in_process
+
+    mode = Mode.SEGMENT_MEANS if segments else Mode.FULL
+    case = Case(family="vit", plan=ExecutionPlan(mode=mode, devices=3, segments=segments), batch=2)
+    model = build_model("vit")
+    counted: dict[int, int] = {}
+
+    def body(exchange):
+        with FlopCounterMode(display=False) as counter:
+            run_rank(case, exchange, model, inputs(case))
+        counted[exchange.rank] = counter.get_total_flops()
+
+    with sdpa_kernel(SDPBackend.MATH):  # the counter knows no attention kernel of the CPU
+        run_in_process(3, body)
+    graph = build(adapter_for(model).spec, case.plan, 2)
+    for rank in range(3):
+        kernels = [
+            k for op in graph.operations(rank) for k in op.kernels if k.op_class in ("gemm", "attention")
+        ]
+        assert sum(k.flops for k in kernels) == counted[rank]
+
+
+def test_a_causal_part_sends_to_later_parts_only():
+    spec = ModelSpec(
+        name="g",
+        family="gpt2",
+        blocks=2,
+        width=64,
+        heads=4,
+        mlp_width=256,
+        tokens=24,
+        causal=True,
+        head="all",
+    )
+    graph = build(spec, ExecutionPlan(mode=Mode.FULL, devices=3), 1)
+    sends = {op.rank: op.peers for op in graph.operations() if op.name == "exchange" and op.block == 0}
+    assert sends == {0: (1, 2), 1: (2,)}
+    assert graph.block_bytes() == 3 * 8 * 64 * 4
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_overlap_is_an_edge_of_the_graph(overlap):
+    graph = build(VIT, ExecutionPlan(mode=Mode.FULL, devices=2, overlap=overlap), 1).graph
+    assert nx.is_directed_acyclic_graph(graph)
+    assert nx.has_path(graph, ("exchange", 1, 3), ("project", 0, 3)) is not overlap
+    assert nx.has_path(graph, ("exchange", 1, 3), ("attend", 0, 3))
