@@ -71,7 +71,7 @@ def _config(job: RankJob, store: dist.Store | None) -> RunConfig:
     """The terminal has the configuration and publishes it; the others read it from the store."""
     if job.rank == 0 and job.config is not None:
         if store is not None:
-            store.set("config", msgspec.json.encode(job.config))
+            store.set("config", msgspec.json.encode(job.config).decode())
         return job.config
     if store is None:
         raise ConfigError("a single rank needs a configuration; start it with prism-hw run")
