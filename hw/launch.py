@@ -52,7 +52,7 @@ def local_jobs(config: RunConfig, folder: Path, command: str, port: int) -> list
             oversubscribed=oversubscribed,
             medium=medium,
             command=command,
-        )  # fmt: skip
+        )
         for rank in range(ranks)
     ]
 
@@ -132,7 +132,7 @@ def run_under_torchrun(config: RunConfig, command: str) -> Outcome | None:
             config=config,
             serve_store=os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
             command=command,
-        ),  # fmt: skip
+        ),
         lambda event: outcomes.append(event) if isinstance(event, Outcome) else None,
     )
     return outcomes[0] if outcomes else None

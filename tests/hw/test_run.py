@@ -1,0 +1,178 @@
+"""The command as a user runs it: real processes, real weights, real images, and every way to fail."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from prism.metrics import summarise
+from prism.trace import Span, read_trace
+
+COMMAND = [sys.executable, "-m", "hw.cli", "run"]
+ENV = {**os.environ, "PRISM_TEST_RUN": str(os.getpid())}
+
+
+def prism(*args, timeout=120):
+    return subprocess.run([*COMMAND, *args], capture_output=True, text=True, timeout=timeout, env=ENV)
+
+
+def ranks() -> dict[int, int]:
+    """Rank processes that this test run started, by rank."""
+    found = {}
+    for entry in os.scandir("/proc"):
+        try:
+            words = open(f"/proc/{entry.name}/cmdline").read().split("\0") if entry.name.isdigit() else []
+            ours = (
+                b"PRISM_TEST_RUN=%d\0" % os.getpid()
+                in open(f"/proc/{entry.name}/environ", "rb").read() + b"\0"
+            )
+        except OSError:
+            continue
+        if "hw.rank" in words and ours:
+            found[int(words[-3].rsplit("job-", 1)[1].split(".")[0])] = int(entry.name)
+    return found
+
+
+def test_modes_agree_and_the_bytes_are_the_formulas(tmp_path):
+    results = {}
+    for name, flags in {
+        "local": ["--mode", "local"],
+        "full": [
+            "--mode",
+            "full",
+            "--trace",
+            str(tmp_path / "full.jsonl"),
+            "--perfetto",
+            str(tmp_path / "p.json"),
+        ],
+        "means": ["--segments", "10", "--wire", "int4", "--link", "shaper:200Mbps,1ms"],
+    }.items():
+        done = prism("fashion-vit", "--batch", "10", "--batches", "10", "--json", *flags)
+        assert done.returncode == 0, done.stderr
+        results[name] = json.loads(done.stdout)
+    local, full, means = results["local"], results["full"], results["means"]
+    assert local["top1"] > 0.8
+    assert full["top1"] == local["top1"]
+    assert full["agreement"] == 1 and full["max_rel_error"] < 1e-4
+    assert full["bytes_per_exchange"] == 10 * 25 * 64 * 4
+    assert means["bytes_per_exchange"] == 10 * 10 * 64 // 32 * 20
+    assert means["link"] == "shaper:200Mbps,1ms" and means["latency_ms"]["p50"] > 6  # a latency per block
+    assert set(full["split_ms"]) == {"compute", "stage_d2h", "wait", "wire", "stage_h2d"}
+    assert full["energy_j"] is None
+    trace = read_trace(tmp_path / "full.jsonl")
+    assert 0.98 < summarise(trace).coverage <= 1.0
+    sent = [
+        s.sent_bytes for s in trace.records if isinstance(s, Span) and s.op == "exchange" and s.kind == "wire"
+    ]
+    assert sent and set(sent) == {10 * 25 * 64 * 4}
+    assert json.loads((tmp_path / "p.json").read_bytes())["traceEvents"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["nosuchmodel"], "unknown"),
+        (["vit_base_patch16_224"], "--weights random"),
+        (["--segments", "26"], "at most 25"),
+        (["--devices", "51"], "at most 50 devices"),
+        (["--batch", "0"], "batch 0"),
+        (["--images", "/nowhere"], "is no folder"),
+        (["--interface", "wlan9"], "doesn't exist"),
+        (["--link", "shaper:100"], "Mbps"),
+        (["--mode", "nope"], "segment_means"),
+        (["--trace", "/nowhere/t.jsonl"], "can't be written"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(flags, words):
+    model = [] if flags[0] in ("nosuchmodel", "vit_base_patch16_224") else ["fashion-vit"]
+    done = prism(*model, *flags)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not ranks()
+
+
+def test_unreadable_and_mixed_images(tmp_path):
+    from PIL import Image
+
+    Image.new("L", (28, 28)).save(tmp_path / "a.png")
+    Image.new("L", (40, 28)).save(tmp_path / "b.png")
+    assert "--resize" in prism("fashion-vit", "--images", str(tmp_path)).stderr
+    (tmp_path / "b.png").write_bytes(b"no image")
+    done = prism("fashion-vit", "--images", str(tmp_path))
+    assert done.returncode == 2 and "b.png" in done.stderr
+
+
+def started(tmp_path):
+    """A long run that has written some batches."""
+    trace = tmp_path / "t.jsonl"
+    flags = ["fashion-vit", "--batches", "1000000", "--timeout", "5", "--trace", str(trace)]
+    process = subprocess.Popen(
+        [*COMMAND, *flags], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=ENV
+    )
+    deadline = time.monotonic() + 60
+    while not (trace.exists() and trace.read_bytes().count(b'"type":"batch"') > 5):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.1)
+    return process, trace
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_peer_that_dies_or_freezes(tmp_path, how):
+    process, trace = started(tmp_path)
+    os.kill(ranks()[1], how)
+    assert process.wait(25) == 2
+    assert "rank 1" in process.stderr.read()
+    assert not ranks()
+    assert len(read_trace(trace).batches) > 5
+
+
+def test_ctrl_c_ends_every_rank_within_two_seconds(tmp_path):
+    process, trace = started(tmp_path)
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == 130
+    assert time.monotonic() - began < 2
+    assert not ranks()
+    assert read_trace(trace).batches
+
+
+def test_no_orphan_when_the_parent_is_killed(tmp_path):
+    process, _ = started(tmp_path)
+    process.kill()
+    process.wait()
+    time.sleep(0.5)
+    assert not ranks()
+
+
+def test_a_port_in_use_and_a_peer_that_never_comes(tmp_path):
+    import socket
+
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        done = prism("fashion-vit", "--port", str(port))
+        assert done.returncode == 2 and "--port" in done.stderr
+    devices = "".join(f'[[devices]]\nname = "{name}"\naddress = "127.0.0.1"\n' for name in "ab")
+    (tmp_path / "c.toml").write_text(f"port = {port}\n{devices}")
+    done = prism("fashion-vit", "--cluster", str(tmp_path / "c.toml"), "--timeout", "5")
+    assert done.returncode == 2 and "rank 1 of 2 did not come" in done.stderr
+
+
+def test_a_cluster_of_two_commands(tmp_path):
+    from hw.comm import free_port
+
+    devices = "".join(f'[[devices]]\nname = "{name}"\naddress = "127.0.0.1"\n' for name in "ab")
+    path = tmp_path / "c.toml"
+    path.write_text(f"port = {free_port('127.0.0.1')}\n{devices}")
+    worker = [sys.executable, "-m", "hw.cli", "worker", "--cluster", str(path), "--name", "b"]
+    with subprocess.Popen(worker, stderr=subprocess.PIPE, text=True, env=ENV) as other:
+        done = prism("fashion-vit", "--cluster", str(path), "--json")
+        assert done.returncode == 0, done.stderr
+        assert other.wait(20) == 0
+    assert json.loads(done.stdout)["agreement"] == 1
