@@ -18,10 +18,10 @@ PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>
-body { font: 16px/1.5 system-ui, sans-serif; color: #1d2430; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+body { font: 16px/1.5 system-ui, sans-serif; color: #1d2430; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; } .about { color: #5a6472; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .6rem; text-align: right; border-bottom: 1px solid #e3e6ea; } th { font-weight: 600; }
+table { border-collapse: collapse; width: 100%; font-size: .82rem; white-space: nowrap; font-variant-numeric: tabular-nums; }
+th, td { padding: .35rem .45rem; text-align: right; border-bottom: 1px solid #e3e6ea; } th { font-weight: 600; }
 th:first-child, td:first-child { text-align: left; } svg { max-width: 100%; height: auto; }
 pre { background: #f5f6f8; padding: .8rem; overflow-x: auto; font-size: .85rem; }
 </style></head><body>
@@ -29,11 +29,11 @@ pre { background: #f5f6f8; padding: .8rem; overflow-x: auto; font-size: .85rem; 
 <p class="about">{{ created }} on {{ host.processor or host.system }}, {{ host.cores }} cores, {{ host.threads }}
 thread(s) a rank. All times are measured here; the link is shaped in the process, as its name says.</p>
 {% for section, plot in sections %}
-<h2>{{ section.title }}</h2><p class="about">{{ section.about }}. Batch {{ section.outcomes[0].batch }}.</p>
+<h2>{{ section.title }}</h2><p class="about">{{ section.about }}. Batch {{ section.outcomes[0].batch }}, link {{ section.outcomes[-1].link }}.</p>
 {{ plot }}
-<table><tr><th>run</th><th>link</th><th>p50 ms</th><th>p95 ms</th>{% for kind in kinds %}<th>{{ kind }}</th>{% endfor %}
+<table><tr><th>run</th><th>p50 ms</th><th>p95 ms</th>{% for kind in kinds %}<th>{{ kind }}</th>{% endfor %}
 <th>bytes</th><th>Mbps</th><th>top-1</th><th>agreement</th><th>energy</th></tr>
-{% for o in section.outcomes %}<tr><td>{{ label(o) }}</td><td>{{ o.link if o.devices > 1 else "-" }}</td>
+{% for o in section.outcomes %}<tr><td>{{ label(o) }}</td>
 <td>{{ "%.1f" % o.latency_ms.p50 }}</td><td>{{ "%.1f" % o.latency_ms.p95 }}</td>
 {% for kind in kinds %}<td>{{ "%.1f" % o.split_ms[kind] }}</td>{% endfor %}
 <td>{{ "{:,}".format(o.bytes_per_exchange) if o.devices > 1 else "-" }}</td>
