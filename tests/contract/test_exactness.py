@@ -20,10 +20,11 @@ def full(**fields) -> ExecutionPlan:
     return ExecutionPlan(mode=Mode.FULL, **fields)
 
 
+@pytest.mark.parametrize("batch", [1, 8])
 @pytest.mark.parametrize("devices", [1, 2, 3, 4])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_full_exchange_is_the_local_model(run, family, devices):
-    case = Case(family=family, plan=full(devices=devices))
+def test_full_exchange_is_the_local_model(run, family, devices, batch):
+    case = Case(family=family, plan=full(devices=devices), batch=batch)
     assert relative_error(case, run(case)) < EXACT
 
 
@@ -31,7 +32,7 @@ def test_full_exchange_is_the_local_model(run, family, devices):
     ("weights", "batch", "embed"),
     [((2.0, 1.0), 1, "terminal"), ((1.0, 3.0, 2.0), 8, "each"), ((1.0, 5.0), 8, "each")],
 )
-@pytest.mark.parametrize("family", ["vit", "vit_mean", "vit_registers", "bert", "gpt2_lm", "gpt2_last"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_uneven_splits_and_batches(run, family, weights, batch, embed):
     plan = full(devices=len(weights), weights=weights, embed=embed)
     case = Case(family=family, plan=plan, batch=batch)
