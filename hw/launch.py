@@ -18,7 +18,7 @@ from prism.errors import ConfigError, ExchangeError, PrismError
 from prism.spec import ClusterSpec
 
 GRACE_S = 0.5  # between asking a rank to end and killing it
-LOSER_S = 1.0  # how long a rank's error waits for the word of the rank that caused it
+LOSER_S = 0.5  # how long a rank's error waits for the word of the rank that caused it
 ENVIRONMENT = {"TORCH_CPP_LOG_LEVEL": "FATAL", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
 
 
@@ -204,11 +204,11 @@ class _Child:
 
     def cause(self) -> PrismError | None:
         """What this rank's end says, or None when it ended well or only lost another."""
-        code = self.process.poll()
+        if self.failure is not None:  # said before its process has ended, which takes torch a second or two
+            return None if self.failure.lost_peer else ExchangeError(self._named(self.failure.message))
+        code = self.process.poll() if self.done else None
         if code in (None, 0):
             return None
-        if self.failure is not None:
-            return None if self.failure.lost_peer else ExchangeError(self._named(self.failure.message))
         if code is not None and code < 0:
             return ExchangeError(
                 f"rank {self.rank} was killed by signal {-code}; check its memory and start again"
@@ -232,9 +232,9 @@ def _watch(
         for child in children:
             child.drain(on_progress)
         for child in children:
-            if child.done and (error := child.cause()):
+            if error := child.cause():
                 raise error
-        lost = [child for child in children if child.done and child.failure]
+        lost = [child for child in children if child.failure]
         if lost:
             lost_since = lost_since or time.monotonic()
             if time.monotonic() - lost_since > LOSER_S or all(child.done for child in children):
