@@ -82,7 +82,56 @@ class Clock(msgspec.Struct, frozen=True, kw_only=True, tag="clock", tag_field="t
     error_ns: int
 
 
-Record = Span | Batch | Clock
+class Meter(msgspec.Struct, frozen=True, kw_only=True, tag="meter", tag_field="type"):
+    """What the power samples of `rank` come from: one a device, the first of its ranks reads it.
+
+    rails: what is sampled; `total` names the rail that stands for the device, or is empty when the
+    device is the sum of its rails. covers: the ranks that run on this device.
+    """
+
+    rank: int
+    source: Literal["ina3221", "jtop", "rapl"]
+    rails: tuple[str, ...]
+    total: str = ""
+    covers: tuple[int, ...] = ()
+
+
+class Power(msgspec.Struct, frozen=True, kw_only=True, tag="power", tag_field="type"):
+    """One raw sample of one rail."""
+
+    rank: int
+    rail: str
+    at_ns: int
+    watts: float
+
+
+class Idle(msgspec.Struct, frozen=True, kw_only=True, tag="idle", tag_field="type"):
+    """A stretch in which every rank was loaded and none was asked for anything."""
+
+    start_ns: int
+    end_ns: int
+
+
+class Probe(msgspec.Struct, frozen=True, kw_only=True, tag="probe", tag_field="type"):
+    """One timed repeat of a micro-benchmark: `calls` calls of `op` between start and end, back to back.
+
+    op: gemm, attention, norm, elementwise, block, d2h, h2d, pack, unpack, pair, mesh, ring.
+    shape: what the op's own documentation in hw/probe.py says, in that order.
+    flops, bytes: of one call, by prism.workload's rules (exchange: payload bytes of one message).
+    """
+
+    rank: int
+    op: str
+    shape: tuple[int, ...]
+    flops: int
+    bytes: int
+    start_ns: int
+    end_ns: int
+    calls: int = 1
+    warmup: bool = False
+
+
+Record = Span | Batch | Clock | Meter | Power | Idle | Probe
 
 
 class Trace(msgspec.Struct, frozen=True, kw_only=True):
@@ -191,7 +240,7 @@ def _split_wait(span: Span, issued: Mapping[tuple[int, str, int], int]) -> Itera
 
 def perfetto(trace: Trace) -> bytes:
     """Chrome/Perfetto JSON: a process per rank, a lane per kind."""
-    origin = min((record.start_ns for record in trace.records if not isinstance(record, Clock)), default=0)
+    origin = min((record.start_ns for record in trace.records if isinstance(record, Span | Batch)), default=0)
     ranks = sorted({span.rank for span in trace.spans})
     events: list[dict[str, Any]] = []
     for rank in ranks:

@@ -6,7 +6,7 @@ from prism.errors import ConfigError
 
 _PREFIX = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
 _TIME = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
-_QUANTITY = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([a-zµ/]*)\s*", re.IGNORECASE)
+_QUANTITY = re.compile(r"\s*(-?[0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([a-zµ/]*)\s*", re.IGNORECASE)
 
 
 def _split(text: str, what: str, example: str) -> tuple[float, str]:
@@ -34,7 +34,18 @@ def parse_seconds(text: str) -> float:
     value, unit = _split(text, "time", "2ms")
     if unit.lower() not in _TIME:
         raise ConfigError(f"time {text!r} has the unit {unit or 'none'!r}; use s, ms, us or ns, as in 2ms")
+    if value < 0:
+        raise ConfigError(f"time {text!r} must not be negative; write it like 2ms")
     return value * _TIME[unit.lower()]
+
+
+def parse_share(text: str) -> float:
+    """A share of 1 from "1%" or "0.01"."""
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(%?)\s*", text)
+    value = float(match[1]) / (100 if match[2] else 1) if match else -1.0
+    if not 0 <= value < 1:
+        raise ConfigError(f"share {text!r} must be from 0 to below 100%; write it like 1%")
+    return value
 
 
 def _format(value: float, steps: tuple[tuple[float, str], ...]) -> str:
