@@ -82,7 +82,10 @@ def run(
         int | None, typer.Option(help="Measured batches; 0 goes once over all inputs.")
     ] = None,
     warmups: Annotated[int | None, typer.Option(help="Batches before the measured ones.")] = None,
-    link: Annotated[str | None, typer.Option(help="loopback, or shaper:RATE[,LATENCY].")] = None,
+    link: Annotated[
+        str | None,
+        typer.Option(help="loopback, shaper:RATE[,LATENCY] or testbed:RATE[,LATENCY[,JITTER[,LOSS]]]."),
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="Cores and threads of each rank.")] = None,
     timeout: Annotated[float | None, typer.Option(help="Seconds to wait for a silent peer.")] = None,
     interface: Annotated[
@@ -90,6 +93,12 @@ def run(
     ] = None,
     port: Annotated[int | None, typer.Option(help="Port where the ranks meet; default: a free one.")] = None,
     cluster: Annotated[Path | None, typer.Option(help="cluster.toml: run over several machines.")] = None,
+    meter: Annotated[
+        Literal["auto", "none", "ina3221", "jtop", "rapl"] | None, typer.Option(help="Power sensor to read.")
+    ] = None,
+    power: Annotated[
+        str | None, typer.Option(help="TOML of watts per state, for modelled energy where no sensor is.")
+    ] = None,
     trace: Annotated[str | None, typer.Option(help="Write the trace (JSON lines).")] = None,
     perfetto_file: Annotated[
         Path | None, typer.Option("--perfetto", help="Write Chrome/Perfetto JSON.")
@@ -102,7 +111,7 @@ def run(
         "seed": seed, "devices": devices, "mode": mode, "segments": segments, "wire": wire,
         "device_weights": _speeds(device_weights), "embed": embed, "collective": collective, "overlap": overlap,
         "batch": batch, "batches": batches, "warmups": warmups, "link": link, "threads": threads,
-        "timeout_s": timeout, "interface": interface, "port": port, "trace": trace,
+        "timeout_s": timeout, "interface": interface, "port": port, "meter": meter, "power": power, "trace": trace,
     }  # fmt: skip
     resolved = resolve(config, {key: value for key, value in flags.items() if value is not None})
     with _trace_for(resolved, perfetto_file) as (resolved, finish):
@@ -122,6 +131,7 @@ def run(
 def worker(
     cluster: Annotated[Path, typer.Option(help="The same cluster.toml as on the terminal.")],
     name: Annotated[str, typer.Option(help="This device's name in it.")],
+    threads: Annotated[int, typer.Option(help="Threads to compute with.")] = 1,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the terminal.")] = 60.0,
 ) -> None:
     """Serve one run of a cluster as one of its devices; the terminal says what to run."""
@@ -131,10 +141,7 @@ def worker(
         raise ConfigError(
             f"{name} is the cluster's terminal (its first device); start prism-hw run --cluster there"
         )
-    with tempfile.TemporaryDirectory(prefix="prism-") as folder:
-        launch.supervise(
-            [launch.cluster_job(spec, rank, None, timeout, _command())], Path(folder), lambda _: None
-        )
+    launch.run_worker(spec, rank, threads, timeout, _command())
 
 
 @app.command(epilog="Example: prism-hw show run.jsonl --perfetto run.json")

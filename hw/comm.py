@@ -151,6 +151,7 @@ class GlooExchange:
         self._stager, self._recorder, self._medium = stager, recorder, medium
         self._generation = 0
         self._leaving: list[_Send] = []
+        self._expected: dict[tuple[str, int], dict[int, tuple[dist.Work, Tensor]]] = {}
 
     def start(
         self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Expected], op: str, block: int
@@ -168,12 +169,16 @@ class GlooExchange:
         if outgoing:
             sent = sum(tensor.nbytes for tensor in outgoing.values())
             self._recorder.handed_over(op, block, sent)
-        receives = {}
+        self.expect(incoming, op, block)
+        return _Posted(self, self._expected.pop((op, block)), op, block, self._generation)
+
+    def expect(self, incoming: Mapping[int, Expected], op: str, block: int) -> None:
+        receives = self._expected.setdefault((op, block), {})
         for peer, expected in incoming.items():
-            buffer = self._stager.buffer(("in", op, peer, block % 2), expected)
-            with _lost_peer(peer, op, block):
-                receives[peer] = (_work(dist.irecv(buffer, peer)), buffer)
-        return _Posted(self, receives, op, block, self._generation)
+            if peer not in receives:
+                buffer = self._stager.buffer(("in", op, peer, block % 2), expected)
+                with _lost_peer(peer, op, block):
+                    receives[peer] = (_work(dist.irecv(buffer, peer)), buffer)
 
     def start_ring(self, own: Tensor, incoming: Mapping[int, Expected], op: str, block: int) -> Pending:
         self._generation += 1

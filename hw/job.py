@@ -37,6 +37,8 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 60.0
     interface: str = ""
     port: Port | None = None
+    meter: Literal["auto", "none", "ina3221", "jtop", "rapl"] = "auto"
+    power: str | None = None
     trace: str | None = None
 
     def plan(self) -> ExecutionPlan:
@@ -60,7 +62,12 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class RankJob(msgspec.Struct, frozen=True, kw_only=True):
-    """One rank of a run. Without `config` the rank gets it from the terminal's store."""
+    """One rank of a group: where it runs and how it finds the others. What to do comes in steps.
+
+    netns: path of the network namespace to enter, medium: file of the user-space shaper, where there is one.
+    meter_covers: ranks of this device, on the one of them that reads its power meter.
+    facts: what the header should say of the testbed.
+    """
 
     rank: int
     world_size: int
@@ -68,12 +75,29 @@ class RankJob(msgspec.Struct, frozen=True, kw_only=True):
     port: int
     interface: str
     timeout_s: float
-    config: RunConfig | None
+    threads: int = 1
     cores: tuple[int, ...] = ()
     oversubscribed: bool = False
+    netns: str = ""
     medium: str = ""
+    meter_covers: tuple[int, ...] = ()
     serve_store: bool = True
+    facts: dict[str, Any] = {}
     command: str = ""
+
+
+class RunStep(msgspec.Struct, frozen=True, kw_only=True, tag="run"):
+    """Run batches of one configuration. `score` compares each input's output with the local model's."""
+
+    config: RunConfig
+    score: bool = True
+
+
+class EndStep(msgspec.Struct, frozen=True, kw_only=True, tag="end"):
+    """Nothing follows: every rank ends."""
+
+
+Step = RunStep | EndStep
 
 
 class Checked(msgspec.Struct, frozen=True, kw_only=True, tag="checked"):
@@ -116,11 +140,11 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, tag="outcome"):
     bytes_per_exchange: int
     effective_bandwidth_mbps: float | None
     energy_j: float | None
-    agreement: float
+    agreement: float | None
     agreement_kind: str
     top1: float | None
     samples: int
-    max_rel_error: float
+    max_rel_error: float | None
     peak_memory_bytes: dict[int, int]
     predictions: tuple[Prediction, ...]
     seed: int

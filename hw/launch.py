@@ -1,5 +1,6 @@
 """Start the ranks of this machine, watch them, and end them all: on success, error, Ctrl-C or death."""
 
+import contextlib
 import os
 import queue
 import subprocess
@@ -9,14 +10,18 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from hw.job import Checked, Event, Failure, Outcome, Progress, RankJob, RunConfig
+from hw.job import Checked, Event, Failure, Outcome, Progress, RankJob, RunConfig, RunStep
 from hw.shaper import SharedMedium
+from hw.testbed import INTERFACE, Testbed
 from prism.errors import ConfigError, ExchangeError, PrismError
-from prism.spec import ClusterSpec
+from prism.spec import ClusterSpec, LinkSpec
 
+TESTBED_PORT = 29400  # a namespace has no other user
+WATCH_S = 0.01
 GRACE_S = 0.5  # between asking a rank to end and killing it
 LOSER_S = 0.5  # how long a rank's error waits for the word of the rank that caused it
 ENVIRONMENT = {"TORCH_CPP_LOG_LEVEL": "FATAL", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
@@ -31,73 +36,113 @@ def core_shares(ranks: int, threads: int) -> tuple[list[tuple[int, ...]], bool]:
     return [tuple(sorted(set(share))) for share in shares], ranks * threads > len(cores)
 
 
-def local_jobs(config: RunConfig, folder: Path, command: str, port: int) -> list[RankJob]:
-    """The jobs of all ranks of a run on this machine."""
-    ranks = config.plan().ranks
-    shares, oversubscribed = core_shares(ranks, config.threads)
-    medium = ""
-    if config.link_spec().kind == "shaper" and ranks > 1:
-        medium = str(folder / "medium")
-        SharedMedium.create(Path(medium), ranks)
-    return [
-        RankJob(
-            rank=rank,
-            world_size=ranks,
-            leader="127.0.0.1",
-            port=port,
-            interface=config.interface or "lo",
-            timeout_s=config.timeout_s,
-            config=config,
-            cores=shares[rank],
-            oversubscribed=oversubscribed,
-            medium=medium,
-            command=command,
-        )
-        for rank in range(ranks)
-    ]
+class Site:
+    """Where the ranks of this machine meet: the loopback, with a shaped medium where the link has one, or a
+    testbed of namespaces. Use as a context manager."""
+
+    def __init__(self, link: LinkSpec, ranks: int, config: RunConfig) -> None:
+        self._link, self._ranks, self._config = link, ranks, config
+        self._stack = contextlib.ExitStack()
+        self._testbed: Testbed | None = None
+        self._shaper: SharedMedium | None = None
+        self._medium = ""
+
+    def __enter__(self) -> "Site":
+        self.folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="prism-")))
+        with contextlib.ExitStack() as undo:
+            undo.push(self._stack)
+            if self._link.kind == "testbed" and self._ranks > 1:
+                self._testbed = self._stack.enter_context(Testbed(self._link, self._ranks))
+            elif self._link.rate_bps is not None and self._ranks > 1:
+                self._medium = str(self.folder / "medium")
+                SharedMedium.create(self._medium, self._ranks, self._link.rate_bps, self._link.latency_s)
+                self._shaper = SharedMedium(self._medium, 0, self._ranks)
+            undo.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.close()
+
+    def set_rate(self, rate_bps: float) -> None:
+        """Change the rate of the medium, between steps."""
+        medium = self._testbed or self._shaper
+        if medium is not None:
+            medium.set_rate(rate_bps)
+
+    def play(self) -> None:
+        """Let the link's rate trace drive the rate from now on, where it has one."""
+        if self._testbed is not None:
+            self._testbed.play()
+
+    def jobs(self, command: str) -> list[RankJob]:
+        """The jobs of all ranks."""
+        from hw.comm import check_interface, free_port
+
+        config, testbed = self._config, self._testbed
+        shares, oversubscribed = core_shares(self._ranks, config.threads)
+        if config.interface and testbed is None:
+            check_interface(config.interface)
+        port = config.port or (TESTBED_PORT if testbed else free_port("127.0.0.1"))
+        return [
+            RankJob(
+                rank=rank, world_size=self._ranks, leader=testbed.addresses[0] if testbed else "127.0.0.1", port=port,
+                interface=INTERFACE if testbed else config.interface or "lo", timeout_s=config.timeout_s,
+                threads=config.threads, cores=shares[rank], oversubscribed=oversubscribed,
+                netns=testbed.stations[rank].path if testbed else "", medium=self._medium,
+                meter_covers=tuple(range(self._ranks)) if rank == 0 else (),  # one meter for the whole machine
+                facts={"testbed": testbed.facts()} if testbed else {}, command=command,
+            )
+            for rank in range(self._ranks)
+        ]  # fmt: skip
 
 
 def run_local(config: RunConfig, command: str, on_progress: Callable[[Progress], None]) -> Outcome:
-    """Run a configuration on this machine: one process a rank, over the loopback."""
-    from hw.comm import check_interface, free_port
-
+    """Run a configuration on this machine, one process a rank."""
     config.check()
-    if config.interface:
-        check_interface(config.interface)
-    with tempfile.TemporaryDirectory(prefix="prism-") as folder:
-        jobs = local_jobs(config, Path(folder), command, config.port or free_port("127.0.0.1"))
-        outcome = supervise(jobs, Path(folder), on_progress)
-    if outcome is None:
-        raise ExchangeError(
-            "the terminal ended without a result; run again with --trace FILE and look at the last spans"
-        )
-    return outcome
+    with (
+        Site(config.link_spec(), config.plan().ranks, config) as site,
+        Ranks(site.jobs(command), site.folder) as ranks,
+    ):
+        site.play()
+        return ranks.perform(RunStep(config=config), on_progress)
 
 
-def cluster_job(
-    spec: ClusterSpec, rank: int, config: RunConfig | None, timeout_s: float, command: str
-) -> RankJob:
-    """The job of one device of a cluster. Only the terminal has a configuration."""
+def cluster_job(spec: ClusterSpec, rank: int, threads: int, timeout_s: float, command: str) -> RankJob:
+    """The job of one device of a cluster."""
     from hw.comm import check_interface, interface_to
 
     leader = spec.devices[0].address
     interface = check_interface(spec.interface) if spec.interface else interface_to(leader)
     return RankJob(
         rank=rank, world_size=len(spec.devices), leader=leader, port=spec.port, interface=interface,
-        timeout_s=timeout_s, config=config, command=command,
+        timeout_s=timeout_s, threads=threads, meter_covers=(rank,), command=command,
     )  # fmt: skip
 
 
 def run_cluster(
     config: RunConfig, spec: ClusterSpec, command: str, on_progress: Callable[[Progress], None]
-) -> Outcome | None:
+) -> Outcome:
     """Be the terminal of a run over several machines."""
     config = msgspec.structs.replace(config, devices=len(spec.devices))
     config.check()
+    if config.link_spec().kind != "network":
+        raise ConfigError(
+            f"link {config.link}: a shaped link serves the ranks of one machine; shape at the access point instead"
+        )
     if config.plan().ranks == 1:
         return run_local(config, command, on_progress)
-    with tempfile.TemporaryDirectory(prefix="prism-") as folder:
-        return supervise([cluster_job(spec, 0, config, config.timeout_s, command)], Path(folder), on_progress)
+    job = cluster_job(spec, 0, config.threads, config.timeout_s, command)
+    with tempfile.TemporaryDirectory(prefix="prism-") as folder, Ranks([job], Path(folder)) as ranks:
+        outcome = ranks.perform(RunStep(config=config), on_progress)
+        ranks.finish()  # the other devices' ranks end by the terminal's word
+        return outcome
+
+
+def run_worker(spec: ClusterSpec, rank: int, threads: int, timeout_s: float, command: str) -> None:
+    """Be one of the other devices of a cluster, until the terminal ends."""
+    job = cluster_job(spec, rank, threads, timeout_s, command)
+    with tempfile.TemporaryDirectory(prefix="prism-") as folder, Ranks([job], Path(folder)) as ranks:
+        ranks.finish()
 
 
 def run_under_torchrun(config: RunConfig, command: str) -> Outcome | None:
@@ -123,42 +168,81 @@ def run_under_torchrun(config: RunConfig, command: str) -> Outcome | None:
     outcomes: list[Outcome] = []
     run_rank(
         RankJob(
-            rank=rank,
-            world_size=world,
-            leader=leader,
-            port=port,
-            interface=config.interface or interface_to(leader),
-            timeout_s=config.timeout_s,
-            config=config,
-            serve_store=os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
-            command=command,
+            rank=rank, world_size=world, leader=leader, port=port, interface=config.interface or interface_to(leader),
+            timeout_s=config.timeout_s, threads=config.threads,
+            serve_store=os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True", command=command,
         ),
+        iter([RunStep(config=config)]),
         lambda event: outcomes.append(event) if isinstance(event, Outcome) else None,
-    )
+    )  # fmt: skip
     return outcomes[0] if outcomes else None
 
 
-def supervise(
-    jobs: Sequence[RankJob], folder: Path, on_progress: Callable[[Progress], None]
-) -> Outcome | None:
-    """Run jobs as child processes until all end. Returns the terminal's outcome if it is among them.
+class Ranks:
+    """Rank processes of this machine, as a context manager: started on the way in, all ended on the way out.
 
-    Raises the error of the rank that caused the trouble. No child outlives this call.
+    Errors are those of the rank that caused the trouble.
     """
-    children: list[_Child] = []
-    try:
-        _start(children, jobs[: 1 if jobs[0].oversubscribed else None], folder)
-        # ranks that share cores slow each other's start: none begins before the terminal has its inputs
-        _watch(children, on_progress, until_checked=True)
-        _start(children, jobs[len(children) :], folder)
-        return _watch(children, on_progress)
-    finally:
-        _end(children)
 
+    def __init__(self, jobs: Sequence[RankJob], folder: Path) -> None:
+        self._jobs, self._folder = jobs, folder
+        self._children: list[_Child] = []
 
-def _start(children: "list[_Child]", jobs: Sequence[RankJob], folder: Path) -> None:
-    for job in jobs:  # one by one, so that whoever ends them sees each that was started
-        children.append(_Child(job, folder))
+    def __enter__(self) -> "Ranks":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        _end(self._children)
+
+    def perform(self, step: RunStep, on_progress: Callable[[Progress], None]) -> Outcome:
+        """Have the terminal, which must be among the jobs, lead the ranks through a step."""
+        first = not self._children
+        if first:
+            # ranks that share cores slow each other's start: none begins before the terminal has its inputs
+            self._start(self._jobs[: 1 if self._jobs[0].oversubscribed else None])
+        self._children[0].ask(step)
+        if first:
+            self._watch(on_progress, lambda: self._children[0].checked)
+            self._start(self._jobs[len(self._children) :])
+        self._watch(on_progress, lambda: self._children[0].outcome is not None)
+        outcome, self._children[0].outcome = self._children[0].outcome, None
+        if outcome is None:
+            raise ExchangeError(
+                "the terminal ended without a result; run again with --trace FILE and look at the last spans"
+            )
+        return outcome
+
+    def finish(self) -> None:
+        """Wait until every rank has ended by itself."""
+        if not self._children:
+            self._start(self._jobs)
+        for child in self._children:
+            child.hang_up()
+        self._watch(lambda _: None, lambda: False)
+
+    def _start(self, jobs: Sequence[RankJob]) -> None:
+        for job in jobs:  # one by one, so that whoever ends them sees each that was started
+            self._children.append(_Child(job, self._folder))
+
+    def _watch(self, on_progress: Callable[[Progress], None], enough: Callable[[], bool]) -> None:
+        """Follow the ranks until `enough`, or to their end."""
+        children = self._children
+        lost_since: float | None = None
+        while True:
+            for child in children:
+                child.drain(on_progress)
+            for child in children:
+                if error := child.cause():
+                    raise error
+            lost = [child for child in children if child.failure]
+            ended = all(child.done for child in children)
+            if lost:
+                lost_since = lost_since or time.monotonic()
+                if ended or time.monotonic() - lost_since > LOSER_S:
+                    raise ExchangeError(lost[0].failure.message if lost[0].failure else "a rank was lost")
+            elif enough() or ended:
+                return
+            time.sleep(WATCH_S)
 
 
 class _Child:
@@ -174,12 +258,25 @@ class _Child:
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "hw.rank", str(path), str(os.getpid())],
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log,
-                env={**os.environ, **ENVIRONMENT, "OMP_NUM_THREADS": str(job.config.threads if job.config else 1)},
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
+                env={**os.environ, **ENVIRONMENT, "OMP_NUM_THREADS": str(job.threads)},
                 start_new_session=True,  # a terminal's Ctrl-C reaches us only; we end them
             )  # fmt: skip
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()
+
+    def ask(self, step: RunStep) -> None:
+        """Hand the terminal its next step; a dead one is found by watching it."""
+        with contextlib.suppress(BrokenPipeError):
+            if self.process.stdin is not None:
+                self.process.stdin.write(msgspec.json.encode(step) + b"\n")
+                self.process.stdin.flush()
+
+    def hang_up(self) -> None:
+        """Say that no step follows."""
+        with contextlib.suppress(BrokenPipeError):
+            if self.process.stdin is not None:
+                self.process.stdin.close()
 
     def _read(self) -> None:
         if self.process.stdout is not None:
@@ -221,29 +318,6 @@ class _Child:
     def _last_line(self) -> str:
         lines = self.log.read_text(errors="replace").strip().splitlines()
         return lines[-1] if lines else "no message"
-
-
-def _watch(
-    children: Sequence[_Child], on_progress: Callable[[Progress], None], until_checked: bool = False
-) -> Outcome | None:
-    """Follow the ranks to their end, or until the terminal has checked the plan if it is among them."""
-    lost_since: float | None = None
-    while True:
-        for child in children:
-            child.drain(on_progress)
-        for child in children:
-            if error := child.cause():
-                raise error
-        lost = [child for child in children if child.failure]
-        if lost:
-            lost_since = lost_since or time.monotonic()
-            if time.monotonic() - lost_since > LOSER_S or all(child.done for child in children):
-                raise ExchangeError(lost[0].failure.message if lost[0].failure else "a rank was lost")
-        elif until_checked and (children[0].rank != 0 or children[0].checked):
-            return None
-        elif all(child.done for child in children):
-            return next((child.outcome for child in children if child.outcome), None)
-        time.sleep(0.02)
 
 
 def _end(children: Sequence[_Child]) -> None:

@@ -1,27 +1,27 @@
-"""One rank as a process of its own: `python -m hw.rank JOB.json`, events as JSON lines on stdout.
+"""One rank as a process of its own: `python -m hw.rank JOB.json PARENT`, events as JSON lines on stdout.
 
 Started by hw.launch. It dies with its parent, and Ctrl-C ends it at once even inside a gloo call.
 """
 
-import ctypes
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
-from hw.job import Event, Failure, RankJob
+from hw.job import EndStep, Event, Failure, RankJob, Step
+from hw.netns import enter
+from hw.parent import die_with_parent
 from prism.errors import PeerLostError, PrismError
 
-PR_SET_PDEATHSIG = 1
 
-
-def die_with_parent(parent: int) -> None:
-    """Ask the kernel to kill this process when its parent ends, however that ends."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before we asked
-        os._exit(1)
+def steps_from_stdin() -> Iterator[Step]:
+    """What the parent asks of the terminal, one JSON line a step, until the end."""
+    for line in sys.stdin.buffer:
+        yield msgspec.json.decode(line, type=Step)
+    yield EndStep()
 
 
 def main() -> int:
@@ -36,11 +36,13 @@ def main() -> int:
         events.flush()
 
     job = msgspec.json.decode(Path(path).read_bytes(), type=RankJob)
+    if job.netns:
+        enter(job.netns)
     os.sched_setaffinity(0, job.cores or os.sched_getaffinity(0))  # before torch sizes its pools
     from hw.session import run_rank
 
     try:
-        run_rank(job, emit)
+        run_rank(job, steps_from_stdin(), emit)
     except PrismError as error:
         emit(
             Failure(message=str(error), exit_code=error.exit_code, lost_peer=isinstance(error, PeerLostError))

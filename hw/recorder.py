@@ -27,7 +27,8 @@ class SpanRecorder:
         return self._batch is not None
 
     def begin(self, batch: int) -> None:
-        self._spans, self._batch, self._open, self._handed = [], batch, None, {}
+        self._spans, self._batch, self._handed = [], batch, {}
+        self._open = ("compute", "prepare", -1)
         self._started = self._since = time.monotonic_ns()
 
     def switch(self, kind: Kind, op: str, block: int, at_ns: int | None = None) -> None:

@@ -9,23 +9,21 @@ bytes themselves cross the loopback at once, so a receiver only has to wait unti
 import fcntl
 import os
 import time
-from pathlib import Path
 
 import numpy as np
 
 from prism.errors import ConfigError
 
 CROSSINGS = 2
+CLOCK, RATE, LATENCY, HEAD = 0, 1, 2, 3  # before the rows: ns, bit/s, s
 SLOTS = 256  # messages of one pair that may be under way: more than any model has blocks
 
 
 class SharedMedium:
     """One rank's view of the medium. All ranks must open the same file on the same machine."""
 
-    def __init__(self, path: Path, rank: int, ranks: int, rate_bps: float, latency_s: float) -> None:
+    def __init__(self, path: str, rank: int, ranks: int) -> None:
         self._rank, self._ranks = rank, ranks
-        self._ns_per_byte = CROSSINGS * 8e9 / rate_bps
-        self._latency_ns = latency_s * 1e9
         self._sent = [0] * ranks
         self._taken = [0] * ranks
         try:
@@ -35,12 +33,19 @@ class SharedMedium:
                 f"the shaper's file {path} can't be opened ({error}); a shaper serves one machine"
             ) from None
         rows = ranks * ranks * SLOTS
-        self._state = np.memmap(path, dtype=np.float64, mode="r+", shape=(1 + 2 * rows,))
-        self._left, self._done = self._state[1 : 1 + rows], self._state[1 + rows :]
+        self._state = np.memmap(path, dtype=np.float64, mode="r+", shape=(HEAD + 2 * rows,))
+        self._left, self._done = self._state[HEAD : HEAD + rows], self._state[HEAD + rows :]
 
     @staticmethod
-    def create(path: Path, ranks: int) -> None:
-        np.zeros(1 + 2 * ranks * ranks * SLOTS).tofile(path)
+    def create(path: str, ranks: int, rate_bps: float, latency_s: float) -> None:
+        state = np.zeros(HEAD + 2 * ranks * ranks * SLOTS)
+        state[RATE], state[LATENCY] = rate_bps, latency_s
+        state.tofile(path)
+
+    def set_rate(self, rate_bps: float) -> None:
+        """For messages sent from now on; what is in the air keeps the airtime it was given."""
+        with _Locked(self._file):
+            self._state[RATE] = rate_bps
 
     def send(self, peer: int, size: int) -> None:
         """Put a message into the air. Call before the bytes are sent."""
@@ -48,7 +53,7 @@ class SharedMedium:
         self._sent[peer] += 1
         with _Locked(self._file):
             self._advance(time.monotonic_ns())
-            self._left[row] = max(size * self._ns_per_byte, 1.0)
+            self._left[row] = max(CROSSINGS * 8e9 * size / float(self._state[RATE]), 1.0)
 
     def arrive(self, peer: int, steps: int = 1) -> None:
         """Block until the next message of `peer` has arrived. Call after its bytes are here."""
@@ -64,7 +69,7 @@ class SharedMedium:
             if left > 0:
                 _sleep_until(until)
             else:
-                _sleep_until(until + self._latency_ns * steps)
+                _sleep_until(until + float(self._state[LATENCY]) * 1e9 * steps)
                 return
 
     def _row(self, source: int, target: int, number: int) -> int:
@@ -72,7 +77,7 @@ class SharedMedium:
 
     def _advance(self, now: float) -> None:
         """Share the time since the last call among the messages in the air."""
-        clock = float(self._state[0]) or now
+        clock = float(self._state[CLOCK]) or now
         active = np.flatnonzero(self._left > 0)
         while active.size and clock < now:
             step = min(float(self._left[active].min()) * active.size, now - clock)
@@ -82,7 +87,7 @@ class SharedMedium:
             self._left[finished] = 0.0
             self._done[finished] = clock
             active = active[self._left[active] > 0]
-        self._state[0] = now
+        self._state[CLOCK] = now
 
 
 class _Locked:

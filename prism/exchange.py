@@ -39,6 +39,11 @@ class Exchange(Protocol):
         """Post all sends and receives at once. An outgoing tensor must not change before `flush`."""
         ...
 
+    def expect(self, incoming: Mapping[int, Expected], op: str, block: int) -> None:
+        """Post the receives of the next `start` of this op and block before it comes: a peer that is
+        ahead then sends at once, where it would wait for us to be ready (gloo sends by rendezvous)."""
+        ...
+
     def start_ring(self, own: Tensor, incoming: Mapping[int, Expected], op: str, block: int) -> Pending:
         """All-gather round the ring: every rank calls it and receives from all others."""
         ...
@@ -78,6 +83,9 @@ class InProcessExchange:
         for peer, tensor in outgoing.items():
             self._boxes[self._rank, peer].put(tensor)
         return _Mail({peer: self._boxes[peer, self._rank] for peer in incoming})
+
+    def expect(self, incoming: Mapping[int, Expected], op: str, block: int) -> None:
+        """A box takes a tensor at any time."""
 
     def start_ring(self, own: Tensor, incoming: Mapping[int, Expected], op: str, block: int) -> Pending:
         return self.start(dict.fromkeys(incoming, own), incoming, op, block)

@@ -285,29 +285,34 @@ class _Pass:
         bias = None if bias is None else bias.to(self._device)
         mask_Bn = None if mask_Bn is None else mask_Bn.to(self._device)
         shapes = {p: (x_BnD.shape[0], sent[p], self._width) for p in sources}
-        send = self._sender(
-            peers, shapes, payload_bytes(self._plan.wire, x_BnD.shape[0] * sent[0] * self._width)
-        )
+        size = payload_bytes(self._plan.wire, x_BnD.shape[0] * sent[0] * self._width)
+        send, expect = self._exchanger(peers, shapes, self._plan.uses_ring(size, self._causal))
+        expect(0)
         for index, block in enumerate(self._blocks):
             self._recorder.switch("compute", "compress", index)
             pending = send(segment_means(x_BnD, sent[self._rank], mask_Bn), index)
+            if index + 1 < len(self._blocks):
+                expect(index + 1)
             x_BnD = self._block(block, index, x_BnD, pending, shapes, bias)
         return x_BnD
 
-    def _sender(
-        self, peers: tuple[int, ...], shapes: dict[int, tuple[int, int, int]], size: int
-    ) -> Callable[[Tensor, int], Pending]:
-        """How a block's rows go out: one payload to all peers, by mesh or ring."""
-        expected = {p: payload_like(self._plan.wire, shape) for p, shape in shapes.items()}
-        ring = self._plan.uses_ring(size, self._causal)
+    def _exchanger(
+        self, peers: tuple[int, ...], shapes: dict[int, tuple[int, int, int]], ring: bool
+    ) -> tuple[Callable[[Tensor, int], Pending], Callable[[int], None]]:
+        """How a block's rows go out, one payload to all peers by mesh or ring, and how a block's are expected."""
+        incoming = {p: payload_like(self._plan.wire, shape) for p, shape in shapes.items()}
 
         def send(z_BLD: Tensor, index: int) -> Pending:
             payload = encode(self._plan.wire, z_BLD) if peers else z_BLD
             if ring:
-                return self._exchange.start_ring(payload, expected, "exchange", index)
-            return self._exchange.start(dict.fromkeys(peers, payload), expected, "exchange", index)
+                return self._exchange.start_ring(payload, incoming, "exchange", index)
+            return self._exchange.start(dict.fromkeys(peers, payload), incoming, "exchange", index)
 
-        return send
+        def expect(index: int) -> None:
+            if not ring:
+                self._exchange.expect(incoming, "exchange", index)
+
+        return send, expect
 
     def _block(
         self,

@@ -4,14 +4,14 @@ import time
 
 import pytest
 
-from hw.shaper import SharedMedium
+from hw.shaper import CLOCK, SharedMedium
 
 
 @pytest.fixture
 def pair(tmp_path):
-    path = tmp_path / "medium"
-    SharedMedium.create(path, 2)
-    return [SharedMedium(path, rank, 2, rate_bps=8e6, latency_s=0.0) for rank in range(2)]
+    path = str(tmp_path / "medium")
+    SharedMedium.create(path, 2, rate_bps=8e6, latency_s=0.0)
+    return [SharedMedium(path, rank, 2) for rank in range(2)]
 
 
 def test_a_message_alone_takes_two_crossings(pair):
@@ -34,7 +34,7 @@ def test_two_messages_share_the_air(pair):
 def test_shares_are_those_of_processor_sharing(pair):
     medium = pair[0]
     first, second = medium._row(0, 1, 0), medium._row(1, 0, 0)
-    medium._state[0] = 1000.0
+    medium._state[CLOCK] = 1000.0
     medium._left[first], medium._left[second] = 100.0, 300.0
     medium._advance(1500.0)  # 200 ns shared until the first is done, then the second alone for 200
     assert medium._done[first] == 1200.0

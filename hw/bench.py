@@ -1,0 +1,322 @@
+"""One rank's workbench: the loaded model and its inputs, and the batches of a step on it."""
+
+import contextlib
+import hashlib
+import resource
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from hw import comm, host
+from hw.clocks import Clocks
+from hw.data import Inputs, Sample, load_images, load_text
+from hw.energy import PowerSampler, find_meter
+from hw.job import Event, Outcome, Progress, RankJob, RunConfig, RunStep
+from hw.recorder import SpanRecorder
+from hw.score import Tally, score
+from hw.staging import CudaStager, HostStager
+from prism.adapters import adapter_for
+from prism.config import load_toml
+from prism.errors import InputError, PrismError
+from prism.exchange import Exchange
+from prism.metrics import Summary, summarise
+from prism.model import DistributedTransformer, distribute
+from prism.plan import payload_bytes
+from prism.spec import ModelSpec, PowerProfile
+from prism.trace import Batch, Idle, Power, Record, Span, Trace, TraceHeader, TraceWriter, aligned, now_text
+from prism.zoo import Loaded, load_model
+
+PERIOD_S = 0.01  # between two power samples
+IDLE_S = 1.2  # how long an idle device is measured, once a model
+WINDOW_S = 110 * PERIOD_S  # a little over the 100 samples that an energy figure needs
+
+
+class Tail(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker reports after a step's last batch."""
+
+    memory: int
+    power: list[Record]
+
+
+class Bench:
+    """Prepared for a step it holds the step's model, and keeps it for the next one."""
+
+    def __init__(self, job: RankJob, emit: Callable[[Event], None]) -> None:
+        self._job, self._emit = job, emit
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        cuda = self._device.type == "cuda"
+        self.recorder = SpanRecorder(job.rank, torch.cuda.synchronize if cuda else lambda: None)
+        self.stager = CudaStager(self._device, self.recorder) if cuda else HostStager()
+        self.exchange: Exchange  # given by the session once the group has formed
+        self._clocks = Clocks(job.rank)
+        self._sampler: PowerSampler | None = None
+        self._held: tuple[Any, ...] = ()
+        self._idled = False
+        self.fingerprint = ""
+
+    @property
+    def metered(self) -> bool:
+        return self._sampler is not None
+
+    # -- preparing --------------------------------------------------------------------------------------
+
+    def prepare(self, step: RunStep) -> None:
+        """Load the step's model and inputs unless they are the last step's. Raises PrismError."""
+        config = step.config
+        wanted = (config.model, config.weights, config.seed, config.images, config.text, config.resize,
+                  config.tokens, config.embed)  # fmt: skip
+        if wanted != self._held:
+            self._load(config)
+            self._held, self._idled = wanted, False
+        if self._inputs is not None:
+            config.plan().partition(self._token_count())
+        if self._job.meter_covers and self._sampler is None:
+            meter = find_meter(config.meter)
+            if meter is not None:
+                self._sampler = PowerSampler(meter, self._job.rank, self._job.meter_covers, PERIOD_S)
+                self._sampler.start()
+
+    def _load(self, config: RunConfig) -> None:
+        self._held = ()
+        self._loaded: Loaded = load_model(config.model, config.weights, config.seed, str(self._device))
+        self._spec: ModelSpec = adapter_for(self._loaded.model).spec
+        self._inputs: Inputs | None = None
+        if self._job.rank == 0 or config.embed == "each":
+            self._inputs = _load_inputs(config, self._loaded)
+        self.fingerprint = fingerprint(self._loaded.model) if self._job.world_size > 1 else ""
+
+    def _token_count(self) -> int:
+        """Tokens of the first input."""
+        if self._inputs is None:
+            return 0
+        first = self._inputs.collate(self._inputs.batch(0, 1, wrap=True))
+        return int(first["input_ids"].shape[1]) if "input_ids" in first else self._spec.tokens
+
+    # -- a step -----------------------------------------------------------------------------------------
+
+    def perform(self, step: RunStep, metered: bool) -> None:
+        """Run a prepared step. `metered`, on the terminal: some device samples power, so batches go on
+        until an energy figure has samples enough."""
+        model = distribute(self._loaded.model, step.config.plan(), self.exchange, self.recorder)
+        if self._job.rank == 0:
+            self._terminal(model, step, metered)
+        else:
+            self._worker(model, step.config)
+
+    def _worker(self, model: DistributedTransformer, config: RunConfig) -> None:
+        schedule = self._schedule(config, metered=True) if config.embed == "each" else None
+        if self._job.rank < config.plan().ranks:
+            self._clocks.refresh(config.plan().ranks)
+        while model.follow(**(self._call(next(schedule, (0, False, ()))[2]) if schedule else {})):
+            spans, _, _ = self.recorder.take()
+            comm.send_bytes(msgspec.msgpack.encode(spans), 0)
+            self._clocks.refresh(config.plan().ranks)
+        tail = Tail(memory=_peak_memory(), power=self._power())
+        comm.send_bytes(msgspec.msgpack.encode(tail), 0)
+
+    def _power(self) -> list[Record]:
+        return self._sampler.take() if self._sampler else []
+
+    def _terminal(self, model: DistributedTransformer, step: RunStep, metered: bool) -> None:
+        config, tally = step.config, Tally()
+        header = self._header(config)
+        records: list[Record] = []
+        with _trace_file(config.trace) as file:
+            writer = TraceWriter(file, header) if file else None
+
+            def keep(new: list[Record]) -> None:
+                records.extend(new)
+                if writer:
+                    writer.write(new)
+
+            self._clocks.refresh(model.plan.ranks)
+            keep(self._clocks.known())
+            if metered and not self._idled:
+                keep([self._idle()])
+            self._batches(model, step, metered, keep, tally)
+            memory = self._finish(model, keep)
+        whole = [record for record in records if not isinstance(record, Batch) or record.size == config.batch]
+        summary = summarise(Trace(header=header, records=tuple(whole)))
+        self._emit(self._outcome(header, summary, tally, memory))
+
+    def _batches(
+        self,
+        model: DistributedTransformer,
+        step: RunStep,
+        metered: bool,
+        keep: Callable[[list[Record]], None],
+        tally: Tally,
+    ) -> None:
+        config, scored = step.config, set[str]()
+        total = config.warmups + self._measured(config)
+        for number, warmup, samples in self._schedule(config, metered):
+            call = self._call(samples)
+            output = self._measure(model, call, len(samples), warmup, keep)
+            key = samples[0].name
+            if step.score and not warmup and key not in scored:
+                scored.add(key)
+                reference = self._loaded.model(**call, **adapter_for(self._loaded.model).forced)
+                score(tally, output, reference, _to_cpu(call), samples, self._loaded.labels)
+            self._emit(Progress(done=number + 1, total=max(total, number + 1)))
+
+    def _idle(self) -> Idle:
+        self._idled = True
+        start = time.monotonic_ns()
+        time.sleep(IDLE_S)
+        return Idle(start_ns=start, end_ns=time.monotonic_ns())
+
+    def _schedule(self, config: RunConfig, metered: bool) -> Iterator[tuple[int, bool, tuple[Sample, ...]]]:
+        """Number, whether it is a warm-up, and the samples of each batch. The same on every rank; where
+        power is sampled it goes on until the window is long enough."""
+        if self._inputs is None:
+            raise InputError("this rank has no inputs; use embed terminal")
+        for index in range(config.warmups):
+            yield index, True, self._inputs.batch(index, config.batch, wrap=True)
+        index, began = 0, time.monotonic()
+        while index < self._measured(config) or (metered and time.monotonic() - began < WINDOW_S):
+            wrap = config.batches > 0 or index >= self._measured(config)
+            yield config.warmups + index, False, self._inputs.batch(index, config.batch, wrap)
+            index += 1
+
+    def _measured(self, config: RunConfig) -> int:
+        count = len(self._inputs.samples) if self._inputs else 0
+        return config.batches or -(-count // config.batch)
+
+    def _call(self, samples: tuple[Sample, ...]) -> dict[str, Any]:
+        if self._inputs is None:
+            return {}
+        return {name: tensor.to(self._device) for name, tensor in self._inputs.collate(samples).items()}
+
+    def _measure(
+        self,
+        model: DistributedTransformer,
+        call: dict[str, Any],
+        size: int,
+        warmup: bool,
+        keep: Callable[[list[Record]], None],
+    ) -> Any:
+        """One batch: run it, gather every rank's spans, write them. A batch that fails is written too."""
+        try:
+            output = model(**call)
+        except PrismError as error:
+            spans, start, end = self.recorder.take()
+            number = spans[0].batch if spans else 0
+            failed = Batch(
+                batch=number, size=size, start_ns=start, end_ns=end, warmup=warmup, failed=str(error)
+            )
+            keep([*aligned(spans, {}), failed])
+            raise
+        spans, start, end = self.recorder.take()
+        for peer in range(1, model.plan.ranks):
+            spans = spans + msgspec.msgpack.decode(comm.receive_bytes(peer), type=list[Span])
+        done = Batch(batch=spans[0].batch, size=size, start_ns=start, end_ns=end, warmup=warmup)
+        keep([*aligned(spans, self._clocks.offsets_ns), done, *self._clocks.refresh(model.plan.ranks)])
+        return output
+
+    def _finish(self, model: DistributedTransformer, keep: Callable[[list[Record]], None]) -> dict[int, int]:
+        """End the step on every rank: peak memory by rank, and everyone's power samples kept."""
+        memory = {0: _peak_memory()}
+        keep(self._power())
+        if self._job.world_size > 1:
+            model.stop()
+        for peer in range(1, self._job.world_size):
+            tail = msgspec.msgpack.decode(comm.receive_bytes(peer), type=Tail)
+            memory[peer] = tail.memory
+            keep(_shifted(tail.power, self._clocks.offsets_ns.get(peer, 0)))
+        return memory
+
+    # -- what is reported -----------------------------------------------------------------------------
+
+    def _header(self, config: RunConfig) -> TraceHeader:
+        return TraceHeader(
+            source="measured", created=now_text(), model=config.model, weights=self._loaded.weights,
+            plan=config.plan(), batch=config.batch, tokens=self._token_count(), link=str(config.link_spec()),
+            seed=config.seed, command=self._job.command, oversubscribed=self._job.oversubscribed,
+            config=msgspec.to_builtins(config),
+            host={**host.describe(config.threads, _device_name(self._device)), **self._job.facts},
+            power=load_toml(Path(config.power), PowerProfile) if config.power else None,
+        )  # fmt: skip
+
+    def _outcome(
+        self, header: TraceHeader, summary: Summary, tally: Tally, memory: dict[int, int]
+    ) -> Outcome:
+        plan = header.plan
+        return Outcome(
+            model=header.model, weights=header.weights, inputs=self._inputs.note if self._inputs else "",
+            mode=plan.mode.value, devices=plan.ranks, segments=plan.segments, wire=plan.wire, embed=plan.embed,
+            collective=self._collective(header), overlap=plan.overlap, batch=header.batch,
+            batches=summary.batches, tokens=header.tokens, link=header.link, oversubscribed=header.oversubscribed,
+            latency_ms=msgspec.to_builtins(summary.latency_ms), split_ms=summary.split_ms,
+            split_per_rank_ms=summary.split_per_rank_ms, bytes_per_exchange=summary.bytes_per_exchange,
+            effective_bandwidth_mbps=summary.effective_bandwidth_mbps, energy_j=summary.energy_j,
+            agreement=tally.agreement if tally.compared else None, agreement_kind=tally.kind, top1=tally.top1, samples=tally.samples,
+            max_rel_error=tally.max_rel_error if tally.compared else None, peak_memory_bytes=memory, predictions=tuple(tally.predictions),
+            seed=header.seed, config=header.config, host=header.host, command=header.command,
+        )  # fmt: skip
+
+    def _collective(self, header: TraceHeader) -> str:
+        plan = header.plan
+        size = payload_bytes(plan.wire, header.batch * plan.sent_rows(header.tokens)[0] * self._spec.width)
+        return "none" if plan.ranks == 1 else "ring" if plan.uses_ring(size, self._spec.causal) else "mesh"
+
+
+def _shifted(records: list[Record], offset_ns: int) -> list[Record]:
+    """Power samples of another device on the terminal's clock."""
+    return [
+        msgspec.structs.replace(record, at_ns=record.at_ns - offset_ns)
+        if isinstance(record, Power)
+        else record
+        for record in records
+    ]
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """A hash of every parameter's name, shape and values."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, parameter in model.state_dict().items():
+        digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
+        digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _load_inputs(config: RunConfig, loaded: Loaded) -> Inputs:
+    if loaded.kind == "image":
+        if config.text:
+            raise InputError(f"{config.model} takes images, and --text is given; pass --images")
+        if config.tokens:
+            raise InputError(f"tokens {config.tokens}: an image model has its own number; leave --tokens out")
+        # the bundled samples suit any image model once they are resized; the user's own are resized when asked
+        return load_images(Path(config.images) if config.images else None, loaded, config.resize)
+    if config.images:
+        raise InputError(f"{config.model} takes text, and --images is given; pass --text")
+    return load_text(Path(config.text) if config.text else None, loaded, config.tokens)
+
+
+@contextlib.contextmanager
+def _trace_file(path: str | None) -> Iterator[Any]:
+    if path is None:
+        yield None
+        return
+    try:
+        file = open(path, "wb")  # noqa: SIM115 - closed below; only opening it may fail as bad input
+    except OSError as error:
+        raise InputError(f"trace {path} can't be written ({error}); choose another --trace") from None
+    with file:
+        yield file
+
+
+def _to_cpu(call: dict[str, Any]) -> dict[str, Any]:
+    return {name: tensor.cpu() for name, tensor in call.items()}
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def _peak_memory() -> int:
+    """Peak resident bytes of this process (Linux counts in KiB)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
