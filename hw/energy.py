@@ -4,6 +4,7 @@ What each covers is in docs/jetson.md. A meter that is absent is absent: nothing
 """
 
 import contextlib
+import itertools
 import re
 import threading
 import time
@@ -78,6 +79,12 @@ def _text(path: Path) -> str:
         return ""
 
 
+def _count(path: Path) -> int:
+    """A sysfs file's number, read anew. Raises OSError, or ValueError where it holds none."""
+    with open(path, "rb", buffering=0) as file:
+        return int(file.read(32))
+
+
 class Ina3221:
     """The Jetsons' monitors through hwmon: bus millivolts times milliamperes of each labelled channel.
 
@@ -89,16 +96,18 @@ class Ina3221:
     def __init__(self, root: Path = HWMON) -> None:
         chips = [folder for folder in sorted(root.glob("hwmon*")) if _text(folder / "name") == "ina3221"]
         self._rails: dict[str, tuple[Path, Path]] = {}
-        for chip in chips:
-            for channel in (1, 2, 3):
-                label = _text(chip / f"in{channel}_label")
-                files = chip / f"in{channel}_input", chip / f"curr{channel}_input"
-                off = _text(chip / f"in{channel}_enable") == "0"
-                if label and label != "NC" and not off and all(file.exists() for file in files):
-                    self._rails[label if label not in self._rails else f"{label} {chip.name}"] = files
+        for chip, channel in itertools.product(chips, (1, 2, 3)):
+            label = _text(chip / f"in{channel}_label")
+            files = chip / f"in{channel}_input", chip / f"curr{channel}_input"
+            if label not in ("", "NC") and all(file.exists() for file in files):
+                self._rails[label if label not in self._rails else f"{label} {chip.name}"] = files
         if not self._rails:
             found = "an ina3221 without labelled channels" if chips else "no ina3221"
             raise _absent("ina3221", f"{root} has {found}", "only Jetsons have one: docs/jetson.md")
+        try:
+            self.sample()
+        except (OSError, ValueError) as error:  # without this rail the rest would pass for the whole device
+            raise _absent("ina3221", f"a rail can't be read ({error})", "enable it, or run as root") from None
         intervals = [_text(chip / "update_interval") for chip in chips]
         self.period_s = max(int(text) / 1e3 if text.isdigit() else 0.0 for text in intervals)
 
@@ -107,13 +116,15 @@ class Ina3221:
         return Meter(rank=rank, source="ina3221", rails=tuple(self._rails), total=total, covers=covers)
 
     def sample(self) -> dict[str, float]:
-        return {
-            rail: int(volts.read_bytes()) * int(amperes.read_bytes()) / 1e6
-            for rail, (volts, amperes) in self._rails.items()
-        }
+        return {rail: _watts(files) for rail, files in self._rails.items()}
 
     def close(self) -> None:
         """Holds nothing open."""
+
+
+def _watts(files: tuple[Path, Path]) -> float:
+    millivolts, milliamperes = (_count(file) for file in files)
+    return millivolts * milliamperes / 1e6
 
 
 class Rapl:
@@ -133,15 +144,13 @@ class Rapl:
         self._clock = clock
         self._counters = {name: zone / "energy_uj" for name, zone in packages.items()}
         try:
-            self._range = {
-                n: int((zone / "max_energy_range_uj").read_bytes()) for n, zone in packages.items()
-            }
+            self._range = {n: _count(zone / "max_energy_range_uj") for n, zone in packages.items()}
             self._last = self._read()
         except (OSError, ValueError) as error:
             raise _absent("rapl", f"counter can't be read ({error})", "run as root") from None
 
     def _read(self) -> tuple[int, dict[str, int]]:
-        return self._clock(), {name: int(file.read_bytes()) for name, file in self._counters.items()}
+        return self._clock(), {name: _count(file) for name, file in self._counters.items()}
 
     def describe(self, rank: int, covers: tuple[int, ...]) -> Meter:
         return Meter(rank=rank, source="rapl", rails=tuple(self._counters), covers=covers)

@@ -37,7 +37,6 @@ def ina3221(root: Path, channels: dict[int, tuple[str, int, int]], number: int =
     put(chip / "name", "ina3221")
     for channel, (label, millivolts, milliamperes) in channels.items():
         put(chip / f"in{channel}_label", label)
-        put(chip / f"in{channel}_enable", 1)
         put(chip / f"in{channel}_input", millivolts)
         put(chip / f"curr{channel}_input", milliamperes)
         put(chip / f"in{channel + 3}_input", 5000)
@@ -95,13 +94,21 @@ def test_agx_orin_has_two_monitors_and_is_the_sum_of_its_rails(tmp_path):
     assert meter.total == ""
 
 
-def test_channels_that_are_off_or_incomplete_are_left_out(tmp_path):
+def test_a_channel_without_label_or_current_is_left_out(tmp_path):
     chip = ina3221(tmp_path, ORIN_NANO)
     (chip / "curr2_input").unlink()
-    put(chip / "in3_enable", 0)
+    (chip / "in3_label").unlink()
     assert list(Ina3221(tmp_path).sample()) == ["VDD_IN"]
     (chip / "in1_label").unlink()
     with pytest.raises(ConfigError, match="without labelled channels"):
+        Ina3221(tmp_path)
+
+
+def test_a_rail_that_refuses_leaves_no_meter_that_would_pass_for_the_device(tmp_path):
+    chip = ina3221(tmp_path, ORIN_NANO)
+    (chip / "in1_input").unlink()
+    (chip / "in1_input").mkdir()  # refuses to be read, as the driver does where a channel is off
+    with pytest.raises(ConfigError, match=r"a rail can't be read.*in1_input"):
         Ina3221(tmp_path)
 
 
@@ -139,14 +146,14 @@ def test_rapl_is_the_counters_difference_through_every_wraparound(steps):
 
 def test_a_counter_for_root_alone_says_so(tmp_path, monkeypatch):
     rapl(tmp_path, {})
-    read = Path.read_bytes
+    opened = open
 
-    def refuse(path: Path) -> bytes:
-        if path.name == "energy_uj":
+    def refuse(path, *args, **kwargs):
+        if Path(path).name == "energy_uj":
             raise PermissionError(13, "Permission denied", str(path))
-        return read(path)
+        return opened(path, *args, **kwargs)
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr("builtins.open", refuse)  # root, who may run the tests, can read every file
     with pytest.raises(ConfigError, match=r"'rapl'.*Permission denied.*energy_uj.*run as root"):
         Rapl(tmp_path)
     assert find_meter("auto", hwmon=tmp_path, powercap=tmp_path, jtop_socket=tmp_path / "no") is None
