@@ -11,6 +11,9 @@ from typing import Literal
 import msgspec
 import psutil
 
+from hw.energy import HWMON, JTOP_SOCKET, POWERCAP, SOURCES, find_meter
+from prism.errors import ConfigError
+
 Status = Literal["ok", "note", "missing"]
 QDISCS = ("netem", "tbf", "htb", "ifb")
 
@@ -212,19 +215,21 @@ def _module(name: str) -> bool:
     return False
 
 
-def _sensors() -> Check:
-    found = []
-    for folder in sorted(Path("/sys/class/hwmon").glob("hwmon*")):
-        name = folder / "name"
-        if name.exists() and name.read_text().strip() == "ina3221":
-            found.append("INA3221 (hwmon)")
-    if any(Path("/sys/class/powercap").glob("intel-rapl*")):
-        found.append("RAPL")
-    if Path("/run/jtop.sock").exists():
-        found.append("jtop service")
+def _sensors(hwmon: Path = HWMON, powercap: Path = POWERCAP, jtop_socket: Path = JTOP_SOCKET) -> Check:
+    found, reasons = [], []
+    for source in SOURCES:
+        try:
+            meter = find_meter(source, hwmon=hwmon, powercap=powercap, jtop_socket=jtop_socket)
+        except ConfigError as error:
+            reasons.append(str(error))
+            continue
+        if meter is not None:
+            found.append(f"{source} ({', '.join(meter.describe(0, ()).rails)})")
+            meter.close()
     return Check(
-        name="power sensors", status="ok" if found else "note", found=", ".join(found) or "none: energy is not measured",
-        remedy="" if found else "on a Jetson check that /sys/class/hwmon lists ina3221, or start the jtop service",
+        name="power sensors", status="ok" if found else "note",
+        found="; ".join(found) or "none usable: energy is not measured",
+        remedy="" if found else " / ".join(reasons),
     )  # fmt: skip
 
 

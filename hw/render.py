@@ -6,6 +6,7 @@ from rich.text import Text
 
 from hw.doctor import Check
 from hw.job import Outcome
+from prism.energy import Energy
 from prism.metrics import Summary
 from prism.trace import KINDS, Trace
 from prism.units import format_bytes
@@ -93,7 +94,20 @@ def trace_view(trace: Trace, summary: Summary) -> RenderableType:
     if trace.cut:
         notes += "; the last line was cut and is left out"
     latency = {"p50": summary.latency_ms.p50, "p95": summary.latency_ms.p95}
-    return Group(Text(lines, style="bold"), split_table(summary.split_per_rank_ms, latency), Text(notes))
+    energy = energy_line(summary.energy, summary.energy_note)
+    return Group(
+        Text(lines, style="bold"), split_table(summary.split_per_rank_ms, latency), Text(notes), Text(energy)
+    )
+
+
+def energy_line(energy: Energy | None, note: str) -> str:
+    """Joules per batch with what they rest on; a figure that is not measured says so."""
+    if energy is None:
+        return f"energy {note}"
+    devices = ", ".join(f"rank {rank} {joules:.3g} J" for rank, joules in energy.per_device_j.items())
+    above = "" if energy.above_idle_j is None else f", {energy.above_idle_j:.3g} J above idle"
+    basis = note if energy.modelled else f"{energy.samples} samples"
+    return f"energy {energy.joules:.3g} J per batch ({devices}){above}; {energy.source}; {basis}"
 
 
 def show(console: Console, view: RenderableType) -> None:

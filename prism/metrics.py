@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import msgspec
 import numpy as np
 
+from prism.energy import Energy, measured_energy, modelled_energy
 from prism.errors import TraceError
 from prism.trace import KINDS, Batch, Span, Trace
 
@@ -17,7 +18,7 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True):
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """What a trace says. `split_ms` is the terminal's and adds up to the batch; bytes_per_exchange is one
-    message of the terminal in one block. energy_j is None where no sensor was read."""
+    message of the terminal in one block. energy_note says why energy is not measured; empty where it is."""
 
     batches: int
     latency_ms: Latency
@@ -26,17 +27,24 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     bytes_per_exchange: int
     effective_bandwidth_mbps: float | None
     coverage: float
-    energy_j: float | None = None
+    energy: Energy | None = None
+    energy_note: str = ""
+
+    @property
+    def energy_j(self) -> float | None:
+        """Measured joules per batch of all devices together; None where they are modelled or unknown."""
+        return None if self.energy is None or self.energy.modelled else self.energy.joules
 
 
 def summarise(trace: Trace) -> Summary:
     """Raises TraceError when no measured batch is complete."""
-    done = [batch for batch in trace.batches if not batch.warmup and not batch.failed]
+    done = trace.measured
     if not done:
         raise TraceError("the trace holds no complete measured batch; measure again with more batches")
     numbers = {batch.batch for batch in done}
     spans = [span for span in trace.spans if span.batch in numbers]
     per_rank = {rank: _split(part, numbers) for rank, part in sorted(_by_rank(spans).items())}
+    energy, note = _energy(trace)
     total_ms = np.array([(batch.end_ns - batch.start_ns) / 1e6 for batch in done])
     return Summary(
         batches=len(done),
@@ -46,7 +54,19 @@ def summarise(trace: Trace) -> Summary:
         bytes_per_exchange=_exchange_bytes(spans, trace.header.plan.ranks),
         effective_bandwidth_mbps=_bandwidth(spans),
         coverage=_coverage(done, spans),
+        energy=energy,
+        energy_note=note,
     )
+
+
+def _energy(trace: Trace) -> tuple[Energy | None, str]:
+    """Measured before modelled; modelled only where the header declares a power profile."""
+    measured = measured_energy(trace)
+    if isinstance(measured, Energy):
+        return measured, ""
+    if trace.header.power is None:
+        return None, f"not measured: {measured}"
+    return modelled_energy(trace, trace.header.power), f"modelled, not measured: {measured}"
 
 
 def _by_rank(spans: Iterable[Span]) -> dict[int, list[Span]]:

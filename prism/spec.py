@@ -5,13 +5,14 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from prism.config import load_json
+from prism.config import load_json, load_toml
 from prism.errors import ConfigError
 from prism.units import format_rate, format_seconds, parse_rate, parse_seconds, parse_share
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 NonNegative = Annotated[int, msgspec.Meta(ge=0)]
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
+Watts = Annotated[float, msgspec.Meta(ge=0, le=100_000)]  # an upper bound refuses inf
 FORM = "RATE[,LATENCY[,JITTER[,LOSS]]]"
 
 
@@ -119,6 +120,29 @@ def _overhead(named: list[str], text: str) -> int:
             raise ConfigError(f"link {text!r}: overhead {value!r} is no number of bytes; write overhead=40B")
         return int(value.removesuffix("B"))
     return 0
+
+
+class PowerProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Declared power of one device in each state, in watts; energy from it is modelled, never measured.
+
+    covers: what the watts include ("module without carrier board", "at the wall").
+    copy_w: between GPU and host. wait_w: for a slower rank. idle_w: a batch is under way and this rank
+    does nothing for it.
+    """
+
+    name: str
+    covers: str
+    idle_w: Watts
+    compute_w: Watts
+    copy_w: Watts
+    transmit_w: Watts
+    receive_w: Watts
+    wait_w: Watts
+
+
+def load_power_profile(path: Path) -> PowerProfile:
+    """A PowerProfile from a TOML file. Raises ConfigError with a hint for a misspelt key."""
+    return load_toml(path, PowerProfile)
 
 
 class DeviceSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -14,6 +14,7 @@ import msgspec
 
 from prism.errors import TraceError
 from prism.plan import ExecutionPlan
+from prism.spec import PowerProfile
 
 SCHEMA_VERSION = 1
 Kind = Literal["compute", "stage_d2h", "wait", "wire", "stage_h2d"]
@@ -21,7 +22,8 @@ KINDS: tuple[Kind, ...] = ("compute", "stage_d2h", "wait", "wire", "stage_h2d")
 
 
 class TraceHeader(msgspec.Struct, frozen=True, kw_only=True, tag="header", tag_field="type"):
-    """What was run, on what, and the command that reproduces it."""
+    """What was run, on what, and the command that reproduces it. `power` is a declaration of the user's,
+    from which energy is modelled where no sensor was read."""
 
     schema: int = SCHEMA_VERSION
     source: Literal["measured", "simulated"]
@@ -37,6 +39,7 @@ class TraceHeader(msgspec.Struct, frozen=True, kw_only=True, tag="header", tag_f
     oversubscribed: bool = False
     config: dict[str, Any] = {}
     host: dict[str, Any] = {}
+    power: PowerProfile | None = None
 
 
 class Span(msgspec.Struct, frozen=True, kw_only=True, tag="span", tag_field="type"):
@@ -86,7 +89,8 @@ class Meter(msgspec.Struct, frozen=True, kw_only=True, tag="meter", tag_field="t
     """What the power samples of `rank` come from: one a device, the first of its ranks reads it.
 
     rails: what is sampled; `total` names the rail that stands for the device, or is empty when the
-    device is the sum of its rails. covers: the ranks that run on this device.
+    device is the sum of its rails. covers: the ranks that run on this device. ended: why sampling
+    stopped early; a second record of the same rank says so.
     """
 
     rank: int
@@ -94,10 +98,11 @@ class Meter(msgspec.Struct, frozen=True, kw_only=True, tag="meter", tag_field="t
     rails: tuple[str, ...]
     total: str = ""
     covers: tuple[int, ...] = ()
+    ended: str = ""
 
 
 class Power(msgspec.Struct, frozen=True, kw_only=True, tag="power", tag_field="type"):
-    """One raw sample of one rail."""
+    """One raw sample of one rail, at the middle of its read."""
 
     rank: int
     rail: str
@@ -148,6 +153,11 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def batches(self) -> list[Batch]:
         return [record for record in self.records if isinstance(record, Batch)]
+
+    @property
+    def measured(self) -> list[Batch]:
+        """Batches that are neither warm-up nor failed."""
+        return [batch for batch in self.batches if not batch.warmup and not batch.failed]
 
 
 class TraceWriter:
@@ -213,6 +223,16 @@ def aligned(spans: Sequence[Span], offset_ns: Mapping[int, int]) -> list[Span]:
     shifted = [_shift(span, offset_ns.get(span.rank, 0)) for span in spans]
     issued = {(s.rank, s.op, s.block): s.issued_ns for s in shifted if s.kind == "wire"}
     return [part for span in shifted for part in _split_wait(span, issued)]
+
+
+def aligned_power(records: Iterable[Record], offset_ns: Mapping[int, int]) -> list[Record]:
+    """Power samples of all ranks on the terminal's clock; other records as they are."""
+    return [
+        msgspec.structs.replace(record, at_ns=record.at_ns - offset_ns.get(record.rank, 0))
+        if isinstance(record, Power)
+        else record
+        for record in records
+    ]
 
 
 def _shift(span: Span, offset: int) -> Span:
