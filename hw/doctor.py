@@ -72,7 +72,7 @@ def _distributed() -> Check:
         return Check(name="torch.distributed", status="ok", found="available")
     return Check(
         name="torch.distributed", status="missing", found="not built into this torch",
-        remedy="install a torch built with USE_DISTRIBUTED=1 (docs/jetson.md names wheels that are)",
+        remedy="install a torch built with USE_DISTRIBUTED=1 (docs/jetson.md)",
     )  # fmt: skip
 
 
