@@ -20,14 +20,24 @@ from hw.recorder import SpanRecorder
 from hw.score import Tally, score
 from hw.staging import CudaStager, HostStager
 from prism.adapters import adapter_for
-from prism.config import load_toml
 from prism.errors import InputError, PrismError
 from prism.exchange import Exchange
 from prism.metrics import Summary, summarise
 from prism.model import DistributedTransformer, distribute
 from prism.plan import payload_bytes
-from prism.spec import ModelSpec, PowerProfile
-from prism.trace import Batch, Idle, Power, Record, Span, Trace, TraceHeader, TraceWriter, aligned, now_text
+from prism.spec import ModelSpec, load_power_profile
+from prism.trace import (
+    Batch,
+    Idle,
+    Record,
+    Span,
+    Trace,
+    TraceHeader,
+    TraceWriter,
+    aligned,
+    aligned_power,
+    now_text,
+)
 from prism.zoo import Loaded, load_model
 
 PERIOD_S = 0.01  # between two power samples
@@ -54,6 +64,7 @@ class Bench:
         self.exchange: Exchange  # given by the session once the group has formed
         self._clocks = Clocks(job.rank)
         self._sampler: PowerSampler | None = None
+        self._meter: list[Record] = []
         self._held: tuple[Any, ...] = ()
         self._idled = False
         self.fingerprint = ""
@@ -78,6 +89,7 @@ class Bench:
             meter = find_meter(config.meter)
             if meter is not None:
                 self._sampler = PowerSampler(meter, self._job.rank, self._job.meter_covers, PERIOD_S)
+                self._meter = self._sampler.take()  # says what is sampled: every step's trace begins with it
                 self._sampler.start()
 
     def _load(self, config: RunConfig) -> None:
@@ -102,6 +114,7 @@ class Bench:
         """Run a prepared step. `metered`, on the terminal: some device samples power, so batches go on
         until an energy figure has samples enough."""
         model = distribute(self._loaded.model, step.config.plan(), self.exchange, self.recorder)
+        self._power()  # what was sampled between steps belongs to none
         if self._job.rank == 0:
             self._terminal(model, step, metered)
         else:
@@ -119,7 +132,7 @@ class Bench:
         comm.send_bytes(msgspec.msgpack.encode(tail), 0)
 
     def _power(self) -> list[Record]:
-        return self._sampler.take() if self._sampler else []
+        return [*self._meter, *self._sampler.take()] if self._sampler else []
 
     def _terminal(self, model: DistributedTransformer, step: RunStep, metered: bool) -> None:
         config, tally = step.config, Tally()
@@ -153,15 +166,32 @@ class Bench:
     ) -> None:
         config, scored = step.config, set[str]()
         total = config.warmups + self._measured(config)
+        unscored: list[tuple[Any, dict[str, Any], tuple[Sample, ...]]] = []
         for number, warmup, samples in self._schedule(config, metered):
             call = self._call(samples)
             output = self._measure(model, call, len(samples), warmup, keep)
             key = samples[0].name
             if step.score and not warmup and key not in scored:
                 scored.add(key)
-                reference = self._loaded.model(**call, **adapter_for(self._loaded.model).forced)
-                score(tally, output, reference, _to_cpu(call), samples, self._loaded.labels)
+                unscored.append((output, call, samples))
+            if not metered:  # between batches it would break the window that an energy figure needs
+                self._score(tally, unscored)
             self._emit(Progress(done=number + 1, total=max(total, number + 1)))
+        self._score(tally, unscored)
+
+    def _score(self, tally: Tally, unscored: list[tuple[Any, dict[str, Any], tuple[Sample, ...]]]) -> None:
+        """Compare with the local model's outputs, and empty the list."""
+        forced = adapter_for(self._loaded.model).forced
+        while unscored:
+            output, call, samples = unscored.pop(0)
+            score(
+                tally,
+                output,
+                self._loaded.model(**call, **forced),
+                _to_cpu(call),
+                samples,
+                self._loaded.labels,
+            )
 
     def _idle(self) -> Idle:
         self._idled = True
@@ -226,7 +256,7 @@ class Bench:
         for peer in range(1, self._job.world_size):
             tail = msgspec.msgpack.decode(comm.receive_bytes(peer), type=Tail)
             memory[peer] = tail.memory
-            keep(_shifted(tail.power, self._clocks.offsets_ns.get(peer, 0)))
+            keep(aligned_power(tail.power, self._clocks.offsets_ns))
         return memory
 
     # -- what is reported -----------------------------------------------------------------------------
@@ -238,7 +268,7 @@ class Bench:
             seed=config.seed, command=self._job.command, oversubscribed=self._job.oversubscribed,
             config=msgspec.to_builtins(config),
             host={**host.describe(config.threads, _device_name(self._device)), **self._job.facts},
-            power=load_toml(Path(config.power), PowerProfile) if config.power else None,
+            power=load_power_profile(Path(config.power)) if config.power else None,
         )  # fmt: skip
 
     def _outcome(
@@ -253,6 +283,8 @@ class Bench:
             latency_ms=msgspec.to_builtins(summary.latency_ms), split_ms=summary.split_ms,
             split_per_rank_ms=summary.split_per_rank_ms, bytes_per_exchange=summary.bytes_per_exchange,
             effective_bandwidth_mbps=summary.effective_bandwidth_mbps, energy_j=summary.energy_j,
+            energy=summary.energy,
+            energy_note=summary.energy_note,
             agreement=tally.agreement if tally.compared else None, agreement_kind=tally.kind, top1=tally.top1, samples=tally.samples,
             max_rel_error=tally.max_rel_error if tally.compared else None, peak_memory_bytes=memory, predictions=tuple(tally.predictions),
             seed=header.seed, config=header.config, host=header.host, command=header.command,
@@ -262,16 +294,6 @@ class Bench:
         plan = header.plan
         size = payload_bytes(plan.wire, header.batch * plan.sent_rows(header.tokens)[0] * self._spec.width)
         return "none" if plan.ranks == 1 else "ring" if plan.uses_ring(size, self._spec.causal) else "mesh"
-
-
-def _shifted(records: list[Record], offset_ns: int) -> list[Record]:
-    """Power samples of another device on the terminal's clock."""
-    return [
-        msgspec.structs.replace(record, at_ns=record.at_ns - offset_ns)
-        if isinstance(record, Power)
-        else record
-        for record in records
-    ]
 
 
 def fingerprint(model: torch.nn.Module) -> str:

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from prism.energy import Energy
 from prism.errors import ConfigError
 from prism.plan import ExecutionPlan, Mode, Wire
 from prism.spec import LinkSpec, Port, Positive
@@ -140,6 +141,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, tag="outcome"):
     bytes_per_exchange: int
     effective_bandwidth_mbps: float | None
     energy_j: float | None
+    energy: Energy | None
+    energy_note: str
     agreement: float | None
     agreement_kind: str
     top1: float | None

@@ -78,7 +78,7 @@ def _facts(outcome: Outcome) -> Table:
     exchange = format_bytes(outcome.bytes_per_exchange) if outcome.devices > 1 else "nothing is exchanged"
     table.add_row("bytes per exchange (a rank, a block)", exchange)
     table.add_row("effective bandwidth", "no exchange" if bandwidth is None else f"{bandwidth:.1f} Mbps")
-    table.add_row("energy", "not measured" if outcome.energy_j is None else f"{outcome.energy_j:.2f} J")
+    table.add_row("energy", energy_line(outcome.energy, outcome.energy_note).removeprefix("energy "))
     table.add_row("weights", outcome.weights)
     table.add_row("inputs", outcome.inputs or "the user's")
     return table

@@ -39,7 +39,7 @@ thread(s) a rank. All times are measured here; the link is shaped in the process
 <td>{{ "{:,}".format(o.bytes_per_exchange) if o.devices > 1 else "-" }}</td>
 <td>{{ "-" if o.effective_bandwidth_mbps is none else "%.1f" % o.effective_bandwidth_mbps }}</td>
 <td>{{ "-" if o.top1 is none else "%.1f %%" % (100 * o.top1) }}</td><td>{{ "%.1f %%" % (100 * o.agreement) }}</td>
-<td>{{ "not measured" if o.energy_j is none else "%.2f J" % o.energy_j }}</td></tr>{% endfor %}
+<td>{{ "not measured" if o.energy is none else "%.2f J%s" % (o.energy.joules, " modelled" if o.energy.modelled else "") }}</td></tr>{% endfor %}
 </table>{% endfor %}
 <p class="about">Milliseconds are medians over batches, the split is the terminal's. Bytes: one message of one rank
 in one block. Mbps: what arrived while messages were under way; on a half-duplex link that every byte crosses twice,
