@@ -16,7 +16,7 @@ import msgspec
 
 from hw.job import Checked, Event, Failure, Outcome, Progress, RankJob, RunConfig, RunStep
 from hw.shaper import SharedMedium
-from hw.testbed import INTERFACE, Testbed
+from hw.testbed import INTERFACE, NamespaceTestbed
 from prism.errors import ConfigError, ExchangeError, PrismError
 from prism.spec import ClusterSpec, LinkSpec
 
@@ -43,7 +43,7 @@ class Site:
     def __init__(self, link: LinkSpec, ranks: int, config: RunConfig) -> None:
         self._link, self._ranks, self._config = link, ranks, config
         self._stack = contextlib.ExitStack()
-        self._testbed: Testbed | None = None
+        self._testbed: NamespaceTestbed | None = None
         self._shaper: SharedMedium | None = None
         self._medium = ""
 
@@ -52,7 +52,7 @@ class Site:
         with contextlib.ExitStack() as undo:
             undo.push(self._stack)
             if self._link.kind == "testbed" and self._ranks > 1:
-                self._testbed = self._stack.enter_context(Testbed(self._link, self._ranks))
+                self._testbed = self._stack.enter_context(NamespaceTestbed(self._link, self._ranks))
             elif self._link.rate_bps is not None and self._ranks > 1:
                 self._medium = str(self.folder / "medium")
                 SharedMedium.create(self._medium, self._ranks, self._link.rate_bps, self._link.latency_s)
