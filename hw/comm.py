@@ -19,6 +19,7 @@ from prism.errors import ConfigError, ExchangeError, PeerLostError
 from prism.exchange import Expected, Pending
 
 POLL_S = 0.05
+CONTROL = 1  # tag of messages outside of batches: a batch's receives are posted before these come
 
 
 def interface_to(leader: str) -> str:
@@ -296,31 +297,31 @@ def estimate_offset(rank: int, worker: int, rounds: int = 16) -> tuple[int, int]
         for _ in range(rounds):
             if rank == 0:
                 sent = time.monotonic_ns()
-                dist.send(stamp, worker)
-                dist.recv(stamp, worker)
+                dist.send(stamp, worker, tag=CONTROL)
+                dist.recv(stamp, worker, tag=CONTROL)
                 back = time.monotonic_ns()
                 if back - sent < best:
                     best, offset = back - sent, int(stamp) - (sent + back) // 2
             else:
-                dist.recv(stamp, 0)
+                dist.recv(stamp, 0, tag=CONTROL)
                 stamp.fill_(time.monotonic_ns())
-                dist.send(stamp, 0)
+                dist.send(stamp, 0, tag=CONTROL)
     return offset, best // 2
 
 
 def send_bytes(data: bytes, peer: int) -> None:
     """A message of any length, outside of any measured batch."""
     with _lost_peer(peer, "control", -1):
-        dist.send(torch.tensor([len(data)]), peer)
+        dist.send(torch.tensor([len(data)]), peer, tag=CONTROL)
         if data:
-            dist.send(torch.frombuffer(bytearray(data), dtype=torch.uint8), peer)
+            dist.send(torch.frombuffer(bytearray(data), dtype=torch.uint8), peer, tag=CONTROL)
 
 
 def receive_bytes(peer: int, limit: int = 1 << 26) -> bytes:
     """Raises ExchangeError for a message longer than `limit` bytes."""
     size = torch.zeros(1, dtype=torch.int64)
     with _lost_peer(peer, "control", -1):
-        dist.recv(size, peer)
+        dist.recv(size, peer, tag=CONTROL)
     length = int(size)
     if not 0 <= length <= limit:
         raise ExchangeError(
@@ -329,5 +330,5 @@ def receive_bytes(peer: int, limit: int = 1 << 26) -> bytes:
     data = torch.empty(length, dtype=torch.uint8)
     if length:
         with _lost_peer(peer, "control", -1):
-            dist.recv(data, peer)
+            dist.recv(data, peer, tag=CONTROL)
     return data.numpy().tobytes()
