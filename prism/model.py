@@ -7,6 +7,7 @@ embedding and head run unchanged: only its stack of blocks is replaced for the t
 Shapes: B batch, N tokens, D width.
 """
 
+import contextlib
 import copy
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from prism.adapters import adapter_for
 from prism.adapters.base import bind
-from prism.errors import ExchangeError, PlanError
+from prism.errors import ExchangeError, PeerLostError, PlanError
 from prism.exchange import Exchange
 from prism.forward import Pass
 from prism.frame import FRAME, BatchHeader, pack, parse
@@ -85,8 +86,9 @@ class DistributedTransformer(nn.Module):
         self._recorder.begin(header.number)
         try:
             self._take_part(header, header.plan, args, kwargs)
-            self._exchange.expect({0: FRAME}, "header", -1)  # the next batch's, before the terminal has it
             self._exchange.flush()
+            with contextlib.suppress(PeerLostError):  # whoever waits for the next batch will meet it
+                self._exchange.expect({0: FRAME}, "header", -1)  # before the terminal has it
         finally:
             self._recorder.end()
         return True
