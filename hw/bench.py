@@ -266,7 +266,7 @@ class Bench:
             source="measured", created=now_text(), model=config.model, weights=self._loaded.weights,
             plan=config.plan(), batch=config.batch, tokens=self._token_count(), link=str(config.link_spec()),
             seed=config.seed, command=self._job.command, oversubscribed=self._job.oversubscribed,
-            config=msgspec.to_builtins(config),
+            config=msgspec.to_builtins(config), config_hash=config.digest(),
             host={**host.describe(config.threads, _device_name(self._device)), **self._job.facts},
             power=load_power_profile(Path(config.power)) if config.power else None,
         )  # fmt: skip
@@ -324,7 +324,7 @@ def _trace_file(path: str | None) -> Iterator[Any]:
         yield None
         return
     try:
-        file = open(path, "wb")  # noqa: SIM115 - closed below; only opening it may fail as bad input
+        file = open(path, "wb", buffering=0)  # noqa: SIM115 - closed below; only opening it may fail as bad input
     except OSError as error:
         raise InputError(f"trace {path} can't be written ({error}); choose another --trace") from None
     with file:

@@ -1,5 +1,6 @@
 """What a run is, what one rank of it is told, and what a rank reports. Data only: no torch."""
 
+import hashlib
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -53,6 +54,11 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     def link_spec(self) -> LinkSpec:
         return LinkSpec.parse(self.link)
+
+    def digest(self) -> str:
+        """A hash of all that matters to what is measured."""
+        same = msgspec.structs.replace(self, trace=None, port=None)
+        return hashlib.blake2b(msgspec.json.encode(same), digest_size=6).hexdigest()
 
     def check(self) -> None:
         """Everything that can be refused without loading the model."""
