@@ -86,7 +86,7 @@ class Bench:
         if self._inputs is not None:
             config.plan().partition(self._token_count())
         if self._job.meter_covers and self._sampler is None:
-            meter = find_meter(config.meter)
+            meter = find_meter(config.meter, hwmon=Path(self._job.hwmon))
             if meter is not None:
                 self._sampler = PowerSampler(meter, self._job.rank, self._job.meter_covers, PERIOD_S)
                 self._meter = self._sampler.take()  # says what is sampled: every step's trace begins with it

@@ -72,7 +72,8 @@ class RankJob(msgspec.Struct, frozen=True, kw_only=True):
     """One rank of a group: where it runs and how it finds the others. What to do comes in steps.
 
     netns: path of the network namespace to enter, medium: file of the user-space shaper, where there is one.
-    meter_covers: ranks of this device, on the one of them that reads its power meter.
+    meter_covers: ranks of this device, on the one of them that reads its power meter; hwmon: where a
+    Jetson's sensor files are.
     facts: what the header should say of the testbed.
     """
 
@@ -88,6 +89,7 @@ class RankJob(msgspec.Struct, frozen=True, kw_only=True):
     netns: str = ""
     medium: str = ""
     meter_covers: tuple[int, ...] = ()
+    hwmon: str = "/sys/class/hwmon"
     serve_store: bool = True
     facts: dict[str, Any] = {}
     command: str = ""
