@@ -1,12 +1,10 @@
 """The Backend of prism.backend over real ranks on this machine."""
 
-import tempfile
-from pathlib import Path
-
 import msgspec
 
 from hw.job import RunConfig, RunStep
 from hw.launch import Ranks, Site
+from hw.scratch import scratch
 from prism.backend import Workload
 from prism.errors import PlanError
 from prism.plan import ExecutionPlan
@@ -29,8 +27,8 @@ class GlooBackend:
                 f"the workload is of {workload.model.name}, this backend runs {self._spec.name}; make one for each model"
             )
         plan.partition(self._config.tokens or workload.model.tokens)
-        with tempfile.TemporaryDirectory(prefix="prism-") as folder:
-            trace = Path(folder) / "trace.jsonl"
+        with scratch() as folder:
+            trace = folder / "trace.jsonl"
             config = msgspec.structs.replace(
                 self._config, mode=plan.mode, devices=plan.devices, segments=plan.segments, wire=plan.wire,
                 device_weights=plan.weights, embed=plan.embed, collective=plan.collective, overlap=plan.overlap,

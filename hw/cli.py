@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from hw import job, launch, measure_cli
 from hw.measure_cli import Json, command_line
+from hw.scratch import scratch
 from prism import command
 from prism.config import convert, load_toml
 from prism.errors import ConfigError
@@ -226,9 +226,9 @@ def _trace_for(
     config: job.RunConfig, target: Path | None
 ) -> Iterator[tuple[job.RunConfig, Callable[[], None]]]:
     """The configuration, with a passing trace where only the Perfetto file is wanted, and what writes that file."""
-    with tempfile.TemporaryDirectory(prefix="prism-") as folder:
+    with scratch() as folder:
         if target is not None and config.trace is None:
-            config = msgspec.structs.replace(config, trace=str(Path(folder) / "trace.jsonl"))
+            config = msgspec.structs.replace(config, trace=str(folder / "trace.jsonl"))
 
         def finish() -> None:
             if target is not None and config.trace is not None:

@@ -5,7 +5,6 @@ import os
 import queue
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 import msgspec
 
 from hw.job import Checked, Event, Failure, Outcome, Progress, RankJob, RunConfig, RunStep
+from hw.scratch import scratch
 from hw.shaper import SharedMedium
 from hw.testbed import INTERFACE, NamespaceTestbed
 from prism.errors import ConfigError, ExchangeError, PrismError
@@ -48,7 +48,7 @@ class Site:
         self._medium = ""
 
     def __enter__(self) -> "Site":
-        self.folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="prism-")))
+        self.folder = self._stack.enter_context(scratch())
         with contextlib.ExitStack() as undo:
             undo.push(self._stack)
             if self._link.kind == "testbed" and self._ranks > 1:
@@ -132,7 +132,7 @@ def run_cluster(
     if config.plan().ranks == 1:
         return run_local(config, command, on_progress)
     job = cluster_job(spec, 0, config.threads, config.timeout_s, command)
-    with tempfile.TemporaryDirectory(prefix="prism-") as folder, Ranks([job], Path(folder)) as ranks:
+    with scratch() as folder, Ranks([job], folder) as ranks:
         outcome = ranks.perform(RunStep(config=config), on_progress)
         ranks.finish()  # the other devices' ranks end by the terminal's word
         return outcome
@@ -141,7 +141,7 @@ def run_cluster(
 def run_worker(spec: ClusterSpec, rank: int, threads: int, timeout_s: float, command: str) -> None:
     """Be one of the other devices of a cluster, until the terminal ends."""
     job = cluster_job(spec, rank, threads, timeout_s, command)
-    with tempfile.TemporaryDirectory(prefix="prism-") as folder, Ranks([job], Path(folder)) as ranks:
+    with scratch() as folder, Ranks([job], folder) as ranks:
         ranks.finish()
 
 
