@@ -38,9 +38,10 @@ SMALL = (1, 16, 256, 1024, 4096)
 LEAST_BYTES = 16_384  # of the largest size, however slow the link is
 ROUNDS = 5  # that sizes are chosen for; fast links get up to MOST_ROUNDS
 MOST_ROUNDS = 30
-CURVES, COLLECTIVES, IDLE, BUSY, BULK = 0.35, 0.25, 0.15, 0.05, 0.15  # of the budget; the rest for estimates
+REPEAT_S, MOST_REPEATS = 0.01, 5  # a round repeats sizes that take less, so that a median stands on more
+CURVES, COLLECTIVES, IDLE, BUSY, BULK = 0.32, 0.23, 0.2, 0.05, 0.15  # of the budget; the rest for estimates
 MOST_BULK_S = 5.0
-CHUNK_S = 0.03  # of one message of the bulk transfer
+CHUNK_S = 0.02  # of one message of the bulk transfer
 TRIALS = (32_768, 131_072, 524_288, 2_097_152)  # until one of them takes long enough
 LONG_S = 0.03
 CLOCK_TRIPS = 8
@@ -85,7 +86,8 @@ class _Bench:
         self._random = random.Random(config.seed)
         self._estimates: dict[tuple[int, int], Estimate] = {}
         self._probes: list[Probe] = []
-        self._began = time.monotonic()
+        self._count = 0
+        self._began = 0.0
         self._offsets: dict[int, int] = {}
         self._timer = self._timer_with(())
 
@@ -98,6 +100,7 @@ class _Bench:
     def meet(self, port: int) -> None:
         """Learn where everyone's UDP echo is, and whether it answers; without, round trips take the exchange."""
         ports = [int(row[0]) for row in share([port])]
+        self._began = time.monotonic()
         if not all(ports):
             return
         trial = self._timer_with(ports)
@@ -156,6 +159,19 @@ class _Bench:
             sizes = longer
         return sizes
 
+    def _cost_s(self, size: int, sent: int) -> float:
+        return 2 * self._alpha_s * self._exchange.world_size + 8 * size * sent / self._rate_bps
+
+    def _order(self, sizes: list[int], sent: int) -> list[int]:
+        """A round's sizes, small ones several times, shuffled: alike on every rank, by the one seed."""
+        repeated = [
+            size
+            for size in sizes
+            for _ in range(_between(REPEAT_S / self._cost_s(size, sent), 1, MOST_REPEATS))
+        ]
+        self._random.shuffle(repeated)
+        return repeated
+
     # -- curves -----------------------------------------------------------------------------------------
 
     def curves(self) -> None:
@@ -166,24 +182,26 @@ class _Bench:
         for number in range(MOST_ROUNDS):
             began = time.monotonic()
             self._set_clocks()
-            self._round(number, sizes, gathered)
+            self._pair_round(sizes, swap=number % 2 == 1)
+            self._collective_round(gathered, ranks * (ranks - 1))
             self._gather()
-            longest = time.monotonic() - began
-            if not share([float(time.monotonic() + longest < until)])[0][0]:
+            now = time.monotonic()
+            if not share([float(now + (now - began) < until)])[0][0]:
                 return
 
-    def _round(self, number: int, sizes: list[int], gathered: list[int]) -> None:
-        """Each size of each pair and of each collective once. Directions take turns."""
+    def _pair_round(self, sizes: list[int], swap: bool) -> None:
+        """Each size of each pair; the directions take turns."""
         for a, b in self._pairs:
-            self._random.shuffle(sizes)  # the same on every rank: one seed, the same calls
-            self._timer.pair(*((a, b) if number % 2 == 0 else (b, a)), sizes)
+            self._timer.pair(*((b, a) if swap else (a, b)), self._order(sizes, 1))
             barrier()
-        self._random.shuffle(gathered)
+
+    def _collective_round(self, sizes: list[int], sent: int) -> None:
         collectives: list[Literal["mesh", "ring"]] = ["mesh", "ring"]
-        for size in gathered:
+        for size in self._order(sizes, sent):
             self._random.shuffle(collectives)
             for op in collectives:
-                self._timer.collective(op, size, number)
+                self._count += 1
+                self._timer.collective(op, size, self._count)
 
     # -- round trips and long transfers -----------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 Probes and their shapes, all on the terminal's clock:
 - pair (source, target, bytes): a message there and one byte back, sent when the whole message is in the
   receiver's hands, so that no socket buffer passes for the link.
-- mesh, ring (ranks, bytes, round): one record of each rank, from the call to everything received; `bytes`
+- mesh, ring (ranks, bytes, number): one record of each rank, from the call to everything received; `bytes`
   is what each rank gives. The collective takes from the last rank's start to the last rank's end.
 - echo (a, b, state): one small round trip; state 0 idle (after a pause), 1 busy (back to back), 2 loaded
   (during a bulk transfer from a to b). calls 0: no answer came.
@@ -144,15 +144,17 @@ def trips_ms(probes: Iterable[Probe], a: int, b: int, state: int) -> tuple[list[
 
 
 def goodput_bps(probes: Iterable[Probe], a: int, b: int) -> float | None:
-    """Sustained payload rate of a pair's bulk transfer, on the receiver's clock, after its ramp."""
+    """Sustained payload rate of a pair's bulk transfer after its ramp: the slope of received bytes over
+    the receiver's clock, which messages that arrive in clumps leave alone."""
     found = [probe for probe in probes if probe.op == "bulk" and set(probe.shape[:2]) == {a, b}]
     if not found:
         return None
     begin = found[0].start_ns + RAMP * (found[-1].end_ns - found[0].start_ns)
-    steady = [probe for probe in found if probe.start_ns >= begin]
-    if not steady or steady[-1].end_ns <= steady[0].start_ns:
+    steady = [probe for probe in found if probe.end_ns >= begin]
+    seconds = np.array([probe.end_ns - steady[0].end_ns for probe in steady]) / 1e9
+    if len(steady) < 3 or seconds[-1] <= 0:
         return None
-    return 8e9 * sum(probe.bytes for probe in steady) / (steady[-1].end_ns - steady[0].start_ns)
+    return 8 * float(np.polyfit(seconds, np.cumsum([probe.bytes for probe in steady]), 1)[0])
 
 
 def pair_report(probes: Sequence[Probe], a: int, b: int) -> PairReport:
