@@ -3,7 +3,8 @@
 import msgspec
 
 from hw.job import RunConfig, RunStep
-from hw.launch import Ranks, Site
+from hw.launch import Site
+from hw.ranks import Ranks
 from hw.scratch import scratch
 from prism.backend import Workload
 from prism.errors import PlanError

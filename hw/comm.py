@@ -38,6 +38,17 @@ def interface_to(leader: str) -> str:
     raise ConfigError(f"no interface has the address {own} that leads to {leader}; name one with --interface")
 
 
+def address_of(interface: str) -> str:
+    """This machine's IPv4 address on an interface."""
+    found = psutil.net_if_addrs().get(check_interface(interface), [])
+    for address in found:
+        if address.family == socket.AF_INET:
+            return address.address
+    raise ConfigError(
+        f"interface {interface!r} has no IPv4 address; give it one, or name another with --interface"
+    )
+
+
 def check_interface(name: str) -> str:
     known = sorted(psutil.net_if_addrs())
     if name not in known:
@@ -153,6 +164,10 @@ class GlooExchange:
         self._generation = 0
         self._leaving: list[_Send] = []
         self._expected: dict[tuple[str, int], dict[int, tuple[dist.Work, Tensor]]] = {}
+
+    def with_stager(self, stager: Stager) -> "GlooExchange":
+        """Another over the same group and medium."""
+        return GlooExchange(stager, self._recorder, self._medium)
 
     def start(
         self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Expected], op: str, block: int
@@ -332,3 +347,15 @@ def receive_bytes(peer: int, limit: int = 1 << 26) -> bytes:
         with _lost_peer(peer, "control", -1):
             dist.recv(data, peer, tag=CONTROL)
     return data.numpy().tobytes()
+
+
+def share_addresses(rank: int, world_size: int, interface: str) -> list[str]:
+    """Every rank's address on its interface, by rank; all ranks call it."""
+    own = address_of(interface)
+    if rank:
+        send_bytes(own.encode(), 0)
+        return receive_bytes(0).decode().split()
+    addresses = [own, *(receive_bytes(peer).decode() for peer in range(1, world_size))]
+    for peer in range(1, world_size):
+        send_bytes(" ".join(addresses).encode(), peer)
+    return addresses

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from hw.linkreport import LinkConfig, LinkReport
 from prism.energy import Energy
 from prism.errors import ConfigError
 from prism.plan import ExecutionPlan, Mode, Wire
@@ -102,11 +103,19 @@ class RunStep(msgspec.Struct, frozen=True, kw_only=True, tag="run"):
     score: bool = True
 
 
+class LinkStep(msgspec.Struct, frozen=True, kw_only=True, tag="link"):
+    """Measure the links of the group. `trace` keeps the raw probes."""
+
+    config: LinkConfig
+    link: str
+    trace: str | None = None
+
+
 class EndStep(msgspec.Struct, frozen=True, kw_only=True, tag="end"):
     """Nothing follows: every rank ends."""
 
 
-Step = RunStep | EndStep
+Step = RunStep | LinkStep | EndStep
 
 
 class Checked(msgspec.Struct, frozen=True, kw_only=True, tag="checked"):
@@ -164,6 +173,12 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, tag="outcome"):
     command: str
 
 
+class Measured(msgspec.Struct, frozen=True, kw_only=True, tag="measured"):
+    """What a link step found."""
+
+    report: LinkReport
+
+
 class Failure(msgspec.Struct, frozen=True, kw_only=True, tag="failure"):
     """A rank's own error. `lost_peer`: another rank's end caused it, so the other's word counts first."""
 
@@ -172,4 +187,4 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, tag="failure"):
     lost_peer: bool = False
 
 
-Event = Checked | Progress | Outcome | Failure
+Event = Checked | Progress | Outcome | Measured | Failure

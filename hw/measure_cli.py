@@ -16,10 +16,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from hw import sweep as sweeps
+from hw.job import LinkStep, RunConfig
+from hw.linkreport import LinkConfig
 from hw.sweep import SweepConfig, Visit
 from prism.config import load_toml
 from prism.errors import ConfigError
-from prism.spec import LinkSpec, ModelSpec
+from prism.spec import ClusterSpec, LinkSpec, ModelSpec
 from prism.units import format_seconds
 
 app = typer.Typer()

@@ -4,7 +4,8 @@ import msgspec
 import pytest
 
 from hw.job import RunConfig, RunStep
-from hw.launch import Ranks, Site
+from hw.launch import Site
+from hw.ranks import Ranks
 from prism.plan import Mode
 from prism.trace import Meter, Power, read_trace
 
