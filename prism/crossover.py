@@ -36,6 +36,16 @@ class Crossover(msgspec.Struct, frozen=True, kw_only=True):
     measured: tuple[float, ...]
     ties: tuple[float, ...]
 
+    @property
+    def near_tie(self) -> bool:
+        """Whether noise may move the answer: a measured value on either side of it is a tie; of never and always,
+        any is."""
+        if self.at is None:
+            return bool(self.ties)
+        below = max(value for value in self.measured if value <= self.at)
+        above = min(value for value in self.measured if value >= self.at)
+        return bool({below, above} & set(self.ties))
+
 
 def ratio(cell: Cell, local: Cell) -> float:
     """Latency over that of local: below 1 the cell is faster."""
@@ -97,7 +107,8 @@ def crossing(
         before, after = excess[k], excess[k + 1]
         if (before < 0) != (after < 0):
             share = before / (before - after)
-            found.append((values[k] * math.exp(share * math.log(values[k + 1] / values[k])), after < 0))
+            value = values[k] * math.exp(share * math.log(values[k + 1] / values[k]))
+            found.append((min(value, values[k + 1]), after < 0))
     if not found:
         return ("always" if excess[0] < 0 else "never"), None, ()
     named = [value for value, wins in found if wins] or [value for value, _ in found]
