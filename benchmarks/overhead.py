@@ -5,7 +5,10 @@ turn, so that whatever else the machine does hits both alike; the figure is the 
 ratios. Also: tensors copied per block (counted by the profiler), and a rank's peak memory against a
 process that runs the model alone.
 
+With --against unrecorded the other side is the framework itself with its spans off: what profiling costs.
+
     python benchmarks/overhead.py --model vit_base_patch16_224 --pairs 30
+    python benchmarks/overhead.py --against unrecorded --pairs 30
 """
 
 import argparse
@@ -30,6 +33,7 @@ from hw.staging import HostStager
 from prism.model import distribute
 from prism.plan import ExecutionPlan, Mode
 
+BARE = 2  # tag of the bare loop's messages: the framework's next receives are posted already
 COPIES = ("aten::copy_", "aten::cat", "aten::clone", "aten::contiguous", "aten::_to_copy")
 
 
@@ -42,11 +46,11 @@ def bare_pass(
     if rank == 0:
         x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(x))))
         rest = x[:, sizes[0] :].contiguous()
-        scatter = dist.isend(rest, 1)
+        scatter = dist.isend(rest, 1, tag=BARE)
         x = x[:, : sizes[0]]
     else:
         x = torch.empty(batch, sizes[1], width)
-        dist.recv(x, 0)
+        dist.recv(x, 0, tag=BARE)
     rows = segments or sizes[1 - rank]
     z = torch.empty(batch, rows, width)
     counts = torch.tensor([float(c) for c in _sizes(sizes[1 - rank], rows)])
@@ -56,7 +60,7 @@ def bare_pass(
     for block in model.blocks:
         attn = block.attn
         mine = means(x, segments).contiguous() if segments else x.contiguous()
-        send, receive = dist.isend(mine, 1 - rank), dist.irecv(z, 1 - rank)
+        send, receive = dist.isend(mine, 1 - rank, tag=BARE), dist.irecv(z, 1 - rank, tag=BARE)
         q, k, v = (
             attn.qkv(block.norm1(x)).view(batch, -1, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
         )
@@ -97,12 +101,16 @@ def rank_main(rank: int, args: argparse.Namespace, port: int, results: mp.Queue)
         mode = Mode.SEGMENT_MEANS if args.segments else Mode.FULL
         plan = ExecutionPlan(mode=mode, devices=2, segments=args.segments)
         recorder = SpanRecorder(rank)
-        framework = distribute(model, plan, GlooExchange(HostStager(), recorder), recorder)
+        exchange = GlooExchange(HostStager(), recorder)
+        framework = distribute(model, plan, exchange, recorder)
+        unrecorded = distribute(model, plan, exchange)
 
         def prism() -> Tensor | None:
             return framework(x) if rank == 0 else framework.follow()
 
         def bare() -> Tensor | None:
+            if args.against == "unrecorded":
+                return unrecorded(x) if rank == 0 else unrecorded.follow()
             return bare_pass(model, x if rank == 0 else None, args.segments, args.batch, tokens)
 
         difference = None
@@ -122,7 +130,7 @@ def rank_main(rank: int, args: argparse.Namespace, port: int, results: mp.Queue)
                 taken[step] = time.perf_counter() - began
             ratios.append(taken[prism] / taken[bare])
         counts = {}
-        for name, step in (("prism", prism), ("bare", bare)):
+        for name, step in (("prism", prism), (args.against, bare)):
             with profile(activities=[ProfilerActivity.CPU]) as profiler:
                 step()
             found = Counter(event.name for event in profiler.events() if event.name in COPIES)
@@ -147,6 +155,7 @@ def main() -> None:
     parser.add_argument("--model", default="vit_base_patch16_224")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--segments", type=int, default=None, help="segment means; without it full exchange")
+    parser.add_argument("--against", choices=("bare", "unrecorded"), default="bare")
     parser.add_argument("--pairs", type=int, default=30)
     args = parser.parse_args()
     context = mp.get_context("spawn")
@@ -168,7 +177,7 @@ def main() -> None:
     print(
         json.dumps(
             {
-                "model": args.model, "batch": args.batch, "segments": args.segments, "pairs": args.pairs,
+                "model": args.model, "against": args.against, "batch": args.batch, "segments": args.segments, "pairs": args.pairs,
                 "ratio_median": round(statistics.median(ratios), 4),
                 "ratio_quartiles": [round(quartiles[0], 4), round(quartiles[2], 4)],
                 "relative_difference": found[0][2],

@@ -1,6 +1,5 @@
 """One rank's workbench: the loaded model and its inputs, and the batches of a step on it."""
 
-import contextlib
 import hashlib
 import resource
 import time
@@ -15,10 +14,11 @@ from hw import comm, host
 from hw.clocks import Clocks
 from hw.data import Inputs, Sample, load_images, load_text
 from hw.energy import PowerSampler, find_meter
-from hw.job import Event, Outcome, Progress, RankJob, RunConfig, RunStep
+from hw.job import Event, LinkStep, Outcome, Progress, RankJob, RunConfig, RunStep
 from hw.recorder import SpanRecorder
 from hw.score import Tally, score
 from hw.staging import CudaStager, HostStager
+from hw.tracefile import trace_file
 from prism.adapters import adapter_for
 from prism.errors import InputError, PrismError
 from prism.exchange import Exchange
@@ -75,8 +75,10 @@ class Bench:
 
     # -- preparing --------------------------------------------------------------------------------------
 
-    def prepare(self, step: RunStep) -> None:
+    def prepare(self, step: RunStep | LinkStep) -> None:
         """Load the step's model and inputs unless they are the last step's. Raises PrismError."""
+        if isinstance(step, LinkStep):
+            return
         config = step.config
         wanted = (config.model, config.weights, config.seed, config.images, config.text, config.resize,
                   config.tokens, config.embed)  # fmt: skip
@@ -86,7 +88,7 @@ class Bench:
         if self._inputs is not None:
             config.plan().partition(self._token_count())
         if self._job.meter_covers and self._sampler is None:
-            meter = find_meter(config.meter)
+            meter = find_meter(config.meter, hwmon=Path(self._job.hwmon))
             if meter is not None:
                 self._sampler = PowerSampler(meter, self._job.rank, self._job.meter_covers, PERIOD_S)
                 self._meter = self._sampler.take()  # says what is sampled: every step's trace begins with it
@@ -107,6 +109,12 @@ class Bench:
             return 0
         first = self._inputs.collate(self._inputs.batch(0, 1, wrap=True))
         return int(first["input_ids"].shape[1]) if "input_ids" in first else self._spec.tokens
+
+    def host_exchange(self) -> Exchange:
+        """An exchange over the same group whose tensors stay in host memory."""
+        if isinstance(self.exchange, comm.GlooExchange):
+            return self.exchange.with_stager(HostStager())
+        return self.exchange
 
     # -- a step -----------------------------------------------------------------------------------------
 
@@ -138,7 +146,7 @@ class Bench:
         config, tally = step.config, Tally()
         header = self._header(config)
         records: list[Record] = []
-        with _trace_file(config.trace) as file:
+        with trace_file(config.trace) as file:
             writer = TraceWriter(file, header) if file else None
 
             def keep(new: list[Record]) -> None:
@@ -266,7 +274,7 @@ class Bench:
             source="measured", created=now_text(), model=config.model, weights=self._loaded.weights,
             plan=config.plan(), batch=config.batch, tokens=self._token_count(), link=str(config.link_spec()),
             seed=config.seed, command=self._job.command, oversubscribed=self._job.oversubscribed,
-            config=msgspec.to_builtins(config),
+            config=msgspec.to_builtins(config), config_hash=config.digest(),
             host={**host.describe(config.threads, _device_name(self._device)), **self._job.facts},
             power=load_power_profile(Path(config.power)) if config.power else None,
         )  # fmt: skip
@@ -316,19 +324,6 @@ def _load_inputs(config: RunConfig, loaded: Loaded) -> Inputs:
     if config.images:
         raise InputError(f"{config.model} takes text, and --images is given; pass --text")
     return load_text(Path(config.text) if config.text else None, loaded, config.tokens)
-
-
-@contextlib.contextmanager
-def _trace_file(path: str | None) -> Iterator[Any]:
-    if path is None:
-        yield None
-        return
-    try:
-        file = open(path, "wb")  # noqa: SIM115 - closed below; only opening it may fail as bad input
-    except OSError as error:
-        raise InputError(f"trace {path} can't be written ({error}); choose another --trace") from None
-    with file:
-        yield file
 
 
 def _to_cpu(call: dict[str, Any]) -> dict[str, Any]:

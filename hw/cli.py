@@ -2,9 +2,6 @@
 
 import contextlib
 import os
-import shlex
-import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,7 +11,9 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from hw import job, launch
+from hw import job, launch, measure_cli
+from hw.measure_cli import Json, command_line
+from hw.scratch import scratch
 from prism import command
 from prism.config import convert, load_toml
 from prism.errors import ConfigError
@@ -29,7 +28,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+app.add_typer(measure_cli.app)
 
 
 def main() -> None:
@@ -141,7 +140,7 @@ def worker(
         raise ConfigError(
             f"{name} is the cluster's terminal (its first device); start prism-hw run --cluster there"
         )
-    launch.run_worker(spec, rank, threads, timeout, _command())
+    launch.run_worker(spec, rank, threads, timeout, command_line())
 
 
 @app.command(epilog="Example: prism-hw show run.jsonl --perfetto run.json")
@@ -174,7 +173,7 @@ def demo(
     """The main job on an embedded default: a trained ViT on labelled images, then a ViT-Base for timing."""
     from hw.demo import run_demo
 
-    run_demo(output, _command(), Console(), _bar)
+    run_demo(output, command_line(), Console(), _bar)
 
 
 def resolve(path: Path | None, flags: dict[str, Any]) -> job.RunConfig:
@@ -199,11 +198,11 @@ def _speeds(text: str | None) -> list[float] | None:
 def _execute(config: job.RunConfig, cluster: Path | None, quiet: bool) -> job.Outcome | None:
     """On this machine, over a cluster, or as the rank that torchrun's environment names."""
     if "TORCHELASTIC_RUN_ID" in os.environ or ("RANK" in os.environ and "WORLD_SIZE" in os.environ):
-        return launch.run_under_torchrun(config, _command())
+        return launch.run_under_torchrun(config, command_line())
     with _bar(quiet) as on_progress:
         if cluster is None:
-            return launch.run_local(config, _command(), on_progress)
-        return launch.run_cluster(config, load_toml(cluster, ClusterSpec), _command(), on_progress)
+            return launch.run_local(config, command_line(), on_progress)
+        return launch.run_cluster(config, load_toml(cluster, ClusterSpec), command_line(), on_progress)
 
 
 @contextlib.contextmanager
@@ -227,9 +226,9 @@ def _trace_for(
     config: job.RunConfig, target: Path | None
 ) -> Iterator[tuple[job.RunConfig, Callable[[], None]]]:
     """The configuration, with a passing trace where only the Perfetto file is wanted, and what writes that file."""
-    with tempfile.TemporaryDirectory(prefix="prism-") as folder:
+    with scratch() as folder:
         if target is not None and config.trace is None:
-            config = msgspec.structs.replace(config, trace=str(Path(folder) / "trace.jsonl"))
+            config = msgspec.structs.replace(config, trace=str(folder / "trace.jsonl"))
 
         def finish() -> None:
             if target is not None and config.trace is not None:
@@ -243,10 +242,6 @@ def _write(path: Path, data: bytes) -> None:
         path.write_bytes(data)
     except OSError as error:
         raise ConfigError(f"{path} can't be written ({error}); choose another place") from None
-
-
-def _command() -> str:
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from prism.errors import ConfigError, ExchangeError, PeerLostError
 from prism.exchange import Expected, Pending
 
 POLL_S = 0.05
+CONTROL = 1  # tag of messages outside of batches: a batch's receives are posted before these come
 
 
 def interface_to(leader: str) -> str:
@@ -35,6 +36,17 @@ def interface_to(leader: str) -> str:
         if any(address.address == own for address in addresses):
             return name
     raise ConfigError(f"no interface has the address {own} that leads to {leader}; name one with --interface")
+
+
+def address_of(interface: str) -> str:
+    """This machine's IPv4 address on an interface."""
+    found = psutil.net_if_addrs().get(check_interface(interface), [])
+    for address in found:
+        if address.family == socket.AF_INET:
+            return address.address
+    raise ConfigError(
+        f"interface {interface!r} has no IPv4 address; give it one, or name another with --interface"
+    )
 
 
 def check_interface(name: str) -> str:
@@ -152,6 +164,10 @@ class GlooExchange:
         self._generation = 0
         self._leaving: list[_Send] = []
         self._expected: dict[tuple[str, int], dict[int, tuple[dist.Work, Tensor]]] = {}
+
+    def with_stager(self, stager: Stager) -> "GlooExchange":
+        """Another over the same group and medium."""
+        return GlooExchange(stager, self._recorder, self._medium)
 
     def start(
         self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Expected], op: str, block: int
@@ -296,31 +312,31 @@ def estimate_offset(rank: int, worker: int, rounds: int = 16) -> tuple[int, int]
         for _ in range(rounds):
             if rank == 0:
                 sent = time.monotonic_ns()
-                dist.send(stamp, worker)
-                dist.recv(stamp, worker)
+                dist.send(stamp, worker, tag=CONTROL)
+                dist.recv(stamp, worker, tag=CONTROL)
                 back = time.monotonic_ns()
                 if back - sent < best:
                     best, offset = back - sent, int(stamp) - (sent + back) // 2
             else:
-                dist.recv(stamp, 0)
+                dist.recv(stamp, 0, tag=CONTROL)
                 stamp.fill_(time.monotonic_ns())
-                dist.send(stamp, 0)
+                dist.send(stamp, 0, tag=CONTROL)
     return offset, best // 2
 
 
 def send_bytes(data: bytes, peer: int) -> None:
     """A message of any length, outside of any measured batch."""
     with _lost_peer(peer, "control", -1):
-        dist.send(torch.tensor([len(data)]), peer)
+        dist.send(torch.tensor([len(data)]), peer, tag=CONTROL)
         if data:
-            dist.send(torch.frombuffer(bytearray(data), dtype=torch.uint8), peer)
+            dist.send(torch.frombuffer(bytearray(data), dtype=torch.uint8), peer, tag=CONTROL)
 
 
 def receive_bytes(peer: int, limit: int = 1 << 26) -> bytes:
     """Raises ExchangeError for a message longer than `limit` bytes."""
     size = torch.zeros(1, dtype=torch.int64)
     with _lost_peer(peer, "control", -1):
-        dist.recv(size, peer)
+        dist.recv(size, peer, tag=CONTROL)
     length = int(size)
     if not 0 <= length <= limit:
         raise ExchangeError(
@@ -329,5 +345,17 @@ def receive_bytes(peer: int, limit: int = 1 << 26) -> bytes:
     data = torch.empty(length, dtype=torch.uint8)
     if length:
         with _lost_peer(peer, "control", -1):
-            dist.recv(data, peer)
+            dist.recv(data, peer, tag=CONTROL)
     return data.numpy().tobytes()
+
+
+def share_addresses(rank: int, world_size: int, interface: str) -> list[str]:
+    """Every rank's address on its interface, by rank; all ranks call it."""
+    own = address_of(interface)
+    if rank:
+        send_bytes(own.encode(), 0)
+        return receive_bytes(0).decode().split()
+    addresses = [own, *(receive_bytes(peer).decode() for peer in range(1, world_size))]
+    for peer in range(1, world_size):
+        send_bytes(" ".join(addresses).encode(), peer)
+    return addresses

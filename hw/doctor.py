@@ -31,7 +31,7 @@ def examine() -> list[Check]:
     """Every check, in the order in which a newcomer should read them. None of them changes anything."""
     of_torch: list[Callable[[], Check]] = [_torchvision, _distributed, _gloo, _cuda, _nccl]
     of_machine: list[Callable[[], Check]] = [
-        _cores, _interfaces, _congestion, _power_save, _namespaces, _qdiscs, _sensors, _governor,
+        _cores, _interfaces, _congestion, wifi_power_save, _namespaces, _qdiscs, _sensors, _governor,
     ]  # fmt: skip
     torch = _torch()
     return [_python(), torch, *(check() for check in (of_torch if torch.status == "ok" else []) + of_machine)]
@@ -144,7 +144,7 @@ def _congestion() -> Check:
     return Check(name="TCP congestion control", status="ok", found=found)
 
 
-def _power_save() -> Check:
+def wifi_power_save() -> Check:
     wireless = [path.parent.name for path in Path("/sys/class/net").glob("*/wireless")]
     if not wireless:
         return Check(

@@ -37,9 +37,21 @@ def describe(threads: int, device: str) -> dict[str, Any]:
         "versions": versions(),
         "governor": read_text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "tcp_congestion_control": read_text("/proc/sys/net/ipv4/tcp_congestion_control"),
+        "clock_mhz": _clock_mhz(),
         "power_mode": read_text("/var/lib/nvpmodel/status"),
     }
     return {key: value for key, value in facts.items() if value is not None}
+
+
+def _clock_mhz() -> float | None:
+    """What the first core runs at now."""
+    scaled = read_text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq")
+    if scaled:
+        return float(scaled) / 1e3
+    for line in (read_text("/proc/cpuinfo") or "").splitlines():
+        if line.startswith("cpu MHz"):
+            return float(line.split(":")[1])
+    return None
 
 
 def _processor() -> str | None:
@@ -50,3 +62,20 @@ def _processor() -> str | None:
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
     return None
+
+
+def flops_per_s(threads: int) -> float:
+    """What a matrix product reaches here and now: the best of a few, for estimates of time only."""
+    import time
+
+    import torch
+
+    torch.set_num_threads(threads)
+    size = 512
+    a = torch.randn(size, size)
+    best = float("inf")
+    for _ in range(8):
+        began = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best

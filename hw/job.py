@@ -1,9 +1,11 @@
 """What a run is, what one rank of it is told, and what a rank reports. Data only: no torch."""
 
+import hashlib
 from typing import Annotated, Any, Literal
 
 import msgspec
 
+from hw.linkreport import LinkConfig, LinkReport
 from prism.energy import Energy
 from prism.errors import ConfigError
 from prism.plan import ExecutionPlan, Mode, Wire
@@ -54,6 +56,11 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     def link_spec(self) -> LinkSpec:
         return LinkSpec.parse(self.link)
 
+    def digest(self) -> str:
+        """A hash of all that matters to what is measured."""
+        same = msgspec.structs.replace(self, trace=None, port=None)
+        return hashlib.blake2b(msgspec.json.encode(same), digest_size=6).hexdigest()
+
     def check(self) -> None:
         """Everything that can be refused without loading the model."""
         self.plan()
@@ -66,7 +73,8 @@ class RankJob(msgspec.Struct, frozen=True, kw_only=True):
     """One rank of a group: where it runs and how it finds the others. What to do comes in steps.
 
     netns: path of the network namespace to enter, medium: file of the user-space shaper, where there is one.
-    meter_covers: ranks of this device, on the one of them that reads its power meter.
+    meter_covers: ranks of this device, on the one of them that reads its power meter; hwmon: where a
+    Jetson's sensor files are.
     facts: what the header should say of the testbed.
     """
 
@@ -82,6 +90,7 @@ class RankJob(msgspec.Struct, frozen=True, kw_only=True):
     netns: str = ""
     medium: str = ""
     meter_covers: tuple[int, ...] = ()
+    hwmon: str = "/sys/class/hwmon"
     serve_store: bool = True
     facts: dict[str, Any] = {}
     command: str = ""
@@ -94,11 +103,19 @@ class RunStep(msgspec.Struct, frozen=True, kw_only=True, tag="run"):
     score: bool = True
 
 
+class LinkStep(msgspec.Struct, frozen=True, kw_only=True, tag="link"):
+    """Measure the links of the group. `trace` keeps the raw probes."""
+
+    config: LinkConfig
+    link: str
+    trace: str | None = None
+
+
 class EndStep(msgspec.Struct, frozen=True, kw_only=True, tag="end"):
     """Nothing follows: every rank ends."""
 
 
-Step = RunStep | EndStep
+Step = RunStep | LinkStep | EndStep
 
 
 class Checked(msgspec.Struct, frozen=True, kw_only=True, tag="checked"):
@@ -156,6 +173,12 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, tag="outcome"):
     command: str
 
 
+class Measured(msgspec.Struct, frozen=True, kw_only=True, tag="measured"):
+    """What a link step found."""
+
+    report: LinkReport
+
+
 class Failure(msgspec.Struct, frozen=True, kw_only=True, tag="failure"):
     """A rank's own error. `lost_peer`: another rank's end caused it, so the other's word counts first."""
 
@@ -164,4 +187,4 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, tag="failure"):
     lost_peer: bool = False
 
 
-Event = Checked | Progress | Outcome | Failure
+Event = Checked | Progress | Outcome | Measured | Failure

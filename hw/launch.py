@@ -1,30 +1,22 @@
-"""Start the ranks of this machine, watch them, and end them all: on success, error, Ctrl-C or death."""
+"""Where ranks meet and what they run: on this machine, over a cluster, or under torchrun."""
 
 import contextlib
 import os
-import queue
-import subprocess
-import sys
-import tempfile
-import threading
-import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
-from hw.job import Checked, Event, Failure, Outcome, Progress, RankJob, RunConfig, RunStep
+from hw.job import LinkStep, Outcome, Progress, RankJob, RunConfig, RunStep
+from hw.linkreport import LinkReport
+from hw.ranks import Ranks
+from hw.scratch import scratch
 from hw.shaper import SharedMedium
-from hw.testbed import INTERFACE, Testbed
-from prism.errors import ConfigError, ExchangeError, PrismError
+from hw.testbed import INTERFACE, NamespaceTestbed
+from prism.errors import ConfigError
 from prism.spec import ClusterSpec, LinkSpec
 
 TESTBED_PORT = 29400  # a namespace has no other user
-WATCH_S = 0.01
-GRACE_S = 0.5  # between asking a rank to end and killing it
-LOSER_S = 0.5  # how long a rank's error waits for the word of the rank that caused it
-ENVIRONMENT = {"TORCH_CPP_LOG_LEVEL": "FATAL", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
 
 
 def core_shares(ranks: int, threads: int) -> tuple[list[tuple[int, ...]], bool]:
@@ -43,16 +35,16 @@ class Site:
     def __init__(self, link: LinkSpec, ranks: int, config: RunConfig) -> None:
         self._link, self._ranks, self._config = link, ranks, config
         self._stack = contextlib.ExitStack()
-        self._testbed: Testbed | None = None
+        self._testbed: NamespaceTestbed | None = None
         self._shaper: SharedMedium | None = None
         self._medium = ""
 
     def __enter__(self) -> "Site":
-        self.folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="prism-")))
+        self.folder = self._stack.enter_context(scratch())
         with contextlib.ExitStack() as undo:
             undo.push(self._stack)
             if self._link.kind == "testbed" and self._ranks > 1:
-                self._testbed = self._stack.enter_context(Testbed(self._link, self._ranks))
+                self._testbed = self._stack.enter_context(NamespaceTestbed(self._link, self._ranks))
             elif self._link.rate_bps is not None and self._ranks > 1:
                 self._medium = str(self.folder / "medium")
                 SharedMedium.create(self._medium, self._ranks, self._link.rate_bps, self._link.latency_s)
@@ -132,16 +124,30 @@ def run_cluster(
     if config.plan().ranks == 1:
         return run_local(config, command, on_progress)
     job = cluster_job(spec, 0, config.threads, config.timeout_s, command)
-    with tempfile.TemporaryDirectory(prefix="prism-") as folder, Ranks([job], Path(folder)) as ranks:
+    with scratch() as folder, Ranks([job], folder) as ranks:
         outcome = ranks.perform(RunStep(config=config), on_progress)
         ranks.finish()  # the other devices' ranks end by the terminal's word
         return outcome
 
 
+def measure_link(config: RunConfig, step: LinkStep, spec: ClusterSpec | None, command: str) -> LinkReport:
+    """Measure the links between ranks on this machine, or, as the terminal, between the devices of a cluster."""
+    if spec is None:
+        with Site(config.link_spec(), config.devices, config) as site:
+            site.play()
+            with Ranks(site.jobs(command), site.folder) as ranks:
+                return ranks.measure(step)
+    job = cluster_job(spec, 0, config.threads, config.timeout_s, command)
+    with scratch() as folder, Ranks([job], folder) as ranks:
+        report = ranks.measure(step)
+        ranks.finish()
+        return report
+
+
 def run_worker(spec: ClusterSpec, rank: int, threads: int, timeout_s: float, command: str) -> None:
     """Be one of the other devices of a cluster, until the terminal ends."""
     job = cluster_job(spec, rank, threads, timeout_s, command)
-    with tempfile.TemporaryDirectory(prefix="prism-") as folder, Ranks([job], Path(folder)) as ranks:
+    with scratch() as folder, Ranks([job], folder) as ranks:
         ranks.finish()
 
 
@@ -176,159 +182,3 @@ def run_under_torchrun(config: RunConfig, command: str) -> Outcome | None:
         lambda event: outcomes.append(event) if isinstance(event, Outcome) else None,
     )  # fmt: skip
     return outcomes[0] if outcomes else None
-
-
-class Ranks:
-    """Rank processes of this machine, as a context manager: started on the way in, all ended on the way out.
-
-    Errors are those of the rank that caused the trouble.
-    """
-
-    def __init__(self, jobs: Sequence[RankJob], folder: Path) -> None:
-        self._jobs, self._folder = jobs, folder
-        self._children: list[_Child] = []
-
-    def __enter__(self) -> "Ranks":
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        _end(self._children)
-
-    def perform(self, step: RunStep, on_progress: Callable[[Progress], None]) -> Outcome:
-        """Have the terminal, which must be among the jobs, lead the ranks through a step."""
-        first = not self._children
-        if first:
-            # ranks that share cores slow each other's start: none begins before the terminal has its inputs
-            self._start(self._jobs[: 1 if self._jobs[0].oversubscribed else None])
-        self._children[0].ask(step)
-        if first:
-            self._watch(on_progress, lambda: self._children[0].checked)
-            self._start(self._jobs[len(self._children) :])
-        self._watch(on_progress, lambda: self._children[0].outcome is not None)
-        outcome, self._children[0].outcome = self._children[0].outcome, None
-        if outcome is None:
-            raise ExchangeError(
-                "the terminal ended without a result; run again with --trace FILE and look at the last spans"
-            )
-        return outcome
-
-    def finish(self) -> None:
-        """Wait until every rank has ended by itself."""
-        if not self._children:
-            self._start(self._jobs)
-        for child in self._children:
-            child.hang_up()
-        self._watch(lambda _: None, lambda: False)
-
-    def _start(self, jobs: Sequence[RankJob]) -> None:
-        for job in jobs:  # one by one, so that whoever ends them sees each that was started
-            self._children.append(_Child(job, self._folder))
-
-    def _watch(self, on_progress: Callable[[Progress], None], enough: Callable[[], bool]) -> None:
-        """Follow the ranks until `enough`, or to their end."""
-        children = self._children
-        lost_since: float | None = None
-        while True:
-            for child in children:
-                child.drain(on_progress)
-            for child in children:
-                if error := child.cause():
-                    raise error
-            lost = [child for child in children if child.failure]
-            ended = all(child.done for child in children)
-            if lost:
-                lost_since = lost_since or time.monotonic()
-                if ended or time.monotonic() - lost_since > LOSER_S:
-                    raise ExchangeError(lost[0].failure.message if lost[0].failure else "a rank was lost")
-            elif enough() or ended:
-                return
-            time.sleep(WATCH_S)
-
-
-class _Child:
-    def __init__(self, job: RankJob, folder: Path) -> None:
-        path = folder / f"job-{job.rank}.json"
-        path.write_bytes(msgspec.json.encode(job))
-        self.rank = job.rank
-        self.log = folder / f"rank-{job.rank}.log"
-        self.failure: Failure | None = None
-        self.outcome: Outcome | None = None
-        self.checked = False
-        self.events: queue.Queue[Event] = queue.Queue()
-        with open(self.log, "wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "hw.rank", str(path), str(os.getpid())],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
-                env={**os.environ, **ENVIRONMENT, "OMP_NUM_THREADS": str(job.threads)},
-                start_new_session=True,  # a terminal's Ctrl-C reaches us only; we end them
-            )  # fmt: skip
-        self.reader = threading.Thread(target=self._read, daemon=True)
-        self.reader.start()
-
-    def ask(self, step: RunStep) -> None:
-        """Hand the terminal its next step; a dead one is found by watching it."""
-        with contextlib.suppress(BrokenPipeError):
-            if self.process.stdin is not None:
-                self.process.stdin.write(msgspec.json.encode(step) + b"\n")
-                self.process.stdin.flush()
-
-    def hang_up(self) -> None:
-        """Say that no step follows."""
-        with contextlib.suppress(BrokenPipeError):
-            if self.process.stdin is not None:
-                self.process.stdin.close()
-
-    def _read(self) -> None:
-        if self.process.stdout is not None:
-            for line in self.process.stdout:
-                self.events.put(msgspec.json.decode(line, type=Event))
-
-    def drain(self, on_progress: Callable[[Progress], None]) -> None:
-        while not self.events.empty():
-            event = self.events.get()
-            if isinstance(event, Progress):
-                on_progress(event)
-            elif isinstance(event, Failure):
-                self.failure = event
-            elif isinstance(event, Checked):
-                self.checked = True
-            else:
-                self.outcome = event
-
-    @property
-    def done(self) -> bool:
-        return self.process.poll() is not None and not self.reader.is_alive() and self.events.empty()
-
-    def cause(self) -> PrismError | None:
-        """What this rank's end says, or None when it ended well or only lost another."""
-        if self.failure is not None:  # said before its process has ended, which takes torch a second or two
-            return None if self.failure.lost_peer else ExchangeError(self._named(self.failure.message))
-        code = self.process.poll() if self.done else None
-        if code in (None, 0):
-            return None
-        if code is not None and code < 0:
-            return ExchangeError(
-                f"rank {self.rank} was killed by signal {-code}; check its memory and start again"
-            )
-        return ExchangeError(self._named(f"ended with exit code {code}: {self._last_line()}"))
-
-    def _named(self, message: str) -> str:
-        return message if self.rank == 0 or message.startswith("rank ") else f"rank {self.rank}: {message}"
-
-    def _last_line(self) -> str:
-        lines = self.log.read_text(errors="replace").strip().splitlines()
-        return lines[-1] if lines else "no message"
-
-
-def _end(children: Sequence[_Child]) -> None:
-    running = [child.process for child in children if child.process.poll() is None]
-    for process in running:
-        process.terminate()
-    deadline = time.monotonic() + GRACE_S
-    while running and time.monotonic() < deadline:
-        running = [process for process in running if process.poll() is None]
-        time.sleep(0.01)
-    for process in running:
-        process.kill()  # also ends a stopped process, which a terminate would leave waiting
-    for child in children:
-        child.process.wait()

@@ -10,7 +10,8 @@ from pathlib import Path
 import msgspec
 
 from hw.job import Progress, RunConfig, RunStep
-from hw.launch import Ranks, Site
+from hw.launch import Site
+from hw.ranks import Ranks
 from hw.sweep import SweepConfig, Visit, visits
 from prism.config import load_json
 from prism.errors import ConfigError, InputError

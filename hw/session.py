@@ -10,10 +10,13 @@ import torch.distributed as dist
 
 from hw import comm
 from hw.bench import Bench
-from hw.job import Checked, EndStep, Event, RankJob, Step
+from hw.job import Checked, EndStep, Event, LinkStep, Measured, RankJob, RunStep, Step
+from hw.linkbench import run_link
+from hw.probefile import probe_file
 from hw.shaper import SharedMedium
 from prism.errors import ExchangeError, PeerLostError, PrismError
 from prism.exchange import InProcessExchange
+from prism.spec import LinkSpec
 
 
 class Ready(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,7 +50,8 @@ def _lead(job: RankJob, bench: Bench, steps: Iterator[Step], emit: Callable[[Eve
         while not isinstance(step, EndStep):
             _order(job, step)
             bench.prepare(step)
-            bench.perform(step, metered=_await_ready(job, bench))
+            metered = _await_ready(job, bench)
+            _perform(job, bench, step, metered, emit)
             step = next(steps, EndStep())
         _order(job, step)
 
@@ -85,7 +89,21 @@ def _follow(job: RankJob, bench: Bench) -> None:
             raise
         ready = Ready(fingerprint=bench.fingerprint, meter=bench.metered)
         comm.send_bytes(msgspec.msgpack.encode(ready), 0)
-        bench.perform(step, metered=False)
+        _perform(job, bench, step, False, lambda _: None)
+
+
+def _perform(
+    job: RankJob, bench: Bench, step: RunStep | LinkStep, metered: bool, emit: Callable[[Event], None]
+) -> None:
+    if isinstance(step, RunStep):
+        bench.perform(step, metered)
+        return
+    addresses = comm.share_addresses(job.rank, job.world_size, job.interface)
+    link = LinkSpec.parse(step.link)
+    with probe_file(step.trace if job.rank == 0 else None, job, step) as keep:
+        report = run_link(bench.host_exchange(), addresses, link, step.config, keep=keep, command=job.command)
+    if report is not None:
+        emit(Measured(report=report))
 
 
 def _decode(raw: bytes, type_: Any, peer: int) -> Any:

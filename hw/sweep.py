@@ -140,13 +140,12 @@ def visits(sweep: SweepConfig) -> list[Visit]:
 
 def file_name(config: RunConfig, repeat: int) -> str:
     """Readable, and different for every cell and repeat."""
-    digest = hashlib.blake2b(msgspec.json.encode(config), digest_size=4).hexdigest()
     model = config.model.rstrip("/").rsplit("/", 1)[-1]
     plan = config.mode.value + (f"{config.segments}" if config.segments else "")
     if config.mode is not Mode.LOCAL:
         link = config.link.replace(":", "-").replace(",", "-").replace("%", "pc")
         plan += f"_{config.wire}_P{config.devices}_{link}"
-    return f"{model}_B{config.batch}_{plan}_{digest}.{repeat}.jsonl"
+    return f"{model}_B{config.batch}_{plan}_{config.digest()}.{repeat}.jsonl"
 
 
 def check(sweep: SweepConfig, specs: dict[str, ModelSpec]) -> None:

@@ -47,7 +47,7 @@ class Medium(Protocol):
     def close(self) -> None: ...
 
 
-class Testbed:
+class NamespaceTestbed:
     """Use as a context manager. Nothing of it outlives the process that opened it."""
 
     def __init__(self, link: LinkSpec, devices: int) -> None:
@@ -60,7 +60,7 @@ class Testbed:
         self.stations: list[Namespace] = []
         self.addresses = [f"10.66.0.{number + 1}" for number in range(devices)]
 
-    def __enter__(self) -> "Testbed":
+    def __enter__(self) -> "NamespaceTestbed":
         try:
             self.stations = [Namespace() for _ in self.addresses]
             self._medium = _medium(self._link, self._rate, self.stations)

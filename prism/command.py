@@ -1,5 +1,6 @@
 """How both command lines end: one line on stderr for an error of ours or a misused flag, never a traceback."""
 
+import errno
 import sys
 
 import typer
@@ -13,6 +14,10 @@ def run(app: typer.Typer, name: str) -> None:
         sys.exit(app(standalone_mode=False) or 0)
     except PrismError as error:
         _fail(name, str(error), error.exit_code)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _fail(name, f"the disk is full ({error}); free space, then run the same command again", 2)
     except (typer.Abort, KeyboardInterrupt):
         _fail(name, "interrupted; every rank has ended", 130)
     except Exception as error:

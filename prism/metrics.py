@@ -95,14 +95,16 @@ def _exchange_bytes(spans: list[Span], ranks: int) -> int:
 
 
 def _bandwidth(spans: list[Span]) -> float | None:
-    """Megabits per second that arrived while a block's message was under way, all ranks together: from
-    each hand-over to its arrival, overlaps counted once. Median over batches; None without messages.
+    """Megabits per second that arrived while any message was under way, all ranks together: from each
+    hand-over to its arrival, overlaps counted once. Median over batches; None without messages.
     A message that arrives while its receiver still computes is seen late, so this is a lower bound."""
-    issued = {(s.batch, s.block, s.rank): s.issued_ns for s in _exchanges(spans) if s.sent_bytes}
+    wires = [span for span in spans if span.kind == "wire"]
+    issued = {(s.batch, s.op, s.block, s.rank): s.issued_ns for s in wires if s.sent_bytes}
     under_way: dict[int, list[tuple[int, int]]] = defaultdict(list)
     received: dict[int, int] = defaultdict(int)
-    for span in _exchanges(spans):
-        sources = [issued[key] for p in span.sources if (key := (span.batch, span.block, p)) in issued]
+    for span in wires:
+        keys = [(span.batch, span.op, span.block, source) for source in span.sources]
+        sources = [issued[key] for key in keys if key in issued]
         if sources:
             under_way[span.batch].append((min(sources), span.end_ns))
             received[span.batch] += span.received_bytes

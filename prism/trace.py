@@ -38,6 +38,7 @@ class TraceHeader(msgspec.Struct, frozen=True, kw_only=True, tag="header", tag_f
     command: str
     oversubscribed: bool = False
     config: dict[str, Any] = {}
+    config_hash: str = ""
     host: dict[str, Any] = {}
     power: PowerProfile | None = None
 
@@ -172,8 +173,15 @@ class TraceWriter:
         self._lines(records)
 
     def _lines(self, items: Iterable[TraceHeader | Record]) -> None:
-        self._file.write(b"".join(self._encoder.encode(item) + b"\n" for item in items))
-        self._file.flush()
+        data = b"".join(self._encoder.encode(item) + b"\n" for item in items)
+        try:
+            while data:  # an unbuffered file may take less than it is given
+                data = data[self._file.write(data) :]
+            self._file.flush()
+        except OSError as error:
+            raise TraceError(
+                f"trace {self._file.name} can't be written ({error.strerror}); free space there, then run again"
+            ) from None
 
 
 def now_text() -> str:

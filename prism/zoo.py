@@ -13,6 +13,7 @@ from torch import nn
 
 from prism.config import nearest
 from prism.errors import InputError, UnsupportedModelError
+from prism.spec import ModelSpec
 
 ASSETS = Path(__file__).parent / "assets"
 BUNDLED = "fashion-vit"
@@ -59,6 +60,13 @@ def load_model(name: str, weights: str | None = None, seed: int = 0, device: str
         _load_file(loaded.model, Path(weights))
     loaded.model.eval().requires_grad_(False)
     return loaded
+
+
+def describe(name: str) -> ModelSpec:
+    """The shape of a model by name, without its weights: nothing is allocated. Raises InputError."""
+    from prism.adapters import adapter_for
+
+    return adapter_for(load_model(name, weights="random", device="meta").model).spec
 
 
 def _random(seed: int) -> str:

@@ -1,0 +1,189 @@
+"""The commands of prism-hw that measure: testbed, profile."""
+
+import contextlib
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from hw import sweep as sweeps
+from hw.job import LinkStep, RunConfig
+from hw.linkreport import LinkConfig
+from hw.sweep import SweepConfig, Visit
+from prism.config import load_toml
+from prism.errors import ConfigError
+from prism.spec import ClusterSpec, LinkSpec, ModelSpec
+from prism.units import format_seconds
+
+app = typer.Typer()
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+
+
+def command_line() -> str:
+    """The command as it was typed."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+@app.command("testbed", epilog="Example: sudo prism-hw testbed --link testbed:100Mbps,2ms --devices 3")
+def stations(
+    link: Annotated[
+        str, typer.Option(help="testbed:RATE[,LATENCY[,JITTER[,LOSS]]]; RATE may be a .csv of time_s,mbps.")
+    ] = "testbed:100Mbps",
+    devices: Annotated[int, typer.Option(min=2, max=64, help="Stations around the access point.")] = 2,
+    as_json: Json = False,
+) -> None:
+    """Keep devices as network namespaces around an access point, until Ctrl-C, and say how to enter them."""
+    from hw.testbed import NamespaceTestbed
+
+    spec = LinkSpec.parse(link)
+    if spec.kind != "testbed":
+        raise ConfigError(f"link {link!r} is no testbed; write testbed:RATE, as in testbed:100Mbps,2ms")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    with NamespaceTestbed(spec, devices) as bed:
+        bed.play()
+        stations = [
+            {"device": number, "address": address, "netns": station.path}
+            for number, (address, station) in enumerate(zip(bed.addresses, bed.stations, strict=True))
+        ]
+        if as_json:
+            print(
+                msgspec.json.encode({"link": str(spec), **bed.facts(), "stations": stations}).decode(),
+                flush=True,
+            )
+        else:
+            table = Table(
+                "device", "address", "enter it with", title=f"{spec}, medium {bed.facts()['medium']}"
+            )
+            for row in stations:
+                table.add_row(
+                    str(row["device"]), str(row["address"]), f"nsenter --net={row['netns']} COMMAND"
+                )
+            table.caption = "up until Ctrl-C; nothing is left behind"
+            Console().print(table)
+        with contextlib.suppress(KeyboardInterrupt):
+            while True:
+                time.sleep(3600)
+
+
+@app.command(
+    epilog="Example: prism-hw profile --config experiments/scaled_grid.toml --output out/scaled --dry-run"
+)
+def profile(
+    config: Annotated[
+        Path, typer.Option(help="TOML file of the sweep: models, modes, segments, batches, rates, ...")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder of the traces; default: out/NAME of the file."),
+    ] = None,
+    repeats: Annotated[int | None, typer.Option(min=1, help="Visits of each cell.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the cells and the estimated time.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure a sweep, cell by cell, repeats interleaved; killed at any point it goes on where it stopped."""
+    from hw.profile import pending, run_sweep
+
+    sweep = load_toml(config, SweepConfig)
+    if repeats is not None:
+        sweep = msgspec.structs.replace(sweep, repeats=repeats)
+    folder = output or Path("out") / config.stem
+    specs = _described(sweep)
+    todo, done = pending(sweep, folder)
+    estimates = _estimates(todo, specs)
+    if dry_run:
+        _print_plan(todo, done, estimates, as_json)
+        return
+    with _visit_bar(estimates, done, quiet=as_json) as on_done:
+        run_sweep(sweep, folder, command_line(), on_done)
+    result = {
+        "folder": str(folder),
+        "cells": len(sweeps.cells(sweep)),
+        "visits": done + len(todo),
+        "new": len(todo),
+    }
+    if as_json:
+        print(msgspec.json.encode(result).decode())
+        return
+    print(f"{result['cells']} cells, {result['visits']} visits ({result['new']} new) in {folder}")
+    print(f"Next: prism-hw map {folder} --output map.json")
+
+
+def _described(sweep: SweepConfig) -> dict[str, ModelSpec]:
+    """The shape of every model; refuses cells that none of its ranks could run."""
+    from prism.zoo import describe
+
+    sweep.links()
+    specs = {model: describe(model) for model in sweep.models}
+    sweeps.check(sweep, specs)
+    return specs
+
+
+def _estimates(todo: list[Visit], specs: dict[str, ModelSpec]) -> dict[str, float]:
+    """Seconds of each visit, from this machine's speed at a matrix product measured now."""
+    if not todo:
+        return {}
+    from hw.host import flops_per_s
+
+    speed = flops_per_s(todo[0].config.threads)
+    return {visit.file: sweeps.estimate_s(visit.config, specs[visit.config.model], speed) for visit in todo}
+
+
+def _print_plan(todo: list[Visit], done: int, estimates: dict[str, float], as_json: bool) -> None:
+    total = sum(estimates.values())
+    first = [visit for visit in todo if visit.repeat == min(v.repeat for v in todo)]
+    rows = [
+        {
+            "model": c.model, "mode": c.mode.value, "segments": c.segments, "wire": c.wire, "devices": c.plan().devices,
+            "batch": c.batch, "link": c.link, "estimated_s": estimates[visit.file],
+        }
+        for visit in first for c in [visit.config]
+    ]  # fmt: skip
+    if as_json:
+        print(
+            msgspec.json.encode(
+                {"cells": rows, "visits": len(todo), "done": done, "estimated_s": total}
+            ).decode()
+        )
+        return
+    table = Table("model", "mode", "L", "wire", "P", "batch", "link", "a visit")
+    for row in rows:
+        cells = [row[key] for key in ("model", "mode", "segments", "wire", "devices", "batch", "link")]
+        table.add_row(
+            *["" if cell is None else str(cell) for cell in cells],
+            format_seconds(float(str(row["estimated_s"]))),
+        )
+    table.caption = (
+        f"{len(todo)} visits to go, {done} done; about {format_seconds(total)} of work by FLOPs, bytes and this "
+        f"machine's speed at a matrix product, before loading models and forming groups"
+    )
+    Console().print(table)
+
+
+@contextlib.contextmanager
+def _visit_bar(estimates: dict[str, float], done: int, quiet: bool) -> Iterator[Callable[[Visit], None]]:
+    """Progress on stderr; the time left goes by the visits' estimates, not by their number."""
+    console = Console(stderr=True)
+    bar = Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), console=console,
+                   transient=True, disable=quiet or not console.is_terminal)  # fmt: skip
+    with bar:
+        visits = done
+        total = done + len(estimates)
+        task = bar.add_task(f"visit {visits} of {total}", total=sum(estimates.values()))
+
+        def on_done(visit: Visit) -> None:
+            nonlocal visits
+            visits += 1
+            bar.update(task, advance=estimates[visit.file], description=f"visit {visits} of {total}")
+
+        yield on_done

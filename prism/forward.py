@@ -1,0 +1,198 @@
+"""One batch on one rank: what goes where, and the blocks.
+
+Shapes: B batch, N tokens, n own tokens, L rows sent, M rows received, R rows the head reads, D width.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from prism.adapters.base import Block, ModelAdapter
+from prism.errors import PlanError
+from prism.exchange import Exchange, Expected, Pending
+from prism.frame import BatchHeader, pack
+from prism.plan import ExecutionPlan, Rows, payload_bytes
+from prism.recording import Recorder
+from prism.segment_means import attention_bias, segment_counts, segment_means
+from prism.wire import decode, encode, payload_like
+from prism.workload import receivers, returned_rows
+
+
+class Pass:
+    """A plan applied to a batch of B samples of N tokens, on one rank.
+
+    Receives are posted as early as their sizes are known: gloo sends by rendezvous, so a message
+    leaves only when its receiver is ready, and being ready late costs a latency.
+    """
+
+    def __init__(
+        self, adapter: ModelAdapter, blocks: list[Block], plan: ExecutionPlan, exchange: Exchange,
+        recorder: Recorder, device: torch.device, batch: int, tokens: int,
+    ) -> None:  # fmt: skip
+        self._plan, self._exchange, self._recorder, self._blocks = plan, exchange, recorder, blocks
+        self._causal, self._width, self._device = adapter.causal, adapter.spec.width, device
+        self._batch, self._tokens, self._rank = batch, tokens, exchange.rank
+        self._partition, self._sent = plan.partition(tokens), plan.sent_rows(tokens)
+        self._peers = receivers(self._rank, plan.ranks, self._causal)
+        self._shapes = {
+            p: (batch, self._sent[p], self._width)
+            for p in range(plan.ranks)
+            if self._rank in receivers(p, plan.ranks, self._causal)
+        }
+        self._incoming = {p: payload_like(plan.wire, shape) for p, shape in self._shapes.items()}
+        size = payload_bytes(plan.wire, batch * self._sent[0] * self._width)
+        self._ring = plan.uses_ring(size, self._causal)
+
+    # -- getting the input and returning the answer ---------------------------------------------------
+
+    def run_terminal(
+        self, x_BND: Tensor, mask_BN: Tensor | None, rows: Rows, number: int, scatter: bool
+    ) -> Tensor:
+        """Terminal: hand out the rows, run the own part, put together what the head reads: [B, R, D]."""
+        if scatter:
+            self._scatter(x_BND, mask_BN, rows, number)
+        back: dict[int, Expected] = {}
+        for peer in range(1, self._plan.ranks):
+            if count := returned_rows(rows, *self._partition.bounds(peer)):
+                back[peer] = ((self._batch, count, self._width), x_BND.dtype)
+        self._expect(0)
+        own_BnD = self._run_blocks(self._own(x_BND), mask_BN, self._bias(mask_BN, x_BND.dtype), back)
+        last = len(self._blocks)
+        arrived = self._exchange.start({}, back, "collect", last).wait() if back else {}
+        self._recorder.switch("compute", "head", last)
+        return _joined(_selected(own_BnD, rows, 0), [arrived[p] for p in sorted(arrived)], rows, self._tokens)
+
+    def _scatter(self, x_BND: Tensor, mask_BN: Tensor | None, rows: Rows, number: int) -> None:
+        """Header, mask and rows to each rank, posted at once."""
+        header = BatchHeader(
+            number=number, plan=self._plan, batch=self._batch, tokens=self._tokens, rows=rows,
+            padded=mask_BN is not None, dtype=str(x_BND.dtype).removeprefix("torch."),
+        )  # fmt: skip
+        peers = range(1, self._plan.ranks)
+        self._exchange.start(dict.fromkeys(peers, pack(header)), {}, "header", -1)
+        if mask_BN is not None:
+            self._exchange.start(dict.fromkeys(peers, mask_BN), {}, "mask", -1)
+        parts = {p: x_BND[:, slice(*self._partition.bounds(p))].contiguous() for p in peers}
+        self._exchange.start(parts, {}, "scatter", -1)
+
+    def run_scattered(self, padded: bool, dtype: torch.dtype, rows: Rows) -> None:
+        """Worker: receive the rows, run, return what the head reads."""
+        start, stop = self._partition.bounds(self._rank)
+        masks: dict[int, Expected] = {0: ((self._batch, self._tokens), torch.uint8)} if padded else {}
+        parts: dict[int, Expected] = {0: ((self._batch, stop - start, self._width), dtype)}
+        self._exchange.expect(masks, "mask", -1)
+        self._exchange.expect(parts, "scatter", -1)
+        self._expect(0)
+        mask_BN = self._exchange.start({}, masks, "mask", -1).wait()[0] if padded else None
+        self._recorder.switch("compute", "prepare", -1)
+        bias = self._bias(mask_BN, dtype)
+        x_BnD = self._exchange.start({}, parts, "scatter", -1).wait()[0]
+        self._return(self._run_blocks(x_BnD, mask_BN, bias, {}), rows)
+
+    def run_embedded(self, x_BND: Tensor, mask_BN: Tensor | None, rows: Rows) -> None:
+        """Worker that embedded its own input."""
+        self._expect(0)
+        own_BnD = self._run_blocks(self._own(x_BND), mask_BN, self._bias(mask_BN, x_BND.dtype), {})
+        self._return(own_BnD, rows)
+
+    def _return(self, x_BnD: Tensor, rows: Rows) -> None:
+        selected = _selected(x_BnD, rows, self._partition.bounds(self._rank)[0])
+        if selected.shape[1]:
+            self._exchange.start({0: selected.contiguous()}, {}, "collect", len(self._blocks))
+
+    def _own(self, x_BND: Tensor) -> Tensor:
+        return x_BND[:, slice(*self._partition.bounds(self._rank))]
+
+    # -- the blocks -----------------------------------------------------------------------------------
+
+    def _bias(self, mask_BN: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        """What each logit gets added: log counts of the means, causality, padding. The same in every block."""
+        start, stop = self._partition.bounds(self._rank)
+        mask_BN = None if mask_BN is None else mask_BN.cpu()
+        mask_Bn = None if mask_BN is None else mask_BN[:, start:stop]
+        counts = [segment_counts(mask_BN, *self._partition.bounds(p), self._sent[p]) for p in self._shapes]
+        bias = attention_bias(counts, stop - start, mask_Bn, causal=self._causal, dtype=dtype)
+        return None if bias is None else bias.to(self._device)
+
+    def _run_blocks(
+        self, x_BnD: Tensor, mask_BN: Tensor | None, bias: Tensor | None, back: dict[int, Expected]
+    ) -> Tensor:
+        self._recorder.switch("compute", "prepare", -1)
+        mask_Bn = None if mask_BN is None else self._own_mask(mask_BN)
+        last = len(self._blocks) - 1
+        for index, block in enumerate(self._blocks):
+            self._recorder.switch("compute", "compress", index)
+            pending = self._send(segment_means(x_BnD, self._sent[self._rank], mask_Bn), index)
+            if index < last:
+                self._expect(index + 1)
+            else:
+                self._exchange.expect(back, "collect", len(self._blocks))
+            x_BnD = self._block(block, index, x_BnD, pending, bias)
+        return x_BnD
+
+    def _own_mask(self, mask_BN: Tensor) -> Tensor:
+        return mask_BN[:, slice(*self._partition.bounds(self._rank))].to(self._device)
+
+    def _send(self, z_BLD: Tensor, index: int) -> Pending:
+        """One payload to all peers, by mesh or ring."""
+        payload = encode(self._plan.wire, z_BLD) if self._peers else z_BLD
+        if self._ring:
+            return self._exchange.start_ring(payload, self._incoming, "exchange", index)
+        return self._exchange.start(dict.fromkeys(self._peers, payload), self._incoming, "exchange", index)
+
+    def _expect(self, index: int) -> None:
+        if not self._ring:
+            self._exchange.expect(self._incoming, "exchange", index)
+
+    def _block(
+        self,
+        block: Block,
+        index: int,
+        x_BnD: Tensor,
+        pending: Pending,
+        bias: Tensor | None,
+    ) -> Tensor:
+        arrived = None if self._plan.overlap else pending.wait()
+        self._recorder.switch("compute", "project", index)
+        query, key, value = block.project(x_BnD)
+        arrived = pending.wait() if arrived is None else arrived
+        self._recorder.switch("compute", "attend", index)
+        if arrived:
+            parts = [
+                decode(self._plan.wire, arrived[p], shape, x_BnD.dtype) for p, shape in self._shapes.items()
+            ]
+            key_z, value_z = block.project_kv(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))
+            key, value = torch.cat([key, key_z], dim=2), torch.cat([value, value_z], dim=2)
+        mixed = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=bias, dropout_p=block.dropout, scale=block.scale
+        )
+        return block.finish(x_BnD, mixed.transpose(1, 2).flatten(2))
+
+
+def _selected(x_BnD: Tensor, rows: Rows, first: int) -> Tensor:
+    """The own rows that the head reads; for a mean, the prefix rows and the sum of the others."""
+    if rows.mean_from < 0:
+        return x_BnD[:, max(0, rows.start - first) : max(0, rows.stop - first)]
+    cut = max(0, rows.mean_from - first)
+    if x_BnD.shape[1] <= cut:
+        return x_BnD
+    return torch.cat([x_BnD[:, :cut], x_BnD[:, cut:].sum(1, keepdim=True)], dim=1)
+
+
+def _joined(mine_BRD: Tensor, others: list[Tensor], rows: Rows, tokens: int) -> Tensor:
+    """What the head reads out of what each part returned. A mean's rows are the prefix rows, in the
+    order of the parts, each part's sum behind them."""
+    if rows.mean_from < 0:
+        return torch.cat([mine_BRD, *others], dim=1) if others else mine_BRD
+    prefix: list[Tensor] = []
+    total, missing = None, rows.mean_from
+    for part_BRD in [mine_BRD, *others]:
+        count = min(missing, part_BRD.shape[1])
+        prefix.append(part_BRD[:, :count])
+        missing -= count
+        if part_BRD.shape[1] > count:
+            rest = part_BRD[:, count:]
+            total = rest if total is None else total + rest
+    if total is None:
+        raise PlanError(f"{tokens} tokens are all prefix tokens; a pooled head needs others")
+    return torch.cat([*prefix, total / (tokens - rows.mean_from)], dim=1)

@@ -1,0 +1,49 @@
+"""What the terminal tells the other ranks before each batch: one small message of fixed size."""
+
+import msgspec
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from prism.errors import ExchangeError, PlanError
+from prism.exchange import Expected
+from prism.plan import ExecutionPlan, Rows
+
+FRAME_BYTES = 1024  # room for a BatchHeader of the longest plan; one message, so no length goes first
+FRAME: Expected = ((FRAME_BYTES,), torch.uint8)
+
+
+class BatchHeader(msgspec.Struct, frozen=True, kw_only=True):
+    """What the terminal tells the others before each batch. Without a plan: stop.
+
+    batch, tokens, rows, padded and dtype are set when the terminal embeds; else each rank knows them.
+    """
+
+    number: int
+    plan: ExecutionPlan | None = None
+    batch: int = 0
+    tokens: int = 0
+    rows: Rows | None = None
+    padded: bool = False
+    dtype: str = "float32"
+
+
+def pack(header: BatchHeader) -> Tensor:
+    packed = msgspec.msgpack.encode(header)
+    if len(packed) > FRAME_BYTES - 2:
+        raise PlanError(
+            f"the plan takes {len(packed)} bytes, the limit is {FRAME_BYTES - 2}; use fewer devices"
+        )
+    raw = bytearray(len(packed).to_bytes(2, "little") + packed)
+    return F.pad(torch.frombuffer(raw, dtype=torch.uint8), (0, FRAME_BYTES - len(raw)))
+
+
+def parse(frame: Tensor) -> BatchHeader:
+    raw = frame.cpu().numpy().tobytes()
+    size = int.from_bytes(raw[:2], "little")
+    try:
+        return msgspec.msgpack.decode(raw[2 : 2 + size], type=BatchHeader)
+    except msgspec.DecodeError as error:
+        raise ExchangeError(
+            f"a batch header can't be read ({error}); run the same version on every device"
+        ) from None

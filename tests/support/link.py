@@ -1,0 +1,112 @@
+"""The link bench as real processes: each a rank of a gloo group, on the loopback or in a namespace."""
+
+import multiprocessing as mp
+import os
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from hw.linkreport import LinkConfig, LinkReport
+from hw.testbed import INTERFACE, Testbed
+from prism.spec import LinkSpec
+from prism.trace import Probe
+
+TIMEOUT_S = 60
+
+
+class Rank(msgspec.Struct, frozen=True, kw_only=True):
+    """What one process is told."""
+
+    rank: int
+    addresses: tuple[str, ...]
+    port: int
+    link: LinkSpec
+    config: LinkConfig
+    interface: str = "lo"
+    medium: str = ""
+    netns: str = ""
+
+
+def measure(
+    ranks: int, config: LinkConfig, folder: Path, link: str = "loopback"
+) -> tuple[LinkReport, list[Probe]]:
+    """The report, and the raw probes that were kept on the way."""
+    from hw.comm import free_port
+    from hw.shaper import SharedMedium
+
+    spec = LinkSpec.parse(link)
+    if spec.kind == "testbed":
+        with Testbed(spec, ranks) as bed:
+            jobs = [
+                Rank(
+                    rank=rank, addresses=tuple(bed.addresses), port=29400, link=spec, config=config,
+                    interface=INTERFACE, netns=bed.stations[rank].path,
+                )
+                for rank in range(ranks)
+            ]  # fmt: skip
+            return _run(jobs)
+    medium = str(folder / "medium") if spec.rate_bps else ""
+    if spec.rate_bps:
+        SharedMedium.create(medium, ranks, spec.rate_bps, spec.latency_s)
+    addresses, port = ("127.0.0.1",) * ranks, free_port("127.0.0.1")
+    return _run(
+        [
+            Rank(rank=rank, addresses=addresses, port=port, link=spec, config=config, medium=medium)
+            for rank in range(ranks)
+        ]
+    )
+
+
+def _run(jobs: list[Rank]) -> tuple[LinkReport, list[Probe]]:
+    context = mp.get_context("spawn")
+    results: Any = context.Queue()
+    processes = [context.Process(target=_serve, args=(job, results), daemon=True) for job in jobs]
+    for process in processes:
+        process.start()
+    try:
+        answers = [results.get(timeout=TIMEOUT_S + job.config.budget_s) for job in jobs]
+    finally:
+        for process in processes:
+            process.join(10)
+            process.kill()
+    errors = [answer for answer in answers if isinstance(answer, str)]
+    assert not errors, errors
+    report, probes = next(answer for answer in answers if answer is not None)
+    return msgspec.json.decode(report, type=LinkReport), msgspec.json.decode(probes, type=list[Probe])
+
+
+def _serve(job: Rank, results: Any) -> None:
+    from hw.netns import enter
+
+    os.environ["TORCH_CPP_LOG_LEVEL"] = "FATAL"
+    if job.netns:
+        enter(job.netns)
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[job.rank % len(cores)]})
+    try:
+        results.put(_measure(job))
+    except Exception as error:
+        results.put(repr(error))
+
+
+def _measure(job: Rank) -> tuple[bytes, bytes] | None:
+    import torch
+
+    from hw.comm import GlooExchange, open_store, process_group
+    from hw.linkbench import run_link
+    from hw.recorder import SpanRecorder
+    from hw.shaper import SharedMedium
+    from hw.staging import HostStager
+
+    torch.set_num_threads(1)
+    world, probes = len(job.addresses), list[Probe]()
+    store = open_store(job.addresses[0], job.port, job.rank == 0, TIMEOUT_S)
+    with process_group(store, job.rank, world, interface=job.interface, timeout_s=TIMEOUT_S):
+        medium = SharedMedium(job.medium, job.rank, world) if job.medium else None
+        exchange = GlooExchange(HostStager(), SpanRecorder(job.rank), medium)
+        report = run_link(exchange, job.addresses, job.link, job.config, keep=probes.extend, command="test")
+    if report is None:
+        assert not probes
+        return None
+    return msgspec.json.encode(report), msgspec.json.encode(probes)
