@@ -4,7 +4,6 @@ Built from raw traces, of which the visits of a cell are pooled: only here do me
 JSON file with a version. prism/crossover.py says where the better plan changes, and compares two maps.
 """
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -193,16 +192,10 @@ def _provenance(files: list[TraceFile]) -> Provenance:
         files=tuple((file.name, file.digest) for file in files),
         created=(headers[0].created, headers[-1].created),
         host={key: value for key, value in setting(headers[0]).items() if value is not None},
-        configs=tuple(sorted({_config_hash(header) for header in headers})),
+        configs=tuple(sorted({header.config_hash for header in headers if header.config_hash})),
         commands=tuple(sorted({header.command for header in headers})),
         cut=any(file.trace.cut for file in files),
     )
-
-
-def _config_hash(header: TraceHeader) -> str:
-    """Of the configuration without the name of the trace's own file."""
-    config = {key: value for key, value in header.config.items() if key != "trace"}
-    return hashlib.blake2b(msgspec.json.encode(config, order="sorted"), digest_size=6).hexdigest()
 
 
 def _milliseconds(file: TraceFile) -> list[float]:

@@ -1,7 +1,5 @@
 """Trace files as `prism-hw profile` writes them, with latencies of the test's choice."""
 
-import msgspec
-
 from prism.plan import ExecutionPlan, Mode
 from prism.trace import Batch, Meter, Power, Span, TraceHeader, TraceWriter
 
@@ -19,7 +17,7 @@ def header(plan, link, batch=1, host=None, **fields):
     base = dict(
         source="measured", created="2026-01-01T00:00:00Z", model="vit", weights="random", plan=plan, batch=batch,
         tokens=197, link=link, seed=0, command="prism-hw profile", host={**HOST, **(host or {})},
-        config={"batch": batch, "trace": "somewhere"},
+        config={"batch": batch}, config_hash="c0ffee",
     )  # fmt: skip
     return TraceHeader(**{**base, **fields})
 
@@ -68,7 +66,3 @@ def visit(folder, plan, link, visits, batch=1, model="vit", **fields):
         )
         paths.append(write(folder / name, head, records(lengths, plan.ranks, size=batch)))
     return paths
-
-
-def replaced(head, **fields):
-    return msgspec.structs.replace(head, **fields)
