@@ -1,7 +1,7 @@
 """A performance map as heat maps for a terminal of 100 columns; without colour the figures say the same."""
 
 from collections.abc import Iterator, Sequence
-from itertools import chain
+from itertools import accumulate, chain
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -23,12 +23,14 @@ from prism.perfmap import PerformanceMap, plan_label
 from prism.plan import ExecutionPlan
 
 STRONG = 1.5  # a factor from which on the terminal prints bold
-COLUMNS = 9  # rates side by side in 100 columns
+WIDTH = 100  # columns of the narrowest terminal
 LARGEST = 10  # differences of two maps in the table; --json has all
 KEY = (
     "Latency over that of local; green: faster, red: slower, grey and ~: within the spread of the two. "
     "Mbps are the link's; never and always speak of the measured range; *: crosses more than once."
 )
+
+Column = tuple[str, list[Text]]
 
 
 def map_view(map_: PerformanceMap) -> RenderableType:
@@ -40,29 +42,46 @@ def map_view(map_: PerformanceMap) -> RenderableType:
 
 def _grid_views(grid: Grid, found: Sequence[Crossover]) -> Iterator[RenderableType]:
     yield Text(grid.title, style="bold")
-    for start in range(0, len(grid.rates), COLUMNS):
-        rates = grid.rates[start : start + COLUMNS]
-        for plan in grid.plans:
-            yield _ratio_table(grid, plan, rates)
-        yield _best_table(grid, rates)
-    yield from crossover_tables(grid, found)
+    for plan in grid.plans:
+        yield from _ratio_tables(grid, plan)
+    yield from _best_tables(grid)
+    yield from _crossover_tables(grid, found)
 
 
-def _table(title: str, first: str, columns: Sequence[str], caption: str = "") -> Table:
-    table = Table(first, *columns, title=title, caption=caption, title_justify="left", caption_justify="left")
-    for column in table.columns:
-        column.justify, column.no_wrap = "right", True
-    return table
+def _tables(title: str, fixed: Sequence[Column], columns: Sequence[Column]) -> Iterator[Table]:
+    """The columns side by side, in as many tables as WIDTH needs; the fixed ones lead each."""
+    room = WIDTH - 1 - sum(map(_width, fixed))
+    while columns:
+        sums = list(accumulate(map(_width, columns)))
+        count = max(1, sum(total <= room for total in sums))
+        shown, columns = [*fixed, *columns[:count]], columns[count:]
+        table = Table(title=title, title_justify="left")
+        for head, _ in shown:
+            table.add_column(head, justify="left" if head == "plan" else "right", no_wrap=True)
+        for row in zip(*[cells for _, cells in shown], strict=True):
+            table.add_row(*row)
+        yield table
 
 
-def _ratio_table(grid: Grid, plan: ExecutionPlan, rates: Sequence[float | None]) -> Table:
+def _width(column: Column) -> int:
+    """With its padding and one line."""
+    head, cells = column
+    return max(len(head), *[cell.cell_len for cell in cells]) + 3
+
+
+def _batches(grid: Grid) -> Column:
+    return "batch", [Text(str(batch)) for batch in grid.batches]
+
+
+def _ratio_tables(grid: Grid, plan: ExecutionPlan) -> Iterator[Table]:
+    locals_ = [grid.locals.get(batch) for batch in grid.batches]
+    times = [Text("-" if cell is None else f"{cell.latency_ms.p50:.1f}") for cell in locals_]
+    columns = [
+        (rate_label(rate), [_ratio_text(grid, plan, batch, rate) for batch in grid.batches])
+        for rate in grid.rates
+    ]
     title = f"{plan_label(plan)}: latency over local, by batch and Mbps"
-    table = _table(title, "batch", ["local ms", *map(rate_label, rates)])
-    for batch in grid.batches:
-        local = grid.locals.get(batch)
-        milliseconds = "-" if local is None else f"{local.latency_ms.p50:.1f}"
-        table.add_row(str(batch), milliseconds, *[_ratio_text(grid, plan, batch, rate) for rate in rates])
-    return table
+    return _tables(title, [_batches(grid), ("local ms", times)], columns)
 
 
 def _ratio_text(grid: Grid, plan: ExecutionPlan, batch: int, rate: float | None) -> Text:
@@ -75,42 +94,38 @@ def _ratio_text(grid: Grid, plan: ExecutionPlan, batch: int, rate: float | None)
     return Text(f"{'~' if tie else ''}{ratio_label(value)}", style=f"{strong}{colour}")
 
 
-def _best_table(grid: Grid, rates: Sequence[float | None]) -> Table:
-    codes = plan_codes(grid.plans)
-    key = ", ".join(f"{code}: {plan_label(plan)}" for plan, code in codes.items())
-    table = _table(
-        "best plan, by batch and Mbps", "batch", [rate_label(rate) for rate in rates], f"{key}; ~: so is another"
-    )  # fmt: skip
-    for batch in grid.batches:
-        row = []
-        for rate in rates:
-            best = grid.best(batch, rate)
-            if best is None:
-                row.append(Text("-"))
-                continue
-            cell, tie = best
-            style = "bright_black" if tie else "" if cell.plan.ranks == 1 else "green"
-            row.append(Text(f"{'~' if tie else ''}{codes.get(cell.plan, 'local')}", style=style))
-        table.add_row(str(batch), *row)
-    return table
+def _best_tables(grid: Grid) -> Iterator[RenderableType]:
+    columns = [
+        (rate_label(rate), [_best_text(grid, batch, rate) for batch in grid.batches]) for rate in grid.rates
+    ]
+    yield from _tables("best plan, by batch and Mbps", [_batches(grid)], columns)
+    names = [f"{code}: {plan_label(plan)}" for plan, code in plan_codes(grid.plans).items()]
+    yield Text(", ".join([*names, "~: another is as good within the spread"]), style="dim")
 
 
-def crossover_tables(grid: Grid, found: Sequence[Crossover]) -> Iterator[Table]:
+def _best_text(grid: Grid, batch: int, rate: float | None) -> Text:
+    best = grid.best(batch, rate)
+    if best is None:
+        return Text("-")
+    cell, tie = best
+    style = "bright_black" if tie else "green" if cell.plan.ranks > 1 else ""
+    code = plan_codes(grid.plans).get(cell.plan, "local")
+    return Text(f"{'~' if tie else ''}{code}", style=style)
+
+
+def _crossover_tables(grid: Grid, found: Sequence[Crossover]) -> Iterator[Table]:
     """From which bandwidth on distributed is as fast as local, for each batch; and the other way round."""
-    own = of_grid(grid, found)
+    plans = ("plan", [Text(plan_label(plan)) for plan in grid.plans])
     for axis, title, heads in (
         ("bandwidth_mbps", "as fast as local from ... Mbps on, by batch", [str(batch) for batch in grid.batches]),
         ("batch", "as fast as local from batch ... on, by Mbps", [rate_label(rate) for rate in grid.rates if rate]),
     ):  # fmt: skip
-        lines = [c for c in own if c.axis == axis]
-        if not lines:
-            continue
-        table = _table(title, "plan", heads)
-        table.columns[0].justify = "left"
-        for plan in grid.plans:
-            cells = {held_label(c): c for c in lines if c.plan == plan}
-            table.add_row(plan_label(plan), *[crossover_label(cells.get(head)) for head in heads])
-        yield table
+        cells = {(held_label(c), c.plan): c for c in of_grid(grid, found) if c.axis == axis}
+        columns = [
+            (head, [Text(crossover_label(cells.get((head, plan)))) for plan in grid.plans]) for head in heads
+        ]
+        if cells:
+            yield from _tables(title, [plans], columns)
 
 
 def comparison_view(found: Comparison) -> RenderableType:
