@@ -24,7 +24,7 @@ class InputError(PrismError):
 
 
 class TraceError(PrismError):
-    """A trace file can't be read."""
+    """A trace file, or a map made of them, can't be read."""
 
 
 class ExchangeError(PrismError):

@@ -1,0 +1,145 @@
+"""Trace files read in bulk, and the visits of one cell pooled into one trace. Nothing is reduced here."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from prism.errors import TraceError
+from prism.trace import Batch, Probe, Record, Span, Trace, TraceHeader, read_trace
+
+TIMES = ("start_ns", "end_ns", "at_ns")  # on the terminal's clock; a record has one or two of them
+# what makes the times of two runs comparable; the clock, read once at the start, is no setting
+MACHINE = (
+    "system", "processor", "cores", "threads", "device", "governor", "power_mode", "tcp_congestion_control", "versions",
+)  # fmt: skip
+
+
+class TraceFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A trace, the name of its file without folders, and a hash of its bytes."""
+
+    name: str
+    digest: str
+    trace: Trace
+
+
+class TraceSet(msgspec.Struct, frozen=True, kw_only=True):
+    """Traces in order of their start, and a line for each file that is left out."""
+
+    files: tuple[TraceFile, ...]
+    left_out: tuple[str, ...] = ()
+
+
+def read_traces(paths: Iterable[Path]) -> TraceSet:
+    """Files, and folders with every *.jsonl directly inside. A file that can't be read, holds no measured
+    batch or repeats another is left out with its reason; a path or folder without traces raises TraceError."""
+    found: dict[str, TraceFile] = {}
+    left_out: list[str] = []
+    for path in sorted({file.resolve() for file in _files(paths)}):
+        try:
+            file = _read(path)
+        except TraceError as error:
+            left_out.append(str(error).replace(str(path), path.name))
+            continue
+        if file.digest in found:
+            left_out.append(f"{path.name}: the same bytes as {found[file.digest].name}")
+        elif not whole_batches(file.trace):
+            left_out.append(f"{path.name}: holds no complete measured batch")
+        else:
+            found[file.digest] = file
+    files = sorted(found.values(), key=order)
+    return TraceSet(files=tuple(files), left_out=tuple(sorted(left_out)))
+
+
+def order(file: TraceFile) -> tuple[str, str]:
+    """Key that sorts traces the same way, in whatever order their files were named."""
+    return file.trace.header.created, file.digest
+
+
+def _files(paths: Iterable[Path]) -> Iterator[Path]:
+    for path in paths:
+        inside = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+        if not inside:
+            raise TraceError(f"{path} holds no *.jsonl file; give the folder that prism-hw profile wrote")
+        if not path.exists():
+            raise TraceError(
+                f"{path} doesn't exist; give trace files or the folder that prism-hw profile wrote"
+            )
+        yield from inside
+
+
+def _read(path: Path) -> TraceFile:
+    trace = read_trace(path)
+    digest = hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
+    return TraceFile(name=path.name, digest=digest, trace=trace)
+
+
+def whole_batches(trace: Trace) -> list[Batch]:
+    """Measured batches of the header's size: the last one of a pass over all inputs may be smaller."""
+    return [batch for batch in trace.measured if batch.size == trace.header.batch]
+
+
+def machine(header: TraceHeader) -> dict[str, Any]:
+    """The facts of a header's host that two runs must share for their times to be compared, flat."""
+    facts = {key: header.host[key] for key in MACHINE if key in header.host}
+    versions = facts.pop("versions", {})
+    return {**facts, **{f"version of {name}": number for name, number in sorted(versions.items())}}
+
+
+def setting(header: TraceHeader) -> dict[str, Any]:
+    """What the visits of one cell must share."""
+    medium = header.host.get("testbed", {}).get("medium") if header.plan.ranks > 1 else None
+    return {
+        **machine(header),
+        "weights": header.weights,
+        "oversubscribed": header.oversubscribed,
+        "declared power": header.power.name if header.power else None,
+        "medium": medium,
+    }
+
+
+def same(facts: Sequence[tuple[str, dict[str, Any]]], what: str) -> None:
+    """Refuse facts that differ. Pairs of a file's name and its facts; raises TraceError with the first difference."""
+    first, known = facts[0]
+    for name, other in facts[1:]:
+        for key in sorted(known.keys() | other.keys()):
+            if known.get(key) != other.get(key):
+                raise TraceError(
+                    f"{what}: {key} is {known.get(key)!r} in {first} and {other.get(key)!r} in {name}; "
+                    f"make a map of each"
+                )
+
+
+def pool(traces: Sequence[Trace]) -> Trace:
+    """The visits of one cell as one trace under the first header: batches numbered on, clocks set one after the
+    other, far enough apart that no run of batches reaches from one visit into the next."""
+    records: list[Record] = []
+    batches, end_ns = 0, 0
+    for trace in traces:
+        kept = [record for record in trace.records if not isinstance(record, Probe) and _whole(record, trace)]
+        times = [time for record in kept for time in _times(record)]
+        longest = max((b.end_ns - b.start_ns for b in trace.batches), default=0)
+        shift = end_ns + longest - min(times)
+        records += [_moved(record, batches, shift) for record in kept]
+        batches += 1 + max(record.batch for record in kept if isinstance(record, Span | Batch))
+        end_ns = max(times) + shift + longest + 1
+    return Trace(header=traces[0].header, records=tuple(records), cut=any(trace.cut for trace in traces))
+
+
+def _whole(record: Record, trace: Trace) -> bool:
+    return not isinstance(record, Batch) or record.size == trace.header.batch
+
+
+def _times(record: Record) -> tuple[int, ...]:
+    return tuple(getattr(record, name) for name in TIMES if hasattr(record, name))
+
+
+def _moved(record: Record, batches: int, shift: int) -> Record:
+    changes: dict[str, Any] = {name: getattr(record, name) + shift for name in TIMES if hasattr(record, name)}
+    if isinstance(record, Span | Batch):
+        changes["batch"] = record.batch + batches
+    if isinstance(record, Span) and record.kind == "wire":
+        changes["issued_ns"] = record.issued_ns + shift
+    return msgspec.structs.replace(record, **changes) if changes else record

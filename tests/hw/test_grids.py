@@ -1,0 +1,45 @@
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from hw.sweep import SweepConfig, cells, check, visits
+from prism.config import load_toml
+from prism.plan import Mode
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+
+
+@pytest.mark.parametrize(
+    ("name", "local", "full", "means", "repeats"),
+    [
+        ("published_grid.toml", 6, 6 * 8, 6 * 8 * 3, 5),  # batches, times rates, times L
+        ("scaled_grid.toml", 2 * 4, 2 * 4 * 5, 2 * 4 * 5 * 2, 3),  # models and batches, rates, L
+    ],
+)
+def test_a_shipped_grid_holds_the_cells_it_speaks_of(name, local, full, means, repeats):
+    sweep = load_toml(EXPERIMENTS / name, SweepConfig)
+    found = cells(sweep)
+    assert Counter(config.mode for config, _ in found) == {
+        Mode.LOCAL: local, Mode.FULL: full, Mode.SEGMENT_MEANS: means,
+    }  # fmt: skip
+    assert len(visits(sweep)) == (local + full + means) * repeats
+    assert {ranks for _, ranks in found} == {2}
+
+
+def test_the_published_grid_is_the_published_one():
+    sweep = load_toml(EXPERIMENTS / "published_grid.toml", SweepConfig)
+    assert sweep.batches == (1, 2, 4, 8, 16, 32)
+    rates = [config.link_spec().rate_bps for config, _ in cells(sweep) if config.mode is not Mode.LOCAL]
+    assert (min(rates), max(rates)) == (200e6, 900e6)
+    tokens, devices = 197, 2
+    rates_of_compression = [tokens / (segments * devices) for segments in sweep.segments]
+    assert rates_of_compression == pytest.approx([9.9, 4.95, 3.3], rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["published_grid.toml", "scaled_grid.toml"])
+def test_every_cell_of_a_shipped_grid_can_run(name):
+    from prism.zoo import describe
+
+    sweep = load_toml(EXPERIMENTS / name, SweepConfig)
+    check(sweep, {model: describe(model) for model in sweep.models})
