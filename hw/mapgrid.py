@@ -107,6 +107,10 @@ def ratio_label(value: float) -> str:
     return f"{value:.2f}x" if value < 10 else f"{value:.0f}x"
 
 
+def spread_label(spread_ms: tuple[float, float]) -> str:
+    return f"{spread_ms[0]:.1f}-{spread_ms[1]:.1f}"
+
+
 def of_grid(grid: Grid, found: Sequence[Crossover]) -> list[Crossover]:
     return [
         c

@@ -16,6 +16,7 @@ from hw.mapgrid import (
     of_grid,
     plan_codes,
     rate_label,
+    spread_label,
 )
 from hw.mapplots import LIMIT, heat_figure, line_figure, style
 from prism.crossover import Crossover, crossovers
@@ -24,15 +25,15 @@ from prism.trace import KINDS
 
 BODY = """<style>
 .wide { overflow-x: auto; } .wide td:nth-child(1) { text-align: left; } details div { white-space: normal; text-align: left; }
-.facts { width: auto; white-space: normal; } .facts td { text-align: left; vertical-align: top; } summary { cursor: pointer; }
+table + table { margin-top: 1.2rem; } .facts { width: auto; white-space: normal; } .facts td { text-align: left; vertical-align: top; } summary { cursor: pointer; }
 </style>
 {% for note in notes %}<p class="about">{{ note }}</p>{% endfor %}
 {% for part in parts %}
 <h2>{{ part.title }}</h2>
 {{ part.heat }}
 <p class="about">{{ part.key }}. Blue: faster than local, red: slower, full depth from a factor of {{ limit }} on. Grey
-and ~: within the spread of the two, which is the range of the visits' medians or, where larger, the interquartile
-range of the batches.</p>
+and ~: within the spread, that is, the median of either lies where the other's was seen: between its visits' medians
+(the outer tenth left out, of more than five) or its batches' quartiles.</p>
 {% if part.lines %}{{ part.lines }}
 <p class="about">Latency over local against the link's rate. Bars: from the lowest to the highest visit's median. Rings: where
 a plan is as fast as local, linear between neighbours in the logarithm of the rate.</p>{% endif %}
@@ -41,11 +42,11 @@ a plan is as fast as local, linear between neighbours in the logarithm of the ra
 {% if part.tables %}<p class="about">never and always speak of the measured range; ~: noise may move the answer; *: crosses more
 than once.</p>{% endif %}
 <div class="wide"><table><tr><th>plan</th><th>batch</th><th>Mbps</th><th>p50 ms</th><th>p95</th><th>spread</th><th>a sample</th>
-{% for kind in kinds %}<th>{{ kind }}</th>{% endfor %}<th>energy</th><th>batches</th><th>traces</th></tr>
+{% for kind in part.kinds %}<th>{{ kind }}</th>{% endfor %}<th>energy</th><th>batches</th><th>traces</th></tr>
 {% for c in part.cells %}<tr><td>{{ plan_label(c.plan) }}{{ " (oversubscribed)" if c.oversubscribed }}</td><td>{{ c.batch }}</td>
 <td>{{ "-" if c.plan.ranks == 1 else rate_label(c.bandwidth_mbps) }}</td><td>{{ "%.1f" % c.latency_ms.p50 }}</td>
-<td>{{ "%.1f" % c.latency_ms.p95 }}</td><td>{{ "%.1f" % c.spread_ms }}</td><td>{{ "%.1f" % c.per_sample_ms }}</td>
-{% for kind in kinds %}<td>{{ "%.1f" % c.split_ms[kind] }}</td>{% endfor %}<td>{{ energy(c) }}</td><td>{{ c.batches }}</td>
+<td>{{ "%.1f" % c.latency_ms.p95 }}</td><td>{{ spread_label(c.spread_ms) }}</td><td>{{ "%.1f" % c.per_sample_ms }}</td>
+{% for kind in part.kinds %}<td>{{ "%.1f" % c.split_ms[kind] }}</td>{% endfor %}<td>{{ energy(c) }}</td><td>{{ c.batches }}</td>
 <td><details><summary>{{ c.visits }}</summary><div>{% for name, digest in c.provenance.files %}{{ name }} ({{ digest }})<br>{% endfor %}
 {{ c.provenance.created[0] }} to {{ c.provenance.created[1] }}; configuration {{ c.provenance.configs | join(", ") or "unknown" }}</div></details></td></tr>
 {% endfor %}</table></div>
@@ -66,8 +67,8 @@ def map_page(map_: PerformanceMap, title: str = "Performance map") -> str:
         parts = [_part(grid, found) for grid in grids(map_)]
     hosts = _hosts(map_.cells)
     body = template.render(
-        parts=parts, notes=list(notes(map_)), limit=f"{LIMIT:g}", kinds=KINDS, hosts=[_shown(host) for host in hosts],
-        plan_label=plan_label, rate_label=rate_label, energy=energy_label,
+        parts=parts, notes=list(notes(map_)), limit=f"{LIMIT:g}", hosts=[_shown(host) for host in hosts],
+        plan_label=plan_label, rate_label=rate_label, energy=energy_label, spread_label=spread_label,
         commands=sorted({command for cell in map_.cells for command in cell.provenance.commands}),
     )  # fmt: skip
     first = hosts[0]
@@ -105,13 +106,15 @@ def _part(grid: Grid, found: Sequence[Crossover]) -> dict[str, Any]:
     lines = line_figure(grid, found)
     names = [f"{code}: {plan_label(plan)}" for plan, code in plan_codes(grid.plans).items()]
     locals_ = [grid.locals[batch] for batch in grid.batches if batch in grid.locals]
+    cells = [*locals_, *grid.cells.values()]
     return {
         "title": grid.title,
         "heat": Markup(svg_text(heat_figure(grid))),
         "lines": None if lines is None else Markup(svg_text(lines)),
         "key": ", ".join(names),
         "tables": list(_crossover_tables(grid, found)),
-        "cells": [*locals_, *grid.cells.values()],
+        "cells": cells,
+        "kinds": [kind for kind in KINDS if any(cell.split_ms[kind] for cell in cells)],
     }
 
 

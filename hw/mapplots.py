@@ -20,7 +20,7 @@ LIMIT = 4.0  # the factor at which colours saturate, on either side of 1
 NOISE, MISSING = "#d9d9d9", "#ffffff"
 LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito's palette
 DASHES = ("-", "--", "-.", ":")
-ABREAST = 3
+Colour = tuple[float, float, float] | str
 
 
 @contextmanager
@@ -36,9 +36,10 @@ def style() -> Iterator[None]:
 def _axes(count: int, height: float) -> tuple["Figure", list["Axes"]]:
     from matplotlib.figure import Figure
 
-    rows = -(-count // ABREAST)
+    abreast = 2 if count in (2, 4) else min(count, 3)
+    rows = -(-count // abreast)
     figure = Figure(figsize=(10.4, height * rows), layout="constrained")
-    grid = figure.subplots(rows, min(count, ABREAST), squeeze=False)
+    grid = figure.subplots(rows, abreast, squeeze=False)
     every = [axes for row in grid for axes in row]
     for axes in every[count:]:
         axes.set_visible(False)
@@ -69,7 +70,7 @@ def _paint(axes: "Axes", row: int, column: int, colour: Colour, text: str) -> No
     from matplotlib.patches import Rectangle
 
     axes.add_patch(
-        Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=colour, edgecolor="white", linewidth=1.5)
+        Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=colour, edgecolor="#e3e6ea", linewidth=1)
     )
     dark = float(np.dot(to_rgb(colour), (0.299, 0.587, 0.114))) < 0.5  # weights of the eye, ITU-R BT.601
     axes.text(column, row, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
@@ -94,7 +95,8 @@ def colour_of(value: float) -> Colour:
     from matplotlib import colormaps
 
     share = float(np.clip(np.log(value) / np.log(LIMIT), -1, 1))
-    return tuple(colormaps[COLOURS](0.5 + share / 2)[:3])
+    red, green, blue, _ = colormaps[COLOURS](0.5 + share / 2)
+    return red, green, blue
 
 
 def _best(axes: "Axes", grid: Grid) -> None:
