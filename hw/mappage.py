@@ -24,7 +24,7 @@ from prism.perfmap import Cell, PerformanceMap, plan_label
 from prism.trace import KINDS
 
 BODY = """<style>
-.wide { overflow-x: auto; } .wide td:nth-child(1) { text-align: left; } details div { white-space: normal; text-align: left; }
+.wide { overflow-x: auto; } .wide td:nth-child(1) { text-align: left; } details { font-size: .82rem; overflow-wrap: anywhere; }
 table + table { margin-top: 1.2rem; } .facts { width: auto; white-space: normal; } .facts td { text-align: left; vertical-align: top; } summary { cursor: pointer; }
 </style>
 {% for note in notes %}<p class="about">{{ note }}</p>{% endfor %}
@@ -42,16 +42,19 @@ a plan is as fast as local, linear between neighbours in the logarithm of the ra
 {% if part.tables %}<p class="about">never and always speak of the measured range; ~: noise may move the answer; *: crosses more
 than once.</p>{% endif %}
 <div class="wide"><table><tr><th>plan</th><th>batch</th><th>Mbps</th><th>p50 ms</th><th>p95</th><th>spread</th><th>a sample</th>
-{% for kind in part.kinds %}<th>{{ kind }}</th>{% endfor %}<th>energy</th><th>batches</th><th>traces</th></tr>
+{% for kind in part.kinds %}<th>{{ kind }}</th>{% endfor %}<th>energy</th><th>batches</th><th>visits</th></tr>
 {% for c in part.cells %}<tr><td>{{ plan_label(c.plan) }}{{ " (oversubscribed)" if c.oversubscribed }}</td><td>{{ c.batch }}</td>
 <td>{{ "-" if c.plan.ranks == 1 else rate_label(c.bandwidth_mbps) }}</td><td>{{ "%.1f" % c.latency_ms.p50 }}</td>
 <td>{{ "%.1f" % c.latency_ms.p95 }}</td><td>{{ spread_label(c.spread_ms) }}</td><td>{{ "%.1f" % c.per_sample_ms }}</td>
 {% for kind in part.kinds %}<td>{{ "%.1f" % c.split_ms[kind] }}</td>{% endfor %}<td>{{ energy(c) }}</td><td>{{ c.batches }}</td>
-<td><details><summary>{{ c.visits }}</summary><div>{% for name, digest in c.provenance.files %}{{ name }} ({{ digest }})<br>{% endfor %}
-{{ c.provenance.created[0] }} to {{ c.provenance.created[1] }}; configuration {{ c.provenance.configs | join(", ") or "unknown" }}</div></details></td></tr>
+<td>{{ c.visits }}</td></tr>
 {% endfor %}</table></div>
 <p class="about">Milliseconds are medians over the batches of all visits; the split is the terminal's. Energy: joules of a
-batch, all devices together. Open a number of traces for their names and hashes.</p>
+batch, all devices together.</p>
+<details><summary>The traces of each cell, with their hashes</summary>{% for c in part.cells %}
+<p><b>{{ c.label }}</b>, {{ c.provenance.created[0] }} to {{ c.provenance.created[1] }}, configuration
+{{ c.provenance.configs | join(", ") or "unknown" }}{{ ", cut short" if c.provenance.cut }}:
+{% for name, digest in c.provenance.files %}{{ name }} ({{ digest }}){{ "" if loop.last else ", " }}{% endfor %}</p>{% endfor %}</details>
 {% endfor %}
 <h2>Measured on</h2>
 {% for facts in hosts %}<table class="facts">{% for key, value in facts.items() %}<tr><td>{{ key }}</td><td>{{ value }}</td></tr>{% endfor %}</table>{% endfor %}
