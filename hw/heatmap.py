@@ -17,6 +17,7 @@ from hw.mapgrid import (
     plan_codes,
     rate_label,
     ratio_label,
+    spread_label,
 )
 from prism.crossover import Comparison, Crossover, crossovers
 from prism.perfmap import PerformanceMap, plan_label
@@ -48,14 +49,15 @@ def _grid_views(grid: Grid, found: Sequence[Crossover]) -> Iterator[RenderableTy
     yield from _crossover_tables(grid, found)
 
 
-def _tables(title: str, fixed: Sequence[Column], columns: Sequence[Column]) -> Iterator[Table]:
-    """The columns side by side, in as many tables as WIDTH needs; the fixed ones lead each."""
+def _tables(title: str, fixed: Sequence[Column], columns: Sequence[Column]) -> Iterator[RenderableType]:
+    """A title, and the columns side by side, in as many tables as WIDTH needs; the fixed ones lead each."""
+    yield Text(title, style="italic")
     room = WIDTH - 1 - sum(map(_width, fixed))
     while columns:
         sums = list(accumulate(map(_width, columns)))
         count = max(1, sum(total <= room for total in sums))
         shown, columns = [*fixed, *columns[:count]], columns[count:]
-        table = Table(title=title, title_justify="left")
+        table = Table()
         for head, _ in shown:
             table.add_column(head, justify="left" if head == "plan" else "right", no_wrap=True)
         for row in zip(*[cells for _, cells in shown], strict=True):
@@ -73,7 +75,7 @@ def _batches(grid: Grid) -> Column:
     return "batch", [Text(str(batch)) for batch in grid.batches]
 
 
-def _ratio_tables(grid: Grid, plan: ExecutionPlan) -> Iterator[Table]:
+def _ratio_tables(grid: Grid, plan: ExecutionPlan) -> Iterator[RenderableType]:
     locals_ = [grid.locals.get(batch) for batch in grid.batches]
     times = [Text("-" if cell is None else f"{cell.latency_ms.p50:.1f}") for cell in locals_]
     columns = [
@@ -113,7 +115,7 @@ def _best_text(grid: Grid, batch: int, rate: float | None) -> Text:
     return Text(f"{'~' if tie else ''}{code}", style=style)
 
 
-def _crossover_tables(grid: Grid, found: Sequence[Crossover]) -> Iterator[Table]:
+def _crossover_tables(grid: Grid, found: Sequence[Crossover]) -> Iterator[RenderableType]:
     """From which bandwidth on distributed is as fast as local, for each batch; and the other way round."""
     plans = ("plan", [Text(plan_label(plan)) for plan in grid.plans])
     for axis, title, heads in (
@@ -137,14 +139,17 @@ def comparison_view(found: Comparison) -> RenderableType:
         head = Text(
             f"{agree} of {len(found.differences)} cells agree within their spread ({found.share:.0%})"
         )
-    table = Table("cell", "first ms", "second ms", "change", "allowed ms", "agree")
+    table = Table("cell", "first ms", "second ms", "change", "agree")
     for column in table.columns[1:]:
         column.justify, column.no_wrap = "right", True
     for row in found.differences[:LARGEST]:
         table.add_row(
-            row.cell, f"{row.first_ms:.1f}", f"{row.second_ms:.1f}", f"{row.relative:+.1%}",
-            f"{row.allowed_ms:.1f}", Text("yes") if row.agrees else Text("no", style="red"),
-        )  # fmt: skip
+            row.cell,
+            f"{row.first_ms:.1f} ({spread_label(row.first_spread_ms)})",
+            f"{row.second_ms:.1f} ({spread_label(row.second_spread_ms)})",
+            f"{row.relative:+.1%}",
+            Text("yes") if row.agrees else Text("no", style="red"),
+        )
     lines = [f"only in the first: {cell}" for cell in found.only_first]
     lines += [f"only in the second: {cell}" for cell in found.only_second]
     lines += [f"the machines differ in {text}" for text in found.machines]

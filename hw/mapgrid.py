@@ -107,6 +107,10 @@ def ratio_label(value: float) -> str:
     return f"{value:.2f}x" if value < 10 else f"{value:.0f}x"
 
 
+def spread_label(spread_ms: tuple[float, float]) -> str:
+    return f"{spread_ms[0]:.1f}-{spread_ms[1]:.1f}"
+
+
 def of_grid(grid: Grid, found: Sequence[Crossover]) -> list[Crossover]:
     return [
         c
@@ -149,6 +153,10 @@ def notes(map_: PerformanceMap) -> Iterator[str]:
     for work in workloads(map_.cells):
         if map_.local(work) is None:
             yield f"{short(work.model)} at batch {work.batch} has no local cell, so nothing to be compared with"
+    shared = {(cell.source, cell.model, cell.tokens) for cell in map_.cells if cell.plan.ranks > 1}
+    for work in workloads(map_.cells):
+        if (work.source, work.model, work.tokens) not in shared:
+            yield f"{short(work.model)} at batch {work.batch} was measured locally alone, so it is in no grid"
     if all(cell.energy_j is None for cell in map_.cells):
         yield "energy: " + "; ".join(sorted({cell.energy_note for cell in map_.cells}))
     for line in map_.left_out:

@@ -116,13 +116,15 @@ def crossing(
 
 
 class Difference(msgspec.Struct, frozen=True, kw_only=True):
-    """One cell of two maps. relative: the second median over the first, less 1. allowed_ms: the larger spread."""
+    """One cell of two maps. relative: the second median over the first, less 1.
+    agrees: either median lies within the other's spread."""
 
     cell: str
     first_ms: float
     second_ms: float
     relative: float
-    allowed_ms: float
+    first_spread_ms: tuple[float, float]
+    second_spread_ms: tuple[float, float]
     agrees: bool
 
 
@@ -159,7 +161,7 @@ def _difference(first: Cell, second: Cell) -> Difference:
     a, b = first.latency_ms.p50, second.latency_ms.p50
     return Difference(
         cell=first.label, first_ms=a, second_ms=b, relative=b / a - 1,
-        allowed_ms=max(first.spread_ms, second.spread_ms), agrees=first.within_noise(second),
+        first_spread_ms=first.spread_ms, second_spread_ms=second.spread_ms, agrees=first.within_noise(second),
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ JSON file with a version. prism/crossover.py says where the better plan changes,
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -47,8 +47,11 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
     """One plan at one batch over one link. A local cell has no link: bandwidth_mbps is null.
 
-    latency_ms, iqr_ms: over the pooled batches of all visits, warm-ups and failed ones left out.
-    visit_p50_ms: the median of each visit, in order of time. split_ms: the terminal's, as in Summary.
+    latency_ms: over the pooled batches of all visits, warm-ups and failed ones left out. visit_p50_ms: the median
+    of each visit, in order of time. spread_ms: from where to where the median may lie: the range of the visits'
+    medians, widened to the quartiles of the batches. Of more than five visits the outer tenth on either side is
+    left out: the whole range would grow with every visit, until one that stalled makes it say nothing.
+    split_ms: the terminal's, as in Summary.
     bandwidth_mbps: of the link's medium, as configured. energy_j: measured joules of a batch, all devices
     together; null where they are not measured, and energy_note says why.
     """
@@ -62,8 +65,8 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     link: LinkSpec
     bandwidth_mbps: float | None
     latency_ms: Latency
-    iqr_ms: float
     visit_p50_ms: tuple[float, ...]
+    spread_ms: tuple[float, float]
     per_sample_ms: float
     split_ms: dict[str, float]
     bytes_per_exchange: int
@@ -81,15 +84,11 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     def workload(self) -> Workload:
         return Workload(self.source, self.model, self.tokens, self.batch)
 
-    @property
-    def spread_ms(self) -> float:
-        """How far the median may be off: the range of the visits' medians, or the interquartile range of the
-        batches where that is larger."""
-        return max(max(self.visit_p50_ms) - min(self.visit_p50_ms), self.iqr_ms)
-
     def within_noise(self, other: "Cell") -> bool:
-        """Whether the medians differ by no more than the larger of the two spreads."""
-        return abs(self.latency_ms.p50 - other.latency_ms.p50) <= max(self.spread_ms, other.spread_ms)
+        """Whether the median of either lies within the spread of the other."""
+        return any(
+            a.spread_ms[0] <= b.latency_ms.p50 <= a.spread_ms[1] for a, b in ((self, other), (other, self))
+        )
 
     @property
     def label(self) -> str:
@@ -169,13 +168,13 @@ def _cell(files: list[TraceFile]) -> Cell:
     pooled = pool([file.trace for file in files])
     summary = summarise(pooled)
     medians = [float(np.median(_milliseconds(file))) for file in files]
-    quartiles = np.percentile([ms for file in files for ms in _milliseconds(file)], [25, 75])
     link = _link(header)
     cell = Cell(
         source=header.source, model=header.model, tokens=header.tokens, weights=header.weights,
         plan=canonical_plan(header.plan), batch=header.batch, link=link,
         bandwidth_mbps=None if link.rate_bps is None else link.rate_bps / 1e6,
-        latency_ms=summary.latency_ms, iqr_ms=float(quartiles[1] - quartiles[0]), visit_p50_ms=tuple(medians),
+        latency_ms=summary.latency_ms, visit_p50_ms=tuple(medians),
+        spread_ms=_spread(medians, [ms for file in files for ms in _milliseconds(file)]),
         per_sample_ms=summary.latency_ms.p50 / header.batch, split_ms=summary.split_ms,
         bytes_per_exchange=summary.bytes_per_exchange, effective_bandwidth_mbps=summary.effective_bandwidth_mbps,
         energy_j=summary.energy_j, energy=summary.energy, energy_note=summary.energy_note,
@@ -184,6 +183,12 @@ def _cell(files: list[TraceFile]) -> Cell:
     )  # fmt: skip
     same([(file.name, setting(file.trace.header)) for file in files], cell.label)
     return cell
+
+
+def _spread(medians: Sequence[float], batches: Sequence[float]) -> tuple[float, float]:
+    low, high = np.percentile(medians, (10, 90), method="nearest")
+    first, third = np.percentile(batches, (25, 75))
+    return float(min(low, first)), float(max(high, third))
 
 
 def _provenance(files: list[TraceFile]) -> Provenance:

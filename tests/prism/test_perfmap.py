@@ -37,19 +37,24 @@ def test_the_batches_of_all_visits_are_pooled(tmp_path):
     assert cell.latency_ms.p95 == pytest.approx(56)
     assert cell.visit_p50_ms == (20, 35)
     assert (cell.batches, cell.visits, cell.failed) == (5, 2, 0)
-    assert cell.iqr_ms == 20 and cell.spread_ms == 20
+    assert cell.spread_ms == (20, 40)  # quartiles; the visits' medians lie between 20 and 35
     assert cell.split_ms["compute"] == 15 and cell.split_ms["wire"] == 15
     assert cell.bytes_per_exchange == 1000
     assert cell.link == LinkSpec(kind="testbed", rate_bps=1e8, latency_s=2e-3) and cell.bandwidth_mbps == 100
 
 
-def test_the_spread_is_the_range_of_the_visits_where_that_is_larger(tmp_path):
-    visit(tmp_path, LOCAL, "loopback", [[10, 10, 10], [18, 18, 18]])
+def test_the_spread_is_the_range_of_the_visits(tmp_path):
+    visit(tmp_path, LOCAL, "loopback", [[10] * 9, [18], [11] * 9])
     (cell,) = map_of(tmp_path).cells
-    assert cell.spread_ms == 8 and cell.iqr_ms == 8
-    visit(tmp_path, LOCAL, "loopback", [[10] * 9, [18]])
-    assert map_of(tmp_path).cells[0].iqr_ms == 0
-    assert map_of(tmp_path).cells[0].spread_ms == 8
+    assert cell.spread_ms == (10, 18)  # the quartiles are 10 and 11
+
+
+def test_one_stalled_visit_of_many_does_not_hide_what_all_others_say(tmp_path):
+    visit(tmp_path, LOCAL, "loopback", [[10, 10]] * 4 + [[11, 11]] * 4 + [[900, 900]])
+    visit(tmp_path, FULL, "testbed:100Mbps", [[20, 20]] * 9)
+    local, full = map_of(tmp_path).cells
+    assert max(local.visit_p50_ms) == 900
+    assert not full.within_noise(local)
 
 
 def test_local_has_one_cell_whatever_link_was_set(tmp_path):
@@ -272,12 +277,12 @@ def test_compare_counts_what_agrees_within_the_spread(tmp_path):
     first, second = tmp_path / "1", tmp_path / "2"
     first.mkdir(), second.mkdir()
     grid(first, {(LOCAL, None): [100, 104], (FULL, 100): [150], (MEANS, 100): [1]})
-    grid(second, {(LOCAL, None): [105], (FULL, 100): [180], (FULL, 200): [1]})
+    grid(second, {(LOCAL, None): [103], (FULL, 100): [180], (FULL, 200): [1]})
     found = compare(map_of(first), map_of(second))
     assert found.share == 0.5
     assert [row.agrees for row in found.differences] == [False, True]
     assert found.differences[0].relative == pytest.approx(0.2)
-    assert found.differences[1].allowed_ms == 4 and found.differences[1].first_ms == 102
+    assert found.differences[1].first_spread_ms == (100, 104) and found.differences[1].first_ms == 102
     assert found.only_first == ("vit B=1 means L=10 fp32 P=2, testbed:100Mbps",)
     assert found.only_second == ("vit B=1 full fp32 P=2, testbed:200Mbps",)
     assert found.machines == ()

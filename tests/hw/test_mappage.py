@@ -1,0 +1,110 @@
+import re
+from xml.etree import ElementTree
+
+import msgspec
+import pytest
+from support.visits import FULL, LOCAL, MEANS, header, powered, records, visit, write
+
+from hw.mapgrid import grids
+from hw.mappage import map_page
+from hw.mapplots import colour_of, line_figure, style
+from prism.crossover import crossovers
+from prism.perfmap import build_map
+from prism.pooling import read_traces
+
+
+@pytest.fixture
+def map_(tmp_path):
+    for batch in (1, 8):
+        visit(tmp_path, LOCAL, "loopback", [[100 * batch]] * 2, batch)
+        for rate, ratio in ((100, 1.5), (400, 0.5)):
+            visit(tmp_path, MEANS, f"testbed:{rate}Mbps", [[100 * batch * ratio]] * 2, batch)
+            visit(tmp_path, FULL, f"testbed:{rate}Mbps", [[400 * batch * ratio]] * 2, batch)
+    return build_map(read_traces([tmp_path]), command="prism-hw map <traces> -o map.json", created="today")
+
+
+def svgs(page):
+    return [ElementTree.fromstring(text) for text in re.findall(r"<svg.*?</svg>", page, re.DOTALL)]
+
+
+def words(svg):
+    return ["".join(one.itertext()).strip() for one in svg.iter("{http://www.w3.org/2000/svg}text")]
+
+
+def test_the_page_needs_no_other_file(map_):
+    page = map_page(map_)
+    assert not re.findall(r'(?:src|href)="(?!#)', re.sub(r"<!DOCTYPE svg[^>]*>", "", page))
+    assert len(svgs(page)) == 2
+
+
+def test_heat_maps_hold_every_ratio_and_the_best_plan(map_):
+    shown = words(svgs(map_page(map_))[0])
+    assert [shown.count(value) for value in ("1.50x", "0.50x", "6.00x", "2.00x")] == [2, 4, 2, 2]
+    assert shown.count("M10") == 2 and shown.count("local") == 2
+    assert "means L=10 fp32 P=2: latency over local" in shown
+
+
+def test_lines_have_a_panel_for_each_batch_and_rings_at_crossovers(map_):
+    with style():
+        figure = line_figure(grids(map_)[0], crossovers(map_))
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["batch 1", "batch 8"]
+    rings = figure.axes[0].lines[-2].get_xdata()
+    assert rings == pytest.approx([200])
+
+
+def test_one_rate_makes_no_line(tmp_path):
+    visit(tmp_path, LOCAL, "loopback", [[10]])
+    visit(tmp_path, FULL, "testbed:100Mbps", [[20]])
+    map_ = build_map(read_traces([tmp_path]))
+    assert line_figure(grids(map_)[0], crossovers(map_)) is None
+    assert len(svgs(map_page(map_))) == 1
+
+
+def test_cells_stand_with_their_traces(map_):
+    page = map_page(map_)
+    for cell in map_.cells:
+        for name, digest in cell.provenance.files:
+            assert f"{name} ({digest})" in page
+    assert re.search(r"configuration\s+c0ffee:", page)
+    assert "not measured" in page and "0.00 J" not in page
+
+
+def test_the_page_says_what_reproduces_it(map_):
+    page = map_page(map_)
+    assert "prism-hw map &lt;traces&gt; -o map.json" in page  # escaped
+    assert "today, from traces of a CPU, 2 cores, 1 thread(s) a rank" in page
+    assert "python 3.11  torch 2.14" in page
+    assert page.count("<td>processor</td>") == 1
+
+
+def test_measured_joules_are_in_the_table(tmp_path):
+    write(tmp_path / "a.jsonl", header(LOCAL, "loopback"), powered(records([200], 1), 5))
+    visit(tmp_path, FULL, "testbed:100Mbps", [[20]])
+    page = map_page(build_map(read_traces([tmp_path])))
+    assert "1.00 J" in page and "not measured" in page
+
+
+def test_a_map_without_distributed_cells_is_a_page_too(tmp_path):
+    visit(tmp_path, LOCAL, "loopback", [[10]])
+    page = map_page(build_map(read_traces([tmp_path])))
+    assert "1 cells, 1 visits" in page and "vit at batch 1 was measured locally alone" in page
+
+
+def test_two_machines_are_both_named(tmp_path):
+    visit(tmp_path, LOCAL, "loopback", [[10]])
+    visit(tmp_path, LOCAL, "loopback", [[10]], model="other", host={"processor": "B"})
+    page = map_page(build_map(read_traces([tmp_path])))
+    assert page.count("<td>processor</td>") == 2
+
+
+def test_colours_are_centred_at_one_and_saturate():
+    assert min(colour_of(1.0)) > 0.95
+    assert colour_of(4.0) == colour_of(9.0) != colour_of(2.0)
+    red, blue = colour_of(2.0), colour_of(0.5)
+    assert red[0] > red[2] and blue[2] > blue[0]
+    assert sum(red) == pytest.approx(sum(blue), abs=0.5)
+
+
+def test_notes_of_a_map_reach_the_page(map_):
+    changed = msgspec.structs.replace(map_, left_out=("bad.jsonl: <damaged>",))
+    assert "left out: bad.jsonl: &lt;damaged&gt;" in map_page(changed)
