@@ -42,7 +42,11 @@ def check(report: LinkReport, probes: list[Probe], ranks: int) -> None:
             assert trips is not None and trips.n >= 5 and 0 < trips.p50 <= trips.p95 <= trips.p99
         assert pair.goodput_mbps is not None and pair.goodput_mbps > 0
         assert pair.jitter_ms is not None and pair.jitter_ms >= 0
-        sources = {probe.shape[0] for probe in probes if probe.op == "pair" and set(probe.shape[:2]) == {pair.a, pair.b}}
+        sources = {
+            probe.shape[0]
+            for probe in probes
+            if probe.op == "pair" and set(probe.shape[:2]) == {pair.a, pair.b}
+        }
         assert sources == {pair.a, pair.b}  # both directions were measured
     for op in ("mesh", "ring"):
         found = [probe for probe in probes if probe.op == op]
@@ -61,7 +65,9 @@ def test_every_figure_is_measured_on_the_loopback(tmp_path, ranks):
     assert all(pair.rtt_loaded_ms is not None for pair in report.pairs)
     assert report.configured_mbps is None and report.goodput_over_configured is None
     page = link_page(report, probes)
-    assert page.count("<svg") >= 2 and "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace("https://matplotlib.org", "").replace("http://creativecommons.org", "")
+    assert page.count("<svg") >= 2 and "http" not in page.replace("http://www.w3.org", "").replace(
+        "http://purl.org", ""
+    ).replace("https://matplotlib.org", "").replace("http://creativecommons.org", "")
 
 
 def test_a_shaped_link_has_half_of_its_rate_and_its_latency(tmp_path):
@@ -129,7 +135,11 @@ def test_lost_round_trips_are_counted_and_left_out():
 
 
 def samples(idle_s):
-    probes = [probe("pair", (0, 1, size), 0, 0.002 + 8 * size / 1e8) for size in (1, 1000, 100_000) for _ in range(3)]
+    probes = [
+        probe("pair", (0, 1, size), 0, 0.002 + 8 * size / 1e8)
+        for size in (1, 1000, 100_000)
+        for _ in range(3)
+    ]
     probes += [probe("echo", (0, 1, BUSY), k, k + 0.001) for k in range(4)]
     return probes + [probe("echo", (0, 1, IDLE), k, k + idle_s) for k in range(4)]
 
