@@ -87,9 +87,13 @@ def verdicts(report: LinkReport) -> list[str]:
     if not power.checked or power.extra_ms is None:
         lines.append(f"power save {ABSENT}; the interface says: {power.interface}")
     else:
-        word = "sleeps: switch power save off" if power.found else "stays awake"
+        word = (
+            "something sleeps between messages, switch power save off"
+            if power.found
+            else "no power save shows"
+        )
         lines.append(
-            f"the radio {word} (idle round trips take {power.extra_ms:.2f} ms longer than busy ones); "
+            f"{word}: idle round trips take {power.extra_ms:.2f} ms longer than busy ones; "
             f"the interface says: {power.interface}"
         )
     if report.rtt_over == "exchange":
