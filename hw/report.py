@@ -1,12 +1,12 @@
 """One self-contained HTML page: tables and plots of runs, with what reproduces them."""
 
-import io
 from collections.abc import Sequence
 
 import jinja2
 import msgspec
 from markupsafe import Markup
 
+from hw.html import frame, svg_text
 from hw.job import Outcome
 from prism.trace import KINDS
 
@@ -14,21 +14,7 @@ COLOURS = {
     "compute": "#3b6ea5", "stage_d2h": "#9a6fb0", "wait": "#c9ced6", "wire": "#d9822b", "stage_h2d": "#6fae6f",
 }  # fmt: skip
 
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<style>
-body { font: 16px/1.5 system-ui, sans-serif; color: #1d2430; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; } .about { color: #5a6472; }
-table { border-collapse: collapse; width: 100%; font-size: .82rem; white-space: nowrap; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .45rem; text-align: right; border-bottom: 1px solid #e3e6ea; } th { font-weight: 600; }
-th:first-child, td:first-child { text-align: left; } svg { max-width: 100%; height: auto; }
-pre { background: #f5f6f8; padding: .8rem; overflow-x: auto; font-size: .85rem; }
-</style></head><body>
-<h1>{{ title }}</h1>
-<p class="about">{{ created }} on {{ host.processor or host.system }}, {{ host.cores }} cores, {{ host.threads }}
-thread(s) a rank. All times are measured here; the link is shaped in the process, as its name says.</p>
-{% for section, plot in sections %}
+BODY = """{% for section, plot in sections %}
 <h2>{{ section.title }}</h2><p class="about">{{ section.about }}. Batch {{ section.outcomes[0].batch }}, link {{ section.outcomes[-1].link }}.</p>
 {{ plot }}
 <table><tr><th>run</th><th>p50 ms</th><th>p95 ms</th>{% for kind in kinds %}<th>{{ kind }}</th>{% endfor %}
@@ -43,9 +29,7 @@ thread(s) a rank. All times are measured here; the link is shaped in the process
 </table>{% endfor %}
 <p class="about">Milliseconds are medians over batches, the split is the terminal's. Bytes: one message of one rank
 in one block. Mbps: what arrived while messages were under way; on a half-duplex link that every byte crosses twice,
-at most half of the rate. Agreement: with the same model run locally.</p>
-<h2>To reproduce</h2><pre>{{ command }}</pre><pre>{{ versions }}</pre>
-</body></html>"""
+at most half of the rate. Agreement: with the same model run locally.</p>"""
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,13 +42,16 @@ class Section(msgspec.Struct, frozen=True, kw_only=True):
 
 def page(title: str, created: str, command: str, sections: Sequence[Section]) -> str:
     """The page's HTML; its plots are inline SVG, so that it needs no other file."""
-    first = sections[0].outcomes[0]
-    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(PAGE)
-    return template.render(
-        title=title, created=created, command=command, host=first.host, kinds=KINDS, label=label,
-        versions="  ".join(f"{name} {number}" for name, number in first.host["versions"].items()),
-        sections=[(section, Markup(split_plot(section))) for section in sections],
-    )  # fmt: skip
+    host = sections[0].outcomes[0].host
+    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(BODY)
+    body = template.render(
+        kinds=KINDS, label=label, sections=[(section, Markup(split_plot(section))) for section in sections]
+    )
+    about = (
+        f"{created} on {host.get('processor') or host['system']}, {host['cores']} cores, {host['threads']} thread(s) a rank. "
+        "All times are measured here; the link is shaped in the process, as its name says."
+    )
+    return frame(title, body, about, command, host["versions"])
 
 
 def split_plot(section: Section) -> str:
@@ -86,11 +73,9 @@ def split_plot(section: Section) -> str:
     axes.set_xlabel("ms per batch (median)")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, ncols=len(KINDS), loc="lower right", bbox_to_anchor=(1, 1))
-    out = io.StringIO()
-    figure.savefig(out, format="svg")
+    text = svg_text(figure)
     plt.close(figure)
-    text = out.getvalue()
-    return text[text.index("<svg") :]
+    return text
 
 
 def label(outcome: Outcome) -> str:

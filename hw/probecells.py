@@ -1,0 +1,123 @@
+"""The cells of the probe suite: which operation in which shape, with FLOPs and bytes. No torch.
+
+Shapes are log-spaced over what blocks of ViT-Ti to L, BERT and GPT-2 ask for at batch 1 to 8 and 16 to 600
+tokens, whole or in parts; they are the same on every machine, so that machines can be compared.
+"""
+
+import itertools
+from collections.abc import Iterator
+
+import msgspec
+
+from prism.plan import WIRES, ExecutionPlan, Mode, payload_bytes
+from prism.spec import ModelSpec
+from prism.workload import WORD, attention, build, elementwise, gemm, norm
+
+ROWS = (16, 48, 128, 320, 800, 2000, 4800)  # batch times tokens
+WIDTHS = (192, 288, 448, 672, 1024)
+TOKENS = (16, 40, 100, 240, 600)
+HEAD_WIDTHS = {192: 64, 288: 32, 448: 64, 672: 32, 1024: 64}  # 32 as in small sentence encoders
+HEAVY_FLOPS = 24_000_000_000  # a shape above this says nothing that one at a third of it doesn't
+COPIES = (1 << 10, 1 << 14, 1 << 17, 1 << 20, 1 << 23)
+
+
+class Cell(msgspec.Struct, frozen=True, kw_only=True):
+    """One operation in one shape. bytes: what it moves in memory, by prism.workload's rules."""
+
+    op: str
+    shape: tuple[int, ...]
+    flops: int
+    bytes: int
+
+
+def cells(cuda: bool) -> tuple[Cell, ...]:
+    """Every cell, the copies to and from a GPU only where there is one."""
+    kinds = [_gemm(), _attention(), _norm(), _elementwise(), _block(), _codecs(), _means()]
+    if cuda:
+        kinds.append(_copies())
+    return tuple(cell for cell in itertools.chain(*kinds) if cell.flops <= HEAVY_FLOPS)
+
+
+def _every_other(*axes: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """Half of the grid, as on a chessboard: each value of each axis, without each combination."""
+    for places in itertools.product(*(range(len(axis)) for axis in axes)):
+        if sum(places) % 2 == 0:
+            yield tuple(axis[place] for axis, place in zip(axes, places, strict=True))
+
+
+def _gemm() -> Iterator[Cell]:
+    for kind, (inner_share, outer_share) in enumerate(((1, 1), (1, 3), (1, 4), (4, 1))):
+        for place, (rows, width) in enumerate(itertools.product(ROWS, WIDTHS)):
+            if (place + kind) % 2 == 0:
+                inner, columns = inner_share * width, outer_share * width
+                kernel = gemm(rows, inner, columns)
+                yield Cell(
+                    op="gemm", shape=(rows, inner, columns), flops=kernel.flops, bytes=kernel.memory_bytes
+                )
+
+
+def _attention() -> Iterator[Cell]:
+    """Keys: the queries' own (local), a few means more, and twice as many (the other part in full)."""
+    variants = ((1, 0), (1, 20), (2, 0))
+    for place, (batch, queries, width) in enumerate(_every_other((1, 2, 4, 8), TOKENS, WIDTHS[::2])):
+        times, more = variants[place % 3]
+        keys, head = times * queries + more, HEAD_WIDTHS[width]
+        kernel = attention(queries, keys, width, batch)
+        flags = ((0, 0), (1, 0)) if keys > queries else ((0, 0), (0, 1))
+        for bias, causal in flags:
+            shape = (batch, width // head, queries, keys, head, bias, causal)
+            yield Cell(op="attention", shape=shape, flops=kernel.flops, bytes=kernel.memory_bytes)
+
+
+def _norm() -> Iterator[Cell]:
+    for rows, width in _every_other(ROWS, WIDTHS):
+        kernel = norm(rows, width)
+        yield Cell(op="norm", shape=(rows, width), flops=kernel.flops, bytes=kernel.memory_bytes)
+
+
+def _elementwise() -> Iterator[Cell]:
+    for rows, width in _every_other(ROWS, WIDTHS):
+        for reads, columns in ((1, 4 * width), (2, width)):  # GELU works on the MLP's width
+            kernel = elementwise(rows * columns, reads)
+            yield Cell(
+                op="elementwise", shape=(rows, columns, reads), flops=kernel.flops, bytes=kernel.memory_bytes
+            )
+
+
+def _block() -> Iterator[Cell]:
+    for batch, tokens, width in _every_other((1, 3, 8), TOKENS, WIDTHS):
+        heads = width // HEAD_WIDTHS[width]
+        flops, size = block_work(batch, tokens, width, heads, 4 * width)
+        yield Cell(op="block", shape=(batch, tokens, width, heads, 4 * width), flops=flops, bytes=size)
+
+
+def block_work(batch: int, tokens: int, width: int, heads: int, mlp_width: int) -> tuple[int, int]:
+    """FLOPs and memory bytes of a whole block on one device, as the workload graph has it."""
+    model = ModelSpec(
+        name="block", family="vit", blocks=1, width=width, heads=heads, mlp_width=mlp_width, tokens=tokens
+    )
+    graph = build(model, ExecutionPlan(mode=Mode.LOCAL), batch)
+    kernels = [kernel for op in graph.operations() if op.block == 0 for kernel in op.kernels]
+    return sum(kernel.flops for kernel in kernels), sum(kernel.memory_bytes for kernel in kernels)
+
+
+def _codecs() -> Iterator[Cell]:
+    for place, wire in enumerate(WIRES):
+        for rows, width in ((10, 192), (10, 768), (80, 448), (300, 768), (1600, 1024)):
+            size = WORD * rows * width + payload_bytes(wire, rows * width)
+            for op in ("pack", "unpack"):
+                yield Cell(op=op, shape=(rows, width, place), flops=0, bytes=size)
+
+
+def _means() -> Iterator[Cell]:
+    for batch, rows, width in _every_other((1, 8), (30, 100, 300), (192, 448, 1024)):
+        for segments in (1, 10):
+            kernel = elementwise(batch * rows * width)
+            shape = (batch, rows, width, segments)
+            yield Cell(op="segment_means", shape=shape, flops=kernel.flops, bytes=kernel.memory_bytes)
+
+
+def _copies() -> Iterator[Cell]:
+    for size in COPIES:
+        for op in ("d2h", "h2d"):
+            yield Cell(op=op, shape=(size,), flops=0, bytes=size)
