@@ -14,7 +14,7 @@ from hw import comm, host
 from hw.clocks import Clocks
 from hw.data import Inputs, Sample, load_images, load_text
 from hw.energy import PowerSampler, find_meter
-from hw.job import Event, LinkStep, Outcome, Progress, RankJob, RunConfig, RunStep
+from hw.job import Event, Outcome, Progress, RankJob, RunConfig, RunStep, Work
 from hw.recorder import SpanRecorder
 from hw.score import Tally, score
 from hw.staging import CudaStager, HostStager
@@ -57,10 +57,10 @@ class Bench:
 
     def __init__(self, job: RankJob, emit: Callable[[Event], None]) -> None:
         self._job, self._emit = job, emit
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        cuda = self._device.type == "cuda"
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        cuda = self.device.type == "cuda"
         self.recorder = SpanRecorder(job.rank, torch.cuda.synchronize if cuda else lambda: None)
-        self.stager = CudaStager(self._device, self.recorder) if cuda else HostStager()
+        self.stager = CudaStager(self.device, self.recorder) if cuda else HostStager()
         self.exchange: Exchange  # given by the session once the group has formed
         self._clocks = Clocks(job.rank)
         self._sampler: PowerSampler | None = None
@@ -75,9 +75,9 @@ class Bench:
 
     # -- preparing --------------------------------------------------------------------------------------
 
-    def prepare(self, step: RunStep | LinkStep) -> None:
+    def prepare(self, step: Work) -> None:
         """Load the step's model and inputs unless they are the last step's. Raises PrismError."""
-        if isinstance(step, LinkStep):
+        if not isinstance(step, RunStep):
             return
         config = step.config
         wanted = (config.model, config.weights, config.seed, config.images, config.text, config.resize,
@@ -96,7 +96,7 @@ class Bench:
 
     def _load(self, config: RunConfig) -> None:
         self._held = ()
-        self._loaded: Loaded = load_model(config.model, config.weights, config.seed, str(self._device))
+        self._loaded: Loaded = load_model(config.model, config.weights, config.seed, str(self.device))
         self._spec: ModelSpec = adapter_for(self._loaded.model).spec
         self._inputs: Inputs | None = None
         if self._job.rank == 0 or config.embed == "each":
@@ -227,7 +227,7 @@ class Bench:
     def _call(self, samples: tuple[Sample, ...]) -> dict[str, Any]:
         if self._inputs is None:
             return {}
-        return {name: tensor.to(self._device) for name, tensor in self._inputs.collate(samples).items()}
+        return {name: tensor.to(self.device) for name, tensor in self._inputs.collate(samples).items()}
 
     def _measure(
         self,
@@ -275,7 +275,7 @@ class Bench:
             plan=config.plan(), batch=config.batch, tokens=self._token_count(), link=str(config.link_spec()),
             seed=config.seed, command=self._job.command, oversubscribed=self._job.oversubscribed,
             config=msgspec.to_builtins(config), config_hash=config.digest(),
-            host={**host.describe(config.threads, _device_name(self._device)), **self._job.facts},
+            host={**host.describe(config.threads, device_name()), **self._job.facts},
             power=load_power_profile(Path(config.power)) if config.power else None,
         )  # fmt: skip
 
@@ -330,8 +330,8 @@ def _to_cpu(call: dict[str, Any]) -> dict[str, Any]:
     return {name: tensor.cpu() for name, tensor in call.items()}
 
 
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+def device_name() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
 def _peak_memory() -> int:

@@ -9,11 +9,11 @@ from typing import Annotated, Any, Literal
 import msgspec
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hw import job, launch, measure_cli
-from hw.measure_cli import Json, command_line
+from hw.measure_cli import Json
 from hw.scratch import scratch
+from hw.terminal import bar, command_line, write_file
 from prism import command
 from prism.config import convert, load_toml
 from prism.errors import ConfigError
@@ -154,7 +154,7 @@ def show(
     """Summarise a trace file; one that was cut short is read as far as it goes."""
     loaded = read_trace(trace)
     if perfetto_file:
-        _write(perfetto_file, perfetto(loaded))
+        write_file(perfetto_file, perfetto(loaded))
     summary = summarise(loaded)
     if as_json:
         print(msgspec.json.encode({"header": loaded.header, "summary": summary, "cut": loaded.cut}).decode())
@@ -173,7 +173,7 @@ def demo(
     """The main job on an embedded default: a trained ViT on labelled images, then a ViT-Base for timing."""
     from hw.demo import run_demo
 
-    run_demo(output, command_line(), Console(), _bar)
+    run_demo(output, command_line(), Console(), bar)
 
 
 def resolve(path: Path | None, flags: dict[str, Any]) -> job.RunConfig:
@@ -199,26 +199,10 @@ def _execute(config: job.RunConfig, cluster: Path | None, quiet: bool) -> job.Ou
     """On this machine, over a cluster, or as the rank that torchrun's environment names."""
     if "TORCHELASTIC_RUN_ID" in os.environ or ("RANK" in os.environ and "WORLD_SIZE" in os.environ):
         return launch.run_under_torchrun(config, command_line())
-    with _bar(quiet) as on_progress:
+    with bar(quiet) as on_progress:
         if cluster is None:
             return launch.run_local(config, command_line(), on_progress)
         return launch.run_cluster(config, load_toml(cluster, ClusterSpec), command_line(), on_progress)
-
-
-@contextlib.contextmanager
-def _bar(quiet: bool) -> Iterator[Callable[[job.Progress], None]]:
-    """A progress bar with the time left, on stderr, where a person looks on."""
-    console = Console(stderr=True)
-    columns = (TextColumn("batches"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(
-        *columns, console=console, transient=True, disable=quiet or not console.is_terminal
-    ) as progress:
-        task = progress.add_task("batches", total=None)
-
-        def on_progress(event: job.Progress) -> None:
-            progress.update(task, completed=event.done, total=event.total)
-
-        yield on_progress
 
 
 @contextlib.contextmanager
@@ -232,16 +216,9 @@ def _trace_for(
 
         def finish() -> None:
             if target is not None and config.trace is not None:
-                _write(target, perfetto(read_trace(Path(config.trace))))
+                write_file(target, perfetto(read_trace(Path(config.trace))))
 
         yield config, finish
-
-
-def _write(path: Path, data: bytes) -> None:
-    try:
-        path.write_bytes(data)
-    except OSError as error:
-        raise ConfigError(f"{path} can't be written ({error}); choose another place") from None
 
 
 if __name__ == "__main__":

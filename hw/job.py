@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from hw.linkreport import LinkConfig, LinkReport
+from hw.probecells import ProbeConfig
 from prism.energy import Energy
 from prism.errors import ConfigError
 from prism.plan import ExecutionPlan, Mode, Wire
@@ -108,14 +109,23 @@ class LinkStep(msgspec.Struct, frozen=True, kw_only=True, tag="link"):
 
     config: LinkConfig
     link: str
-    trace: str | None = None
+    trace: str
+
+
+class ProbeStep(msgspec.Struct, frozen=True, kw_only=True, tag="probe"):
+    """Time operations on the terminal while the others wait. `trace` keeps the raw probes."""
+
+    config: ProbeConfig
+    link: str
+    trace: str
 
 
 class EndStep(msgspec.Struct, frozen=True, kw_only=True, tag="end"):
     """Nothing follows: every rank ends."""
 
 
-Step = RunStep | LinkStep | EndStep
+Work = RunStep | LinkStep | ProbeStep
+Step = Work | EndStep
 
 
 class Checked(msgspec.Struct, frozen=True, kw_only=True, tag="checked"):
@@ -174,9 +184,9 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, tag="outcome"):
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True, tag="measured"):
-    """What a link step found."""
+    """The end of a link or probe step; its raw measurements are in the step's trace."""
 
-    report: LinkReport
+    report: LinkReport | None = None
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True, tag="failure"):

@@ -2,12 +2,12 @@
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
-from hw.job import LinkStep, Outcome, Progress, RankJob, RunConfig, RunStep
+from hw.job import LinkStep, Outcome, ProbeStep, Progress, RankJob, RunConfig, RunStep
 from hw.linkreport import LinkReport
 from hw.ranks import Ranks
 from hw.scratch import scratch
@@ -130,18 +130,21 @@ def run_cluster(
         return outcome
 
 
-def measure_link(config: RunConfig, step: LinkStep, spec: ClusterSpec | None, command: str) -> LinkReport:
-    """Measure the links between ranks on this machine, or, as the terminal, between the devices of a cluster."""
+def measure(
+    config: RunConfig, steps: Sequence[LinkStep | ProbeStep], spec: ClusterSpec | None, command: str,
+    on_progress: Callable[[Progress], None],
+) -> list[LinkReport | None]:  # fmt: skip
+    """Perform measuring steps between ranks on this machine, or, as the terminal, on the devices of a cluster."""
     if spec is None:
         with Site(config.link_spec(), config.devices, config) as site:
             site.play()
             with Ranks(site.jobs(command), site.folder) as ranks:
-                return ranks.measure(step)
+                return [ranks.measure(step, on_progress) for step in steps]
     job = cluster_job(spec, 0, config.threads, config.timeout_s, command)
     with scratch() as folder, Ranks([job], folder) as ranks:
-        report = ranks.measure(step)
+        reports = [ranks.measure(step, on_progress) for step in steps]
         ranks.finish()
-        return report
+        return reports
 
 
 def run_worker(spec: ClusterSpec, rank: int, threads: int, timeout_s: float, command: str) -> None:

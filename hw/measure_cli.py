@@ -1,10 +1,10 @@
 """The commands of prism-hw that measure: testbed, profile."""
 
 import contextlib
-import shlex
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
@@ -16,21 +16,20 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from hw import sweep as sweeps
-from hw.job import LinkStep, RunConfig
+from hw.job import LinkStep, ProbeStep, RunConfig
 from hw.linkreport import LinkConfig
+from hw.probecells import ProbeConfig
+from hw.scratch import scratch
 from hw.sweep import SweepConfig, Visit
+from hw.terminal import bar, command_line, write_file
 from prism.config import load_toml
-from prism.errors import ConfigError
+from prism.errors import ConfigError, ExchangeError
 from prism.spec import ClusterSpec, LinkSpec, ModelSpec
+from prism.trace import read_trace, write_trace
 from prism.units import format_seconds
 
 app = typer.Typer()
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
-
-
-def command_line() -> str:
-    """The command as it was typed."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 @app.command("testbed", epilog="Example: sudo prism-hw testbed --link testbed:100Mbps,2ms --devices 3")
@@ -89,38 +88,108 @@ def measure_links(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the page with plots (HTML).")
     ] = None,
-    trace: Annotated[str | None, typer.Option(help="Write every raw measurement (JSON lines).")] = None,
+    trace: Annotated[Path | None, typer.Option(help="Write every raw measurement (JSON lines).")] = None,
     as_json: Json = False,
 ) -> None:
     """Measure the links: alpha, beta and break of each pair and collective, round trips idle and loaded, goodput."""
-    from hw.launch import measure_link
+    from hw import linkview
+    from hw.launch import measure
 
     config = RunConfig(link=link, devices=devices, timeout_s=timeout, seed=seed)
     spec = load_toml(cluster, ClusterSpec) if cluster else None
     measured = "loopback" if spec else str(config.link_spec())  # a cluster's network is as it is
-    step = LinkStep(config=LinkConfig(budget_s=budget, seed=seed), link=measured, trace=trace)
-    console = Console(stderr=True)
-    with contextlib.nullcontext() if as_json else console.status(f"measuring for about {budget:g} s"):
-        report = measure_link(config, step, spec, command_line())
+    with scratch() as folder, _status(f"measuring for about {budget:g} s", as_json):
+        raw = trace or folder / "probes.jsonl"
+        step = LinkStep(
+            config=LinkConfig(budget_s=budget, seed=seed), link=measured, trace=str(raw.resolve())
+        )
+        (report,) = measure(config, [step], spec, command_line(), lambda _: None)
+        probes = read_trace(raw).probes
+    if report is None:
+        raise ExchangeError("the ranks measured no link; run again, and see prism-hw doctor")
     if output:
-        from hw.linkview import page
-
-        write_text(output, page(report))
+        write_file(output, linkview.link_page(report, probes).encode())
     if as_json:
         print(msgspec.json.encode(report).decode())
+    else:
+        Console().print(linkview.link_view(report))
+
+
+@app.command(epilog="Example: prism-hw probe --output probe.jsonl --link testbed:400Mbps")
+def probe(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Raw measurements (JSON lines).")] = Path(
+        "probe.jsonl"
+    ),
+    link: Annotated[
+        str, typer.Option(help="Link of the exchanges: loopback, shaper:... or testbed:....")
+    ] = "loopback",
+    devices: Annotated[
+        int, typer.Option(min=1, max=16, help="Ranks on this machine; 1 leaves exchanges out.")
+    ] = 2,
+    cluster: Annotated[
+        Path | None, typer.Option(help="cluster.toml: exchanges between several machines.")
+    ] = None,
+    budget: Annotated[
+        float, typer.Option(min=1, max=600, help="Seconds for operations; exchanges take a quarter.")
+    ] = 120.0,
+    threads: Annotated[int, typer.Option(min=1, help="Threads to compute with.")] = 1,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for a silent peer.")] = 600.0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of values and order.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Time operations of many shapes, copies, codecs and exchanges: raw material for models nobody ran."""
+    from hw.launch import measure
+
+    config = RunConfig(link=link, devices=devices, timeout_s=timeout, threads=threads, seed=seed)
+    spec = load_toml(cluster, ClusterSpec) if cluster else None
+    measured = "loopback" if spec else str(config.link_spec())
+    with scratch() as folder, bar(as_json, "measurements") as on_progress:
+        parts = [folder / "operations.jsonl", folder / "exchanges.jsonl"]
+        steps: list[LinkStep | ProbeStep] = [
+            ProbeStep(
+                config=ProbeConfig(budget_s=budget, threads=threads, seed=seed),
+                link=measured,
+                trace=str(parts[0]),
+            )
+        ]
+        if devices > 1 or spec:
+            steps.append(
+                LinkStep(
+                    config=LinkConfig(budget_s=max(1.0, budget / 4), seed=seed),
+                    link=measured,
+                    trace=str(parts[1]),
+                )
+            )
+        measure(config, steps, spec, command_line(), on_progress)
+        traces = [read_trace(part) for part in parts if part.exists()]
+    header, probes = traces[0].header, [probe for trace in traces for probe in trace.probes]
+    write_trace(output, header, probes)
+    counts = Counter(probe.op for probe in probes if not probe.warmup)
+    shapes = len(
+        {
+            (probe.op, probe.shape)
+            for probe in probes
+            if probe.op not in ("mesh", "ring", "pair", "echo", "bulk")
+        }
+    )
+    if as_json:
+        print(
+            msgspec.json.encode({"output": str(output), "probes": counts, "operation_cells": shapes}).decode()
+        )
         return
-    from hw import linkview
+    table = Table(
+        "operation", "timed repeats", title=f"{shapes} shapes of operations, one thread each: {threads}"
+    )
+    for op, count in counts.items():
+        table.add_row(op, str(count))
+    table.caption = f"raw measurements in {output}"
+    Console().print(table)
 
-    Console().print(linkview.tables(report))
 
-
-def write_text(path: Path, text: str) -> None:
-    """Raises ConfigError where it can't."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path} can't be written ({error}); choose another place") from None
+@contextlib.contextmanager
+def _status(text: str, quiet: bool) -> Iterator[None]:
+    with contextlib.nullcontext() if quiet else Console(stderr=True).status(text):
+        yield
 
 
 @app.command(
@@ -188,9 +257,9 @@ def performance_map(
     if output:
         built.save(output)
     if html:
-        from hw.mappage import page
+        from hw.mappage import map_page
 
-        write_text(html, page(built))
+        write_file(html, map_page(built).encode())
     if as_json:
         found = {"map": built, "crossovers": crossovers(built), "comparison": agreement}
         print(msgspec.json.encode(found).decode())

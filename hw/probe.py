@@ -20,28 +20,17 @@ isn't begun, so a slow device gets fewer repeats and never fewer cells. A visit'
 import random
 import time
 from collections.abc import Callable
-from typing import Annotated
 
-import msgspec
 import torch
 
 from hw.job import Progress
-from hw.probecells import Cell, cells
+from hw.probecells import Cell, ProbeConfig, cells
 from hw.probework import Bench, Call
 from prism.trace import Probe
 
 WINDOW_NS = 2_000_000  # of one timed stretch: long against the clock and an interrupt
 MOST_CALLS = 4096
 MOST_ROUNDS = 25
-
-
-class ProbeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """budget_s: of the whole suite; the first round of all cells is made however long it takes.
-    seed: of the values and of the order in which the cells are visited."""
-
-    budget_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 120.0
-    seed: Annotated[int, msgspec.Meta(ge=0)] = 0
-    threads: Annotated[int, msgspec.Meta(ge=1)] = 1
 
 
 def run_probes(

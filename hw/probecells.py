@@ -6,6 +6,7 @@ tokens, whole or in parts; they are the same on every machine, so that machines 
 
 import itertools
 from collections.abc import Iterator
+from typing import Annotated
 
 import msgspec
 
@@ -19,6 +20,15 @@ TOKENS = (16, 40, 100, 240, 600)
 HEAD_WIDTHS = {192: 64, 288: 32, 448: 64, 672: 32, 1024: 64}  # 32 as in small sentence encoders
 HEAVY_FLOPS = 24_000_000_000  # a shape above this says nothing that one at a third of it doesn't
 COPIES = (1 << 10, 1 << 14, 1 << 17, 1 << 20, 1 << 23)
+
+
+class ProbeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """budget_s: of the whole suite; the first round of all cells is made however long it takes.
+    seed: of the values and of the order in which the cells are visited."""
+
+    budget_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 120.0
+    seed: Annotated[int, msgspec.Meta(ge=0)] = 0
+    threads: Annotated[int, msgspec.Meta(ge=1)] = 1
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True):

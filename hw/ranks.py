@@ -13,7 +13,19 @@ from typing import Any
 
 import msgspec
 
-from hw.job import Checked, Event, Failure, LinkStep, Measured, Outcome, Progress, RankJob, RunStep
+from hw.job import (
+    Checked,
+    Event,
+    Failure,
+    LinkStep,
+    Measured,
+    Outcome,
+    ProbeStep,
+    Progress,
+    RankJob,
+    RunStep,
+    Work,
+)
 from hw.linkreport import LinkReport
 from prism.errors import ExchangeError, PrismError
 
@@ -49,16 +61,16 @@ class Ranks:
             raise ExchangeError(WITHOUT_RESULT)
         return outcome
 
-    def measure(self, step: LinkStep) -> LinkReport:
-        """The same for a step that measures the links."""
-        measured = self._perform(step, lambda _: None)
+    def measure(
+        self, step: LinkStep | ProbeStep, on_progress: Callable[[Progress], None] = lambda _: None
+    ) -> LinkReport | None:
+        """The same for a step that measures the links or operations; a report of the links."""
+        measured = self._perform(step, on_progress)
         if not isinstance(measured, Measured):
             raise ExchangeError(WITHOUT_RESULT)
         return measured.report
 
-    def _perform(
-        self, step: RunStep | LinkStep, on_progress: Callable[[Progress], None]
-    ) -> Outcome | Measured | None:
+    def _perform(self, step: Work, on_progress: Callable[[Progress], None]) -> Outcome | Measured | None:
         first = not self._children
         if first:
             # ranks that share cores slow each other's start: none begins before the terminal has its inputs
@@ -124,7 +136,7 @@ class _Child:
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()
 
-    def ask(self, step: RunStep | LinkStep) -> None:
+    def ask(self, step: Work) -> None:
         """Hand the terminal its next step; a dead one is found by watching it."""
         with contextlib.suppress(BrokenPipeError):
             if self.process.stdin is not None:

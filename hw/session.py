@@ -1,22 +1,25 @@
 """What one rank does, from joining to the last step. The terminal (rank 0) decides; the others follow its orders."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import msgspec
 import torch
 import torch.distributed as dist
 
-from hw import comm
-from hw.bench import Bench
-from hw.job import Checked, EndStep, Event, LinkStep, Measured, RankJob, RunStep, Step
+from hw import comm, host
+from hw.bench import Bench, device_name
+from hw.job import Checked, EndStep, Event, LinkStep, Measured, ProbeStep, RankJob, RunStep, Step, Work
 from hw.linkbench import run_link
-from hw.probefile import probe_file
+from hw.probe import run_probes
 from hw.shaper import SharedMedium
+from hw.tracefile import trace_file
 from prism.errors import ExchangeError, PeerLostError, PrismError
 from prism.exchange import InProcessExchange
+from prism.plan import ExecutionPlan, Mode
 from prism.spec import LinkSpec
+from prism.trace import Probe, TraceHeader, TraceWriter, now_text
 
 
 class Ready(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,18 +95,41 @@ def _follow(job: RankJob, bench: Bench) -> None:
         _perform(job, bench, step, False, lambda _: None)
 
 
-def _perform(
-    job: RankJob, bench: Bench, step: RunStep | LinkStep, metered: bool, emit: Callable[[Event], None]
-) -> None:
+def _perform(job: RankJob, bench: Bench, step: Work, metered: bool, emit: Callable[[Event], None]) -> None:
     if isinstance(step, RunStep):
         bench.perform(step, metered)
-        return
-    addresses = comm.share_addresses(job.rank, job.world_size, job.interface)
-    link = LinkSpec.parse(step.link)
-    with probe_file(step.trace if job.rank == 0 else None, job, step) as keep:
-        report = run_link(bench.host_exchange(), addresses, link, step.config, keep=keep, command=job.command)
-    if report is not None:
+    elif isinstance(step, LinkStep):
+        addresses = comm.share_addresses(job.rank, job.world_size, job.interface)
+        with _probe_file(job, step) as keep:
+            report = run_link(
+                bench.host_exchange(),
+                addresses,
+                LinkSpec.parse(step.link),
+                step.config,
+                keep=keep,
+                command=job.command,
+            )
         emit(Measured(report=report))
+    elif job.rank == 0:
+        with _probe_file(job, step) as keep:
+            keep(run_probes(step.config, bench.device, job.rank, emit))
+        emit(Measured())
+
+
+@contextlib.contextmanager
+def _probe_file(job: RankJob, step: LinkStep | ProbeStep) -> Iterator[Callable[[Sequence[Probe]], None]]:
+    """What keeps the raw probes of a step, on the terminal, as they come."""
+    header = TraceHeader(
+        source="measured", created=now_text(), model="probe", weights="none", plan=ExecutionPlan(mode=Mode.LOCAL),
+        batch=1, tokens=1, link=step.link, seed=step.config.seed, command=job.command,
+        oversubscribed=job.oversubscribed, config=msgspec.to_builtins(step.config),
+        host={**host.describe(job.threads, device_name()), **job.facts},
+    )  # fmt: skip
+    with trace_file(step.trace if job.rank == 0 else None) as file:
+        if file is None:
+            yield lambda probes: None
+        else:
+            yield TraceWriter(file, header).write
 
 
 def _decode(raw: bytes, type_: Any, peer: int) -> Any:

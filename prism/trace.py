@@ -152,6 +152,10 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True):
         return [record for record in self.records if isinstance(record, Span)]
 
     @property
+    def probes(self) -> list[Probe]:
+        return [record for record in self.records if isinstance(record, Probe)]
+
+    @property
     def batches(self) -> list[Batch]:
         return [record for record in self.records if isinstance(record, Batch)]
 
@@ -182,6 +186,15 @@ class TraceWriter:
             raise TraceError(
                 f"trace {self._file.name} can't be written ({error.strerror}); free space there, then run again"
             ) from None
+
+
+def write_trace(path: Path, header: TraceHeader, records: Iterable[Record]) -> None:
+    """A whole trace at once. Raises TraceError where it can't be written."""
+    try:
+        with open(path, "wb", buffering=0) as file:
+            TraceWriter(file, header).write(records)
+    except OSError as error:
+        raise TraceError(f"trace {path} can't be written ({error.strerror}); choose another place") from None
 
 
 def now_text() -> str:
