@@ -75,6 +75,55 @@ def stations(
 
 
 @app.command(
+    "link", epilog="Example: prism-hw link --link testbed:100Mbps,2ms --devices 3 --output link.html"
+)
+def measure_links(
+    link: Annotated[
+        str, typer.Option(help="loopback, shaper:RATE[,...] or testbed:RATE[,...].")
+    ] = "loopback",
+    devices: Annotated[int, typer.Option(min=2, max=16, help="Ranks on this machine.")] = 2,
+    cluster: Annotated[Path | None, typer.Option(help="cluster.toml: between several machines.")] = None,
+    budget: Annotated[float, typer.Option(min=1, max=600, help="Seconds to measure for.")] = 30.0,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for a silent peer.")] = 60.0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the order of measurements.")] = 0,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the page with plots (HTML).")
+    ] = None,
+    trace: Annotated[str | None, typer.Option(help="Write every raw measurement (JSON lines).")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure the links: alpha, beta and break of each pair and collective, round trips idle and loaded, goodput."""
+    from hw.launch import measure_link
+
+    config = RunConfig(link=link, devices=devices, timeout_s=timeout, seed=seed)
+    spec = load_toml(cluster, ClusterSpec) if cluster else None
+    measured = "loopback" if spec else str(config.link_spec())  # a cluster's network is as it is
+    step = LinkStep(config=LinkConfig(budget_s=budget, seed=seed), link=measured, trace=trace)
+    console = Console(stderr=True)
+    with contextlib.nullcontext() if as_json else console.status(f"measuring for about {budget:g} s"):
+        report = measure_link(config, step, spec, command_line())
+    if output:
+        from hw.linkview import page
+
+        write_text(output, page(report))
+    if as_json:
+        print(msgspec.json.encode(report).decode())
+        return
+    from hw import linkview
+
+    Console().print(linkview.tables(report))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Raises ConfigError where it can't."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path} can't be written ({error}); choose another place") from None
+
+
+@app.command(
     epilog="Example: prism-hw profile --config experiments/scaled_grid.toml --output out/scaled --dry-run"
 )
 def profile(
@@ -117,6 +166,38 @@ def profile(
         return
     print(f"{result['cells']} cells, {result['visits']} visits ({result['new']} new) in {folder}")
     print(f"Next: prism-hw map {folder} --output map.json")
+
+
+@app.command("map", epilog="Example: prism-hw map out/scaled_grid --output map.json --html map.html")
+def performance_map(
+    traces: Annotated[list[Path], typer.Argument(help="Trace files, or folders of them.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the map (JSON).")] = None,
+    html: Annotated[Path | None, typer.Option("--html", help="Write the page with heat maps.")] = None,
+    against: Annotated[Path | None, typer.Option(help="Another map: do the medians agree?")] = None,
+    as_json: Json = False,
+) -> None:
+    """The performance map: latency, split and joules of every plan, batch and bandwidth, and where distributing pays."""
+    from hw import heatmap
+    from prism.crossover import compare, crossovers
+    from prism.perfmap import build_map, load_map
+    from prism.pooling import read_traces
+
+    built = build_map(read_traces(traces), command_line())
+    other = load_map(against) if against else None
+    agreement = compare(built, other) if other else None
+    if output:
+        built.save(output)
+    if html:
+        from hw.mappage import page
+
+        write_text(html, page(built))
+    if as_json:
+        found = {"map": built, "crossovers": crossovers(built), "comparison": agreement}
+        print(msgspec.json.encode(found).decode())
+        return
+    Console().print(heatmap.map_view(built))
+    if agreement:
+        Console().print(heatmap.comparison_view(agreement))
 
 
 def _described(sweep: SweepConfig) -> dict[str, ModelSpec]:

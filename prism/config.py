@@ -46,7 +46,7 @@ def load_json(path: Path, type_: type[T]) -> T:
         return convert(msgspec.json.decode(path.read_bytes()), type_, str(path))
     except OSError as error:
         raise ConfigError(f"{path}: can't be read ({error}); give the path of a JSON file") from None
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: is no valid JSON ({error})") from None
 
 

@@ -219,7 +219,7 @@ def _decode(line: bytes, what: Any, path: Path, number: int) -> Any:
             if isinstance(what, msgspec.json.Decoder)
             else msgspec.json.decode(line, type=what)
         )
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:  # the second: bytes that are no UTF-8
         raise TraceError(
             f"{path}: line {number} is no trace record ({error}); the file is damaged, measure it again"
         ) from None

@@ -4,9 +4,10 @@ import json
 import msgspec
 import pytest
 
-from prism.errors import TraceError
+from prism.errors import ConfigError, TraceError
 from prism.metrics import summarise
 from prism.plan import ExecutionPlan, Mode
+from prism.spec import load_model_spec
 from prism.trace import Batch, Span, Trace, TraceHeader, TraceWriter, aligned, perfetto, read_trace
 
 MS = 1_000_000
@@ -139,3 +140,13 @@ def test_every_line_is_flushed():
     writer = TraceWriter(file, header())
     writer.write([span(0, "compute", 0, 1)])
     assert file.flushes == 2
+
+
+def test_bytes_that_are_no_text_are_one_line_about_the_file(tmp_path):
+    path = tmp_path / "damaged"
+    path.write_bytes(b'{"type":"header","created":"\xff"}\n')
+    with pytest.raises(TraceError, match="line 1 is no trace record"):
+        read_trace(path)
+    path.write_bytes(b'{"name":"\xff"}')
+    with pytest.raises(ConfigError, match="is no valid JSON"):
+        load_model_spec(path)
