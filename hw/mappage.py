@@ -62,7 +62,7 @@ batch, all devices together.</p>
 """
 
 
-def map_page(map_: PerformanceMap, title: str = "Performance map") -> str:
+def page(map_: PerformanceMap, title: str = "Performance map") -> str:
     """The page's HTML; plots are inline SVG, so that it needs no other file."""
     found = crossovers(map_)
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(BODY)

@@ -136,7 +136,7 @@ def load_map(path: Path) -> PerformanceMap:
         return msgspec.json.decode(raw, type=PerformanceMap)
     except OSError as error:
         raise TraceError(f"{path}: can't be read ({error}); give the path of a map") from None
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:  # the second: bytes that are no UTF-8
         raise TraceError(f"{path}: is no performance map or damaged ({error}); {remedy}") from None
 
 

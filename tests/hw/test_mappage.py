@@ -6,7 +6,7 @@ import pytest
 from support.visits import FULL, LOCAL, MEANS, header, powered, records, visit, write
 
 from hw.mapgrid import grids
-from hw.mappage import map_page
+from hw.mappage import page
 from hw.mapplots import colour_of, line_figure, style
 from prism.crossover import crossovers
 from prism.perfmap import build_map
@@ -23,8 +23,8 @@ def map_(tmp_path):
     return build_map(read_traces([tmp_path]), command="prism-hw map <traces> -o map.json", created="today")
 
 
-def svgs(page):
-    return [ElementTree.fromstring(text) for text in re.findall(r"<svg.*?</svg>", page, re.DOTALL)]
+def svgs(text):
+    return [ElementTree.fromstring(one) for one in re.findall(r"<svg.*?</svg>", text, re.DOTALL)]
 
 
 def words(svg):
@@ -32,13 +32,13 @@ def words(svg):
 
 
 def test_the_page_needs_no_other_file(map_):
-    page = map_page(map_)
-    assert not re.findall(r'(?:src|href)="(?!#)', re.sub(r"<!DOCTYPE svg[^>]*>", "", page))
-    assert len(svgs(page)) == 2
+    shown = page(map_)
+    assert not re.findall(r'(?:src|href)="(?!#)', re.sub(r"<!DOCTYPE svg[^>]*>", "", shown))
+    assert len(svgs(shown)) == 2
 
 
 def test_heat_maps_hold_every_ratio_and_the_best_plan(map_):
-    shown = words(svgs(map_page(map_))[0])
+    shown = words(svgs(page(map_))[0])
     assert [shown.count(value) for value in ("1.50x", "0.50x", "6.00x", "2.00x")] == [2, 4, 2, 2]
     assert shown.count("M10") == 2 and shown.count("local") == 2
     assert "means L=10 fp32 P=2: latency over local" in shown
@@ -57,44 +57,44 @@ def test_one_rate_makes_no_line(tmp_path):
     visit(tmp_path, FULL, "testbed:100Mbps", [[20]])
     map_ = build_map(read_traces([tmp_path]))
     assert line_figure(grids(map_)[0], crossovers(map_)) is None
-    assert len(svgs(map_page(map_))) == 1
+    assert len(svgs(page(map_))) == 1
 
 
 def test_cells_stand_with_their_traces(map_):
-    page = map_page(map_)
+    shown = page(map_)
     for cell in map_.cells:
         for name, digest in cell.provenance.files:
-            assert f"{name} ({digest})" in page
-    assert re.search(r"configuration\s+c0ffee:", page)
-    assert "not measured" in page and "0.00 J" not in page
+            assert f"{name} ({digest})" in shown
+    assert re.search(r"configuration\s+c0ffee:", shown)
+    assert "not measured" in shown and "0.00 J" not in shown
 
 
 def test_the_page_says_what_reproduces_it(map_):
-    page = map_page(map_)
-    assert "prism-hw map &lt;traces&gt; -o map.json" in page  # escaped
-    assert "today, from traces of a CPU, 2 cores, 1 thread(s) a rank" in page
-    assert "python 3.11  torch 2.14" in page
-    assert page.count("<td>processor</td>") == 1
+    shown = page(map_)
+    assert "prism-hw map &lt;traces&gt; -o map.json" in shown  # escaped
+    assert "today, from traces of a CPU, 2 cores, 1 thread(s) a rank" in shown
+    assert "python 3.11  torch 2.14" in shown
+    assert shown.count("<td>processor</td>") == 1
 
 
 def test_measured_joules_are_in_the_table(tmp_path):
     write(tmp_path / "a.jsonl", header(LOCAL, "loopback"), powered(records([200], 1), 5))
     visit(tmp_path, FULL, "testbed:100Mbps", [[20]])
-    page = map_page(build_map(read_traces([tmp_path])))
-    assert "1.00 J" in page and "not measured" in page
+    shown = page(build_map(read_traces([tmp_path])))
+    assert "1.00 J" in shown and "not measured" in shown
 
 
 def test_a_map_without_distributed_cells_is_a_page_too(tmp_path):
     visit(tmp_path, LOCAL, "loopback", [[10]])
-    page = map_page(build_map(read_traces([tmp_path])))
-    assert "1 cells, 1 visits" in page and "vit at batch 1 was measured locally alone" in page
+    shown = page(build_map(read_traces([tmp_path])))
+    assert "1 cells, 1 visits" in shown and "vit at batch 1 was measured locally alone" in shown
 
 
 def test_two_machines_are_both_named(tmp_path):
     visit(tmp_path, LOCAL, "loopback", [[10]])
     visit(tmp_path, LOCAL, "loopback", [[10]], model="other", host={"processor": "B"})
-    page = map_page(build_map(read_traces([tmp_path])))
-    assert page.count("<td>processor</td>") == 2
+    shown = page(build_map(read_traces([tmp_path])))
+    assert shown.count("<td>processor</td>") == 2
 
 
 def test_colours_are_centred_at_one_and_saturate():
@@ -107,4 +107,4 @@ def test_colours_are_centred_at_one_and_saturate():
 
 def test_notes_of_a_map_reach_the_page(map_):
     changed = msgspec.structs.replace(map_, left_out=("bad.jsonl: <damaged>",))
-    assert "left out: bad.jsonl: &lt;damaged&gt;" in map_page(changed)
+    assert "left out: bad.jsonl: &lt;damaged&gt;" in page(changed)

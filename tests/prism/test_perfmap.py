@@ -193,6 +193,7 @@ def test_a_map_survives_its_file(tmp_path):
         (lambda raw: raw[: len(raw) // 2], "damaged"),
         (lambda raw: raw.replace(b'"batches"', b'"badges"'), "badges|batches"),
         (lambda raw: b"[]", "no performance map"),
+        (lambda raw: raw.replace(b'"vit"', b'"v\xff"'), "damaged"),
     ],
 )
 def test_a_map_that_cannot_be_read_says_why(tmp_path, change, words):
