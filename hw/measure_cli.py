@@ -257,9 +257,9 @@ def performance_map(
     if output:
         built.save(output)
     if html:
-        from hw.mappage import map_page
+        from hw.mappage import page
 
-        write_file(html, map_page(built).encode())
+        write_file(html, page(built).encode())
     if as_json:
         found = {"map": built, "crossovers": crossovers(built), "comparison": agreement}
         print(msgspec.json.encode(found).decode())
