@@ -267,3 +267,11 @@ def test_frame_overhead_is_carried_too():
     one = summarise(lean).latency_ms.p50 - ms(FULL2, VIT, over=link(None))
     both = summarise(heavy).latency_ms.p50 - ms(FULL2, VIT, over=link(None))
     assert both == pytest.approx(2 * one, rel=0.05)
+
+
+def test_a_causal_part_waits_for_earlier_parts_only():
+    trace = run(ExecutionPlan(mode=Mode.FULL, devices=3), GPT)
+    waited = {
+        span.rank: span.sources for span in trace.spans if span.op == "exchange" and span.received_bytes
+    }
+    assert waited == {1: (0,), 2: (0, 1)}
