@@ -20,7 +20,8 @@ EPOCH = "1970-01-01T00:00:00Z"  # virtual time begins here, so that a seed's tra
 
 
 class Machines(msgspec.Struct, frozen=True, kw_only=True):
-    """What the ranks run on. link.rate_bps is the medium's (see LinkSpec); None is an infinite one.
+    """What the ranks run on. link.rate_bps times the profile's link.gain is the medium's rate (see LinkSpec: the
+    gain is 1 where the profile's links were described so); None is an infinite one.
 
     costs: of each device; a rank beyond the last device's index runs on device 0, 1, ... again, and the
     ranks that share a device queue for it. graph: a topology of its own instead of `kind`.
@@ -37,7 +38,7 @@ class Machines(msgspec.Struct, frozen=True, kw_only=True):
         return self.costs[0].message_s
 
     def network(self, env: simpy.Environment, ranks: int, seed: int) -> Network:
-        rate = float("inf") if self.link.rate_bps is None else self.link.rate_bps
+        rate = float("inf") if self.link.rate_bps is None else self.link.rate_bps * self.costs[0].link_gain
         graph = topology(self.kind, ranks, rate, self.link.latency_s) if self.graph is None else self.graph
         check_topology(graph, ranks)
         return Network(env, graph, ranks, self.link, seed, self.message_s)
