@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from prism.backend import Workload
-from prism.cost import PROFILES, CalibratedProfile, Term
+from prism.cost import PROFILES, CalibratedProfile, Taken, Term
 from prism.energy import modelled_energy
 from prism.metrics import Summary, summarise
 from prism.plan import ExecutionPlan, Mode
@@ -36,6 +36,10 @@ MODEL = ModelSpec(
 NOMINAL_BPS = 400e6
 PARTS = ("compute_ms", "staging_ms", "communication_ms")
 SD = {"compute_ms": 0.05, "staging_ms": 0.1, "communication_ms": 0.1}  # how far a published cell may be off
+
+
+# choices that the source leaves open: fp32, gloo's all_gather, no overlap, inputs on both devices
+TAKEN = Taken(overlap=False, embed="each", collective="ring")
 
 
 class Prior(NamedTuple):
@@ -75,11 +79,15 @@ class Row(NamedTuple):
 
     @property
     def plan(self) -> ExecutionPlan:
-        """Choices that the source leaves open: fp32, gloo's all_gather, no overlap, inputs on both devices."""
         if self.mode is Mode.LOCAL:
             return ExecutionPlan(mode=Mode.LOCAL)
         return ExecutionPlan(
-            mode=self.mode, devices=2, segments=self.segments, collective="ring", overlap=False, embed="each"
+            mode=self.mode,
+            devices=2,
+            segments=self.segments,
+            collective=TAKEN.collective,
+            overlap=TAKEN.overlap,
+            embed=TAKEN.embed,
         )
 
 
@@ -130,7 +138,7 @@ def profile_of(
         name="orin-nano", device="NVIDIA Jetson Orin Nano 8 GB", power_mode="not stated by the source", staged=True,
         note="fitted by experiments/orin_nano.py to published tables alone (experiments/reference); two boards, "
         "ViT-Base/16, fp32, WiFi at a nominal 400 Mbps",
-        terms=tuple(terms), ranges={}, traces=(),
+        terms=tuple(terms), ranges={}, traces=(), taken=TAKEN,
     )  # fmt: skip
 
 
