@@ -50,7 +50,7 @@ class Prior(NamedTuple):
 
 PRIORS = {
     "gemm.s_per_flop": Prior(1.6e-12, 0.5, "about half of 1.28 TFLOPS, the data sheet's fp32 peak"),
-    "attention.s_per_flop": Prior(3.2e-12, 0.7, "half as efficient as a matrix product"),
+    "attention.s_per_flop": Prior(3.2e-12, 0.3, "half as efficient as a matrix product"),
     "memory.s_per_byte": Prior(2.1e-11, 0.3, "70 % of 68 GB/s, the data sheet's bandwidth"),
     "kernel.fixed_s": Prior(5e-5, 0.7, "an eager kernel launch on a small ARM core takes 20 to 100 us"),
     "block.fixed_s": Prior(1e-3, 1.0, "interpreter and module calls of one block"),

@@ -1,0 +1,89 @@
+"""prism-sim serve-sim: requests that arrive, wait, and are answered."""
+
+from typing import Annotated, Literal
+
+import msgspec
+import typer
+from rich.console import Console
+
+from prism.cost import load_profile
+from prism.errors import ConfigError
+from prism.plan import ExecutionPlan, Mode
+from prism.units import parse_seconds
+from sim import options, report
+from sim.backend import identical
+from sim.fleet import Fault
+from sim.options import link_of, model_of, usual_segments
+from sim.queue import Batching, parse_arrivals
+from sim.scenario import FixedPolicy, Policy, PredictingPolicy, Scenario, simulate
+from sim.study import plan_of
+
+
+def serve_sim(
+    model: options.Model,
+    arrivals: Annotated[
+        str, typer.Option(help="poisson:RATE, server:RATE, single-stream, multi-stream:SAMPLES, offline, trace:FILE.csv")
+    ] = "poisson:5",
+    requests: Annotated[int, typer.Option(min=1, max=10_000_000, help="How many.")] = 500,
+    max_batch: Annotated[int, typer.Option(min=1, help="Requests that go together at most.")] = 1,
+    max_wait: Annotated[str, typer.Option(help="How long the first of a batch waits for others.")] = "0ms",
+    mode: Annotated[
+        Literal["local", "full", "segment_means", "best"], typer.Option(help="best: what is predicted to be fastest.")
+    ] = "best",
+    fail: Annotated[list[str] | None, typer.Option(help="A device lost: NUMBER@TIME[,silent], as in 1@2s.")] = None,
+    outage: Annotated[list[str] | None, typer.Option(help="The link out: FROM-TO, as in 3s-4s.")] = None,
+    timeout: Annotated[str, typer.Option(help="After it a batch without answer has failed.")] = "60s",
+    profile: options.Profile = "orin-nano", devices: options.Devices = 2, segments: options.Segments = None,
+    wire: options.WireOf = "fp32", bandwidth: options.Bandwidth = "400Mbps", latency: options.Latency = "0ms",
+    jitter: options.Jitter = "0ms", loss: options.Loss = "0%", rates: options.Rates = "",
+    topology: options.Net = "access-point", tokens: options.Tokens = None,
+    image_size: options.ImageSize = None, seed: options.Seed = 0, json: options.Json = False,
+    output: options.Output = None,
+) -> None:  # fmt: skip
+    """Requests that arrive, wait and are answered: percentiles, throughput, queue, joules per sample."""
+    known, spec = load_profile(profile), model_of(model, tokens, image_size)
+    machines = identical(
+        known, known.model(), devices, link_of(bandwidth, latency, jitter, loss, rates), kind=topology
+    )
+    plans = [] if devices == 1 else [
+        plan_of(known, m, devices, segments=usual_segments(spec, devices, segments), wire=wire)
+        for m in (Mode.FULL, Mode.SEGMENT_MEANS)
+    ]  # fmt: skip
+    faults = [*(_lost(text) for text in fail or []), *(_out(text) for text in outage or [])]
+    scenario = Scenario(
+        model=spec, arrivals=parse_arrivals(arrivals, requests),
+        batching=Batching(largest=max_batch, patience_s=parse_seconds(max_wait)), faults=tuple(faults),
+        timeout_s=parse_seconds(timeout), seed=seed,
+    )  # fmt: skip
+    policy: Policy = PredictingPolicy(machines, spec, plans)
+    if mode != "best":
+        chosen = [plan for plan in [ExecutionPlan(mode=Mode.LOCAL), *plans] if plan.mode.value == mode]
+        if not chosen:
+            raise ConfigError(f"mode {mode} needs at least 2 devices, there is {devices}; raise --devices")
+        policy = FixedPolicy(chosen[0])
+    found = simulate(machines, scenario, policy)
+    if json:
+        print(msgspec.json.encode(found).decode())
+    else:
+        Console().print(report.served_table(found))
+    if output is not None:
+        row = msgspec.to_builtins(found)
+        lines = [f"arrivals {arrivals}, batches of at most {max_batch}, mode {mode}"]
+        flat = {k: str(v) if isinstance(v, (dict, list, tuple)) else v for k, v in row.items()}
+        report.write(output, found, [flat], report.page("Serving", known.name, "", lines, "", [flat]))
+
+
+def _lost(text: str) -> Fault:
+    device, _, rest = text.partition("@")
+    moment, _, manner = rest.partition(",")
+    if not device.isdigit() or not moment or manner not in ("", "silent"):
+        raise ConfigError(f"fail {text!r} is unknown; write NUMBER@TIME or NUMBER@TIME,silent, as in 1@2s")
+    return Fault(kind="device", device=int(device), at_s=parse_seconds(moment), silent=manner == "silent")
+
+
+def _out(text: str) -> Fault:
+    begin, _, end = text.partition("-")
+    start, stop = parse_seconds(begin), parse_seconds(end)
+    if stop <= start:
+        raise ConfigError(f"outage {text!r} ends before it begins; write FROM-TO, as in 3s-4s")
+    return Fault(kind="link", at_s=start, until_s=stop)
