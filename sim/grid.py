@@ -61,7 +61,11 @@ def points(
     left_out: dict[str, None] = {}
     for values in itertools.product(*axes):
         try:
-            found[_point(profile, study.seed, *values)] = None
+            point = _point(profile, study.seed, *values)
+            if study.links and point.plan.ranks > 1:
+                link = msgspec.structs.replace(point.link, rate_bps=None, latency_s=0.0)
+                point = msgspec.structs.replace(point, edges=study.links, topology="switch", link=link)
+            found[point] = None
         except PlanError as error:
             left_out[str(error)] = None
     if not found:

@@ -15,16 +15,45 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
 import networkx as nx
 import numpy as np
 import simpy
 
 from prism.errors import ConfigError
 from prism.spec import LinkSpec
+from prism.units import parse_rate, parse_seconds
 
 FRAME_BYTES = 1448  # TCP payload of one Ethernet frame
 Topology = Literal["access-point", "switch", "direct"]
 Graph = Any  # nx.Graph of ranks and of named relays; edges carry medium, rate_bps, latency_s
+
+
+class Edge(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A link of a topology of one's own. between: numbers of devices as text ("0" is the terminal), or names
+    of relays. Links that name the same medium share it; without one each direction has its own rate."""
+
+    between: tuple[str, str]
+    rate: str
+    latency: str = "0ms"
+    medium: str = ""
+
+
+def graph_of(edges: Sequence[Edge], ranks: int) -> "Graph":
+    """The checked topology of `ranks` devices. Raises ConfigError."""
+    graph: Graph = nx.Graph()
+    graph.add_nodes_from(range(ranks))
+    for edge in edges:
+        a, b = (int(name) if name.isdigit() else name for name in edge.between)
+        graph.add_edge(
+            a,
+            b,
+            medium=edge.medium or None,
+            rate_bps=parse_rate(edge.rate),
+            latency_s=parse_seconds(edge.latency),
+        )
+    check_topology(graph, ranks)
+    return graph
 
 
 class Medium:

@@ -11,7 +11,7 @@ from prism.cost import load_profile
 from prism.errors import ConfigError
 from prism.plan import Mode, Wire
 from prism.spec import Positive
-from sim.network import Topology
+from sim.network import Edge, Topology, graph_of
 from sim.study import Prediction
 
 NEEDED = (
@@ -80,7 +80,8 @@ class Inverse(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Study(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A TOML file for `prism-sim what-if`. draws: for intervals, 0 for none."""
+    """A TOML file for `prism-sim what-if`. draws: for intervals, 0 for none. links: a topology of one's own,
+    which grid.topology, grid.bandwidth and grid.latency then say nothing about."""
 
     model: str | tuple[str, ...]
     profile: str = "orin-nano"
@@ -90,6 +91,7 @@ class Study(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     grid: Axes = Axes()
     constraints: Constraints = Constraints()
     inverse: tuple[Inverse, ...] = ()
+    links: tuple[Edge, ...] = ()
 
 
 def load_study(path: Path) -> Study:
@@ -112,6 +114,8 @@ def load_study(path: Path) -> Study:
         raise ConfigError(
             f"{path}: energy is asked for, but profile {study.profile} declares no power; use latency"
         )
+    if study.links:
+        graph_of(study.links, max(study.grid.devices))
     return study
 
 

@@ -38,15 +38,9 @@ outside of what the profile was calibrated on.</p>
 
 
 def shown(value: Any) -> str:
-    if value is None:
-        return "-"
-    return (
-        f"{value:.4g}"
-        if isinstance(value, float) and abs(value) < 1e4
-        else f"{value:.0f}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
+    return "-" if value is None else str(value)
 
 
 def predictions_table(cells: Sequence[Prediction], title: str = "") -> Table:

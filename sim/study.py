@@ -17,20 +17,22 @@ from prism.metrics import Summary, summarise
 from prism.plan import ExecutionPlan, Mode
 from prism.spec import LinkSpec, ModelSpec
 from sim.backend import SimBackend, identical
-from sim.network import Topology
+from sim.network import Edge, Topology, graph_of
 from sim.program import script
 
 INTERVAL = (5.0, 95.0)  # percentiles
 
 
 class Point(msgspec.Struct, frozen=True, kw_only=True):
-    """What is simulated. link.rate_bps is the nominal rate: the profile's gain makes the medium's of it."""
+    """What is simulated. link.rate_bps is the nominal rate: the profile's gain makes the medium's of it.
+    edges: a topology of one's own, whose rates stand as they are."""
 
     model: ModelSpec
     plan: ExecutionPlan
     batch: int
     link: LinkSpec
     topology: Topology = "access-point"
+    edges: tuple[Edge, ...] = ()
     seed: int = 0
 
     def features(self) -> dict[str, float]:
@@ -71,7 +73,9 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
 
 def summary(profile: CalibratedProfile, cost: CostModel, point: Point) -> Summary:
     """Simulate a point in its steady state: where the clock moves, a batch goes before the one that counts."""
-    machines = identical(profile, cost, point.plan.ranks, point.link, kind=point.topology)
+    ranks = point.plan.ranks
+    graph = graph_of(point.edges, ranks) if point.edges else None
+    machines = identical(profile, cost, ranks, point.link, kind=point.topology, graph=graph)
     work = Workload(
         model=point.model, batch=point.batch, warmups=int(cost.clock.slowdown > 0), seed=point.seed
     )
@@ -117,8 +121,9 @@ def outside_of(profile: CalibratedProfile, point: Point) -> list[str]:
             found.append(f"collective {'ring' if ring else 'mesh'} (calibrated {taken.collective})")
         if point.link.latency_s or point.link.loss or point.link.jitter_s:
             found.append("added latency, jitter or loss (never calibrated)")
-        if point.topology != "access-point":
-            found.append(f"topology {point.topology} (calibrated access-point)")
+        if point.topology != "access-point" or point.edges:
+            kind = "custom" if point.edges else point.topology
+            found.append(f"topology {kind} (calibrated access-point)")
     return found
 
 

@@ -1,0 +1,148 @@
+"""prism-sim as a user types it, in a process of its own."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+from support.profiles import VIT
+
+from prism.metrics import summarise
+from prism.trace import read_trace
+
+ROOT = Path(__file__).parents[2]
+RUN = "import sys; from sim.cli import app, main; {before}main()"
+
+
+def run(folder: Path, *arguments: str, code: int = 0, before: str = "") -> str:
+    (folder / "vit.json").write_bytes(msgspec.json.encode(VIT))
+    env = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "COLUMNS": "100"}
+    done = subprocess.run(
+        [sys.executable, "-c", RUN.format(before=before), *arguments],
+        cwd=folder,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == code, done.stderr
+    return done.stdout if code == 0 else done.stderr
+
+
+def test_predict_gives_the_agreed_fields(tmp_path):
+    cells = json.loads(run(tmp_path, "predict", "vit.json", "--batch", "8", "--json"))
+    assert [cell["mode"] for cell in cells] == ["local", "full", "segment_means"]
+    wanted = {"mode", "segments", "wire", "devices", "batch", "bandwidth_mbps", "latency_ms", "interval_ms",
+              "energy_j", "split_ms", "tag"}  # fmt: skip
+    for cell in cells:
+        assert wanted <= set(cell)
+        low, high = cell["interval_ms"]
+        assert low <= cell["latency_ms"] <= high
+        assert sum(cell["split_ms"].values()) == pytest.approx(cell["latency_ms"], rel=0.02)
+    assert cells[2]["segments"] == 10
+
+
+def test_crossover_gives_the_agreed_fields(tmp_path):
+    found = json.loads(run(tmp_path, "crossover", "vit.json", "--over", "batch", "--draws", "4", "--json"))
+    assert {"over", "class", "value", "interval", "p_distributed_wins", "tag"} <= set(found)
+    assert found["class"] == "at" and 4 < found["value"] <= 8
+    text = run(tmp_path, "crossover", "vit.json", "--over", "batch", "--mode", "full", "--draws", "4")
+    assert "distributed never wins" in text
+
+
+def test_no_torch_for_help_or_a_spec_file(tmp_path):
+    before = "import atexit; atexit.register(lambda: print('torch' in sys.modules)); "
+    for arguments in (
+        ["--help"],
+        ["predict", "--help"],
+        ["predict", "vit.json"],
+        ["serve-sim", "vit.json", "--requests", "5"],
+    ):
+        assert run(tmp_path, *arguments, before=before).splitlines()[-1] == "False"
+
+
+def test_a_name_needs_no_weights(tmp_path):
+    cells = json.loads(
+        run(tmp_path, "predict", "bert-base-uncased", "--tokens", "256", "--draws", "0", "--json")
+    )
+    assert cells[0]["tokens"] == 256 and cells[0]["tag"] == "extrapolated"
+    cells = json.loads(run(tmp_path, "predict", "vit.json", "--image-size", "384", "--draws", "0", "--json"))
+    assert cells[0]["tokens"] == 577
+
+
+def test_every_command_has_an_example(tmp_path):
+    for name in ("predict", "crossover", "what-if", "serve-sim", "sensitivity", "trace", "workload"):
+        assert f"Example: prism-sim {name}" in run(tmp_path, name, "--help").replace("\n", " ")
+
+
+STUDY = 'model = "vit.json"\n[grid]\nbatch = [1, 8]\nbandwidth = ["100Mbps", "400Mbps"]\n'
+
+
+@pytest.mark.parametrize("suffix", [".json", ".csv", ".html", ".parquet"])
+def test_a_study_writes_its_files(tmp_path, suffix):
+    if suffix == ".parquet":
+        pytest.importorskip("pyarrow")
+    (tmp_path / "s.toml").write_text(STUDY)
+    run(tmp_path, "what-if", "s.toml", "--output", f"out{suffix}", "--processes", "1")
+    data = (tmp_path / f"out{suffix}").read_bytes()
+    if suffix == ".html":
+        assert b"<svg" in data and b"http" not in data.replace(b"http://www.w3.org", b"").replace(
+            b"http://purl.org", b""
+        ).replace(b"http://creativecommons.org", b"").replace(b"https://matplotlib.org", b"")
+    elif suffix == ".json":
+        assert len(json.loads(data)["cells"]) == 10
+    else:
+        pd = pytest.importorskip("pandas")
+        read = pd.read_csv if suffix == ".csv" else pd.read_parquet
+        assert len(read(tmp_path / f"out{suffix}")) == 10
+
+
+def test_a_trace_is_read_by_the_code_that_reads_measured_ones(tmp_path):
+    run(tmp_path, "trace", "vit.json", "--mode", "full", "--trace", "t.jsonl", "--perfetto", "p.json")
+    trace = read_trace(tmp_path / "t.jsonl")
+    assert trace.header.source == "simulated"
+    assert summarise(trace).coverage == pytest.approx(1.0, abs=0.01)
+    assert json.loads((tmp_path / "p.json").read_bytes())["traceEvents"]
+
+
+def test_serving_and_sensitivity(tmp_path):
+    found = json.loads(
+        run(
+            tmp_path,
+            "serve-sim",
+            "vit.json",
+            "--arrivals",
+            "poisson:4",
+            "--requests",
+            "50",
+            "--fail",
+            "1@2s",
+            "--json",
+        )
+    )
+    assert found["requests"] == 50 and found["latency_ms"]["p50"] <= found["latency_ms"]["p99"]
+    assert json.loads(run(tmp_path, "sensitivity", "vit.json", "--json"))[0]["term"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["predict", "vit.json", "--bandwidth", "400"], "100Mbps"),
+        (["predict", "vit.json", "--profile", "orin"], "orin-nano"),
+        (["predict", "vit.jsn"], "unknown"),
+        (["predict", "vit.json", "--segments", "150"], "segments 150 exceed"),
+        (["predict", "vit.json", "--image-size", "225"], "multiple"),
+        (["crossover", "vit.json", "--over", "colour"], "colour"),
+        (["crossover", "vit.json", "--over", "segments", "--mode", "full"], "segment_means"),
+        (["crossover", "vit.json", "--over", "batch", "--values", "1,x"], "1,x"),
+        (["serve-sim", "vit.json", "--fail", "0@1s"], "0 is the terminal"),
+        (["serve-sim", "vit.json", "--outage", "4s-3s"], "ends before"),
+        (["trace", "vit.json"], "nothing to write"),
+        (["what-if", "none.toml"], "can't be read"),
+        (["predict", "vit.json", "-o", "x.xlsx"], ".parquet"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, arguments, part):
+    error = run(tmp_path, *arguments, code=2)
+    assert part in error and len(error.strip().splitlines()) == 1

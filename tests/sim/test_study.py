@@ -1,0 +1,194 @@
+"""Predictions, crossovers and studies: intervals, classes, bad studies, the same answer from any engine."""
+
+import sys
+import types
+
+import msgspec
+import numpy as np
+import pytest
+from support.profiles import SMALL, VIT, profile, terms
+
+from prism.cost import load_profile
+from prism.errors import ConfigError, PlanError
+from prism.plan import ExecutionPlan, Mode
+from prism.spec import LinkSpec
+from sim.flip import crossover, sensitivity
+from sim.grid import Answer, over_processes, over_ray, points, solve
+from sim.network import Edge
+from sim.question import Axes, Constraints, Inverse, Study, load_study
+from sim.study import Point, plan_of, predict
+
+ORIN = load_profile("orin-nano")
+MEANS = ExecutionPlan(mode=Mode.SEGMENT_MEANS, devices=2, segments=10)
+
+
+def link(mbps: float) -> LinkSpec:
+    return LinkSpec(kind="testbed", rate_bps=mbps * 1e6)
+
+
+def published(mode: Mode, batch: int, mbps: float = 400) -> Point:
+    plan = plan_of(ORIN, mode, 2, segments=10)
+    return Point(model=VIT, plan=plan, batch=batch, link=link(mbps))
+
+
+def test_the_built_in_profile_says_what_was_published():
+    found = {b: predict(ORIN, published(Mode.SEGMENT_MEANS, b)).latency_ms for b in (1, 4, 16)}
+    assert found == {
+        1: pytest.approx(168.1, rel=0.1),
+        4: pytest.approx(252.9, rel=0.1),
+        16: pytest.approx(704.7, rel=0.1),
+    }
+    cell = predict(ORIN, published(Mode.LOCAL, 8), ORIN.draws(32, 0))
+    assert cell.tag == "calibrated" and cell.interval_ms[0] < 485.0 < cell.interval_ms[1]
+    assert {term.origin for term in ORIN.terms} == {"fitted", "prior"}
+
+
+def test_what_lies_outside_of_the_data_is_said():
+    away = predict(ORIN, published(Mode.SEGMENT_MEANS, 64, 250))
+    assert away.tag == "extrapolated"
+    assert [line.split()[0] for line in away.outside] == ["batch", "link_mbps"]
+    ours = msgspec.structs.replace(published(Mode.FULL, 8), plan=ExecutionPlan(mode=Mode.FULL, devices=2))
+    assert any(line.startswith("overlap") for line in predict(ORIN, ours).outside)
+
+
+def test_a_crossover_over_the_batch_lies_where_it_was_published():
+    flip = crossover(ORIN, published(Mode.SEGMENT_MEANS, 8), "batch", draws=16)
+    assert flip.kind == "at" and 4 < flip.value <= 8 and flip.wins == "above"
+    assert flip.interval[0] <= flip.value <= flip.interval[1]
+    assert flip.p_distributed_wins > 0.5
+    assert (
+        crossover(ORIN, published(Mode.FULL, 8), "bandwidth", range(200, 901, 100), draws=4).kind == "never"
+    )
+
+
+def test_a_break_even_in_bandwidth_is_one():
+    known = profile()
+    point = Point(model=VIT, plan=MEANS, batch=4, link=link(100))
+    flip = crossover(known, point, "bandwidth", draws=2)
+    assert flip.kind == "at"
+    local = predict(known, msgspec.structs.replace(point, plan=ExecutionPlan(mode=Mode.LOCAL))).latency_ms
+    there = predict(known, msgspec.structs.replace(point, link=link(flip.value))).latency_ms
+    assert there == pytest.approx(local, rel=0.01)
+    assert crossover(known, point, "bandwidth", (5000, 9000), draws=2).kind == "always"
+    assert crossover(known, point, "bandwidth", (1, 2), draws=2).kind == "never"
+
+
+def test_a_crossover_needs_two_devices():
+    with pytest.raises(PlanError, match="--devices 2"):
+        crossover(ORIN, published(Mode.LOCAL, 8), "batch")
+
+
+def test_sensitivity_names_the_term_that_matters():
+    names = [term.name for term in terms()]
+    covariance = np.diag([0.01 if name != "gemm.s_per_flop" else 0.25 for name in names])
+    known = profile(covariance=tuple(map(tuple, covariance.tolist())))
+    found = sensitivity(known, Point(model=VIT, plan=MEANS, batch=8, link=link(900)))
+    assert found[0].term == "gemm.s_per_flop" and found[0].step == pytest.approx(0.5)
+
+
+STUDY = Study(
+    model="small", profile="orin-nano",
+    grid=Axes(batch=(1, 4), bandwidth=("50Mbps", "400Mbps"), segments=(2, 10), devices=(2, 3)),
+    constraints=Constraints(max_latency_ms=1e6),
+    inverse=(Inverse(find="least_bandwidth", max_latency_ms=200, batch=1), Inverse(find="largest_segments", max_latency_ms=0.001)),
+)  # fmt: skip
+
+
+def test_a_study_is_the_same_from_one_process_from_two_and_from_ray(monkeypatch):
+    one = solve(STUDY, [SMALL], over_processes(1))
+    assert len(one.cells) == 2 + 2 * 2 * 2 + 2 * 2 * 2 * 2  # local knows no link
+    monkeypatch.setattr("sim.grid.CHUNK", 4)
+    assert solve(STUDY, [SMALL], over_processes(2)) == one
+    fake = types.ModuleType("ray")
+    fake.init = lambda **_: None
+    fake.put = lambda value: value
+    fake.get = lambda values: values
+    fake.remote = lambda function: types.SimpleNamespace(remote=function)
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    assert solve(STUDY, [SMALL], over_ray()) == one
+
+
+def test_ray_that_is_not_there_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match="prism-edge\\[ray\\]"):
+        over_ray()
+
+
+def test_the_front_is_beaten_by_no_cell_and_the_best_is_on_it():
+    result = solve(STUDY, [SMALL], over_processes(1))
+    cells = [result.cells[k] for k in result.feasible]
+    for k in result.front:
+        own = result.cells[k]
+        assert not any(
+            c.per_sample_ms < own.per_sample_ms and c.energy_j / c.batch < own.energy_j / own.batch
+            for c in cells
+        )
+    assert result.best in result.front
+
+
+def test_questions_backwards():
+    rate, none = solve(STUDY, [VIT], over_processes(1)).answers
+    plan = plan_of(ORIN, Mode.SEGMENT_MEANS, 2, segments=10)
+
+    def at(mbps: float) -> float:
+        return predict(ORIN, Point(model=VIT, plan=plan, batch=1, link=link(mbps))).latency_ms
+
+    assert at(rate.value) <= 200 < at(rate.value * 0.98)
+    assert none == Answer(
+        find="largest_segments", value=None, latency_ms=None, tag="", note="nothing keeps 0.001 ms"
+    )
+
+
+def test_what_can_not_be_is_left_out_and_named():
+    study = msgspec.structs.replace(STUDY, grid=Axes(segments=(2, 60)), inverse=())
+    _, left_out = points(study, [SMALL], ORIN)
+    assert len(left_out) == 1 and "segments 60 exceed" in left_out[0]
+    with pytest.raises(ConfigError, match="no cell of the grid can be"):
+        points(
+            msgspec.structs.replace(study, grid=Axes(mode=(Mode.SEGMENT_MEANS,), segments=(60,))),
+            [SMALL],
+            ORIN,
+        )
+
+
+LINKED = 'model = "m"\ngrid = {devices = [3]}\n'
+
+
+def test_links_of_ones_own_carry_what_they_should():
+    wired = Study(
+        model="small", grid=Axes(mode=(Mode.FULL,), devices=(2,)),
+        links=tuple(Edge(between=(rank, "switch"), rate="10Gbps", latency="10us") for rank in ("0", "1")),
+    )  # fmt: skip
+    cell = solve(wired, [VIT], over_processes(1)).cells[0]
+    assert cell.split_ms["wire"] < 0.1 * predict(ORIN, published(Mode.FULL, 1)).split_ms["wire"] + 20
+    assert "custom" in str(cell.outside)
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ('model = "m"\n[grid]\nbatches = [1]', "did you mean 'batch'"),
+        ('model = "m"\n[grid]\nbatch = []', "grid.batch is empty"),
+        ("model = []", "model is empty"),
+        ('model = "m"\n[constraints]\nmax_compression = 0.5', "below 1"),
+        ('model = "m"\n[constraints]\nmax_latency_ms = -1', "max_latency_ms"),
+        ('model = "m"\n[grid]\nbatch = [0]', "grid.batch"),
+        ('model = "m"\n[grid]\nmode = ["quick"]', "quick"),
+        ('model = "m"\nobjective = "cost"', "cost"),
+        (LINKED + "[[links]]\nbetween = ['0', '1']\nrate = '1Gbps'\n", "device 2 is isolated"),
+        (
+            LINKED
+            + "".join(
+                f"[[links]]\nbetween = {pair}\nrate = '1Gbps'\n"
+                for pair in (["0", "1"], ["1", "2"], ["2", "0"])
+            ),
+            "cycle",
+        ),
+    ],
+)
+def test_a_bad_study_is_one_line(tmp_path, text, part):
+    path = tmp_path / "s.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=part) as error:
+        load_study(path)
+    assert "\n" not in str(error.value)
