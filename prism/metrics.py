@@ -1,5 +1,6 @@
 """Pure functions from a Trace to a Summary. Medians over batches that are neither warm-up nor failed."""
 
+import statistics
 from collections import defaultdict
 from collections.abc import Iterable
 
@@ -81,7 +82,7 @@ def _split(spans: list[Span], numbers: set[int]) -> dict[str, float]:
     sums: dict[str, dict[int, float]] = {kind: dict.fromkeys(numbers, 0.0) for kind in KINDS}
     for span in spans:
         sums[span.kind][span.batch] += (span.end_ns - span.start_ns) / 1e6
-    return {kind: float(np.median(list(values.values()))) for kind, values in sums.items()}
+    return {kind: float(statistics.median(values.values())) for kind, values in sums.items()}
 
 
 def _exchanges(spans: list[Span]) -> list[Span]:

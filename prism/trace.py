@@ -257,6 +257,8 @@ def aligned_power(records: Iterable[Record], offset_ns: Mapping[int, int]) -> li
 
 
 def _shift(span: Span, offset: int) -> Span:
+    if not offset:
+        return span
     return msgspec.structs.replace(
         span,
         start_ns=span.start_ns - offset,

@@ -14,7 +14,7 @@ from prism.spec import LinkSpec
 from prism.trace import Batch, Record, Trace, TraceHeader
 from sim.device import Device
 from sim.engine import Group, Process
-from sim.network import Network, Topology, check_topology, read_rates, topology
+from sim.network import Network, Topology, known_routes, read_rates, topology
 from sim.program import script
 
 EPOCH = "1970-01-01T00:00:00Z"  # virtual time begins here, so that a seed's trace is the same bytes
@@ -42,9 +42,13 @@ class Machines(msgspec.Struct, frozen=True, kw_only=True):
         rates = read_rates(Path(self.link.rates)) if self.link.rates else []
         nominal = rates[0][1] if rates else self.link.rate_bps
         rate = float("inf") if nominal is None else nominal * self.costs[0].link_gain
-        graph = topology(self.kind, ranks, rate, self.link.latency_s) if self.graph is None else self.graph
-        check_topology(graph, ranks)
-        network = Network(env, graph, ranks, self.link, seed, self.message_s)
+        graph, routes = self.graph, None
+        if graph is None:
+            graph, routes = (
+                topology(self.kind, ranks, rate, self.link.latency_s),
+                known_routes(self.kind, ranks),
+            )
+        network = Network(env, graph, ranks, self.link, seed, self.message_s, routes)
         if rates:
             env.process(network.replay([(at_s, bps / rates[0][1]) for at_s, bps in rates]))
         return network
@@ -60,10 +64,11 @@ class Machines(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SimBackend:
-    """prism.backend.Backend over SimPy. It keeps nothing between runs: the same arguments, the same bytes."""
+    """prism.backend.Backend over SimPy. It keeps nothing between runs: the same arguments, the same bytes.
+    warmups: whether the trace holds the batches that don't count."""
 
-    def __init__(self, machines: Machines) -> None:
-        self._machines = machines
+    def __init__(self, machines: Machines, *, warmups: bool = True) -> None:
+        self._machines, self._warmups = machines, warmups
 
     def run(self, plan: ExecutionPlan, workload: Workload) -> Trace:
         if workload.batch < 1 or workload.batches < 1:
@@ -79,7 +84,8 @@ class SimBackend:
         env.run(until=env.process(_batches(env, group, plan, workload, batches)))
         records: list[Record] = []
         for batch in batches:
-            records += [*group.records(batch.batch), batch]
+            if self._warmups or not batch.warmup:
+                records += [*group.records(batch.batch), batch]
         return Trace(header=self.header(plan, workload), records=tuple(records))
 
     def header(self, plan: ExecutionPlan, workload: Workload) -> TraceHeader:

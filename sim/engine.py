@@ -21,9 +21,6 @@ from sim.network import Network
 from sim.program import Script, Step, sides
 
 Key = tuple[int, int, str, int]  # batch, receiving rank, op, block
-RAW = (
-    "rank", "kind", "op", "block", "start_ns", "end_ns", "issued_ns", "sources", "sent_bytes", "received_bytes",
-)  # fmt: skip
 HALVES = 2  # gloo's ring cuts a chunk in two
 Process = Generator[simpy.Event, Any, Any]
 
@@ -76,8 +73,14 @@ class Group:
 
     def records(self, number: int) -> list[Span]:
         """Spans of a batch that every rank has finished, waiting and moving told apart."""
-        raw = self.spans.pop(number)
-        return aligned([Span(batch=number, **dict(zip(RAW, row, strict=True))) for row in raw], {})
+        spans = [
+            Span(
+                batch=number, rank=rank, kind=kind, op=op, block=block, start_ns=start, end_ns=end,
+                issued_ns=issued, sources=sources, sent_bytes=sent, received_bytes=received,
+            )
+            for rank, kind, op, block, start, end, issued, sources, sent, received in self.spans.pop(number)
+        ]  # fmt: skip
+        return aligned(spans, {})
 
     def idle(self) -> Process:
         """Wait until every rank has finished its batch."""

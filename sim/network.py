@@ -12,6 +12,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ from prism.units import parse_rate, parse_seconds
 
 FRAME_BYTES = 1448  # TCP payload of one Ethernet frame
 Topology = Literal["access-point", "switch", "direct"]
+Routes = dict[tuple[int, int], tuple[Any, ...]]
 Graph = Any  # nx.Graph of ranks and of named relays; edges carry medium, rate_bps, latency_s
 
 
@@ -120,19 +122,18 @@ class Network:
     """Messages between ranks over a topology. Randomness (jitter, loss) comes from `seed` alone."""
 
     def __init__(
-        self, env: simpy.Environment, graph: Graph, ranks: int, link: LinkSpec, seed: int, message_s: float
-    ) -> None:
+        self, env: simpy.Environment, graph: Graph, ranks: int, link: LinkSpec, seed: int, message_s: float,
+        routes: Routes | None = None,
+    ) -> None:  # fmt: skip
         self._env, self._link = env, link
         self._rng = np.random.default_rng(seed) if link.jitter_s or link.loss else None
         self.media: dict[Any, Medium] = {}
         self._ways: dict[tuple[int, int], tuple[list[tuple[Medium, int]], int]] = {}
-        for source, target in itertools.permutations(range(ranks), 2):
-            self._ways[source, target] = self._way(graph, source, target, message_s)
+        for ends, hops in (routes_of(graph, ranks) if routes is None else routes).items():
+            self._ways[ends] = self._way(graph, hops, message_s)
 
-    def _way(self, graph: Graph, source: int, target: int, message_s: float) -> Any:
-        """Media with the number of crossings, and the nanoseconds of latency, from source to target."""
-        path = nx.shortest_path(graph, source, target)
-        hops = list(itertools.pairwise(path))
+    def _way(self, graph: Graph, hops: Sequence[Any], message_s: float) -> Any:
+        """Media with the number of crossings, and the nanoseconds of latency, of a way."""
         names = Counter(graph.edges[hop]["medium"] or hop for hop in hops)
         for hop in hops:
             name = graph.edges[hop]["medium"] or hop
@@ -239,6 +240,21 @@ def topology(kind: Topology, ranks: int, rate_bps: float, latency_s: float) -> G
     for rank in range(ranks):
         graph.add_edge(rank, hub, medium=medium, rate_bps=rate_bps, latency_s=latency_s / 2)
     return graph
+
+
+def routes_of(graph: Graph, ranks: int) -> Routes:
+    """The hops from every rank to every other. Raises ConfigError for a topology that can't be."""
+    check_topology(graph, ranks)
+    return {
+        (source, target): tuple(itertools.pairwise(nx.shortest_path(graph, source, target)))
+        for source, target in itertools.permutations(range(ranks), 2)
+    }
+
+
+@lru_cache(maxsize=64)
+def known_routes(kind: Topology, ranks: int) -> Routes:
+    """Those of a built-in topology, whatever its rates."""
+    return routes_of(topology(kind, ranks, 1.0, 0.0), ranks)
 
 
 def check_topology(graph: Graph, ranks: int, names: Sequence[str] = ()) -> None:

@@ -79,7 +79,7 @@ def summary(profile: CalibratedProfile, cost: CostModel, point: Point) -> Summar
     work = Workload(
         model=point.model, batch=point.batch, warmups=int(cost.clock.slowdown > 0), seed=point.seed
     )
-    return summarise(SimBackend(machines).run(point.plan, work))
+    return summarise(SimBackend(machines, warmups=False).run(point.plan, work))
 
 
 def latencies(profile: CalibratedProfile, costs: Sequence[CostModel], point: Point) -> NDArray[np.float64]:
