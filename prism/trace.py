@@ -243,7 +243,9 @@ def aligned(spans: Sequence[Span], offset_ns: Mapping[int, int]) -> list[Span]:
     its sources handed its message over: `wait` before, `wire` after. Nothing is counted twice."""
     shifted = [_shift(span, offset_ns.get(span.rank, 0)) for span in spans]
     issued = {(s.rank, s.op, s.block): s.issued_ns for s in shifted if s.kind == "wire"}
-    return [part for span in shifted for part in _split_wait(span, issued)]
+    return [
+        part for span in shifted for part in (_split_wait(span, issued) if span.kind == "wire" else (span,))
+    ]
 
 
 def aligned_power(records: Iterable[Record], offset_ns: Mapping[int, int]) -> list[Record]:
@@ -268,9 +270,6 @@ def _shift(span: Span, offset: int) -> Span:
 
 
 def _split_wait(span: Span, issued: Mapping[tuple[int, str, int], int]) -> Iterator[Span]:
-    if span.kind != "wire":
-        yield span
-        return
     known = [issued[key] for source in span.sources if (key := (source, span.op, span.block)) in issued]
     ready = min(max([span.start_ns, *known]), span.end_ns)
     if ready > span.start_ns:

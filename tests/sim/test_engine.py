@@ -64,9 +64,14 @@ GOLDEN = [
     (MEANS2, "d1af6928208d99d9"),
     (RING4, "b33efd38be67f5f9"),
 ]  # change them only with the model's meaning
-# A rank that starts later leaves the air to those whom all wait for, so that more work may end sooner by a
-# hair: Graham's anomaly, which real schedules have too
-SLACK = 0.999
+
+
+def slack(plan: ExecutionPlan) -> float:
+    """Of three ranks and more, one that starts later leaves the air to those whom all wait for, so that more
+    work may end sooner by a hair: Graham's anomaly, which real schedules have too. Two have it not."""
+    return 1 - 1e-6 if plan.devices == 2 else 0.99
+
+
 quick = settings(max_examples=60, deadline=None)
 GOVERNED = profile(terms=terms(clock__slowdown=1.5, clock__rise_s=0.02, clock__fall_s=0.01))
 profiles = st.sampled_from([profile(), GOVERNED])
@@ -76,7 +81,7 @@ profiles = st.sampled_from([profile(), GOVERNED])
 @given(plans, profiles, st.floats(1, 2000), st.floats(0, 0.02), st.floats(1, 3), st.floats(0, 0.02))
 def test_a_worse_link_never_makes_it_faster(plan, known, mbps, latency, factor, more):
     better = ms(plan, known=known, over=link(mbps, latency))
-    assert ms(plan, known=known, over=link(mbps / factor, latency + more)) >= better * SLACK
+    assert ms(plan, known=known, over=link(mbps / factor, latency + more)) >= better * slack(plan)
 
 
 @quick
@@ -85,8 +90,8 @@ def test_more_work_never_makes_it_faster(plan, known, count, more, batch, larger
     fewer = ms(plan, tokens(SMALL, count), known=known, batch=batch)
     # one token more shifts the parts' sizes, so the comparison is at the same remainder
     more = -(-more // plan.devices) * plan.devices
-    assert ms(plan, tokens(SMALL, count + more), known=known, batch=batch) >= fewer * SLACK
-    assert ms(plan, tokens(SMALL, count), known=known, batch=batch + larger) >= fewer * SLACK
+    assert ms(plan, tokens(SMALL, count + more), known=known, batch=batch) >= fewer * slack(plan)
+    assert ms(plan, tokens(SMALL, count), known=known, batch=batch + larger) >= fewer * slack(plan)
     deeper = msgspec.structs.replace(tokens(SMALL, count), blocks=SMALL.blocks + 1)
     assert ms(plan, deeper, known=known, batch=batch) > fewer
 
@@ -95,7 +100,7 @@ def test_more_work_never_makes_it_faster(plan, known, count, more, batch, larger
 @given(plans)
 def test_more_bytes_on_the_wire_never_make_it_faster(plan):
     plan = msgspec.structs.replace(plan, wire="fp16")
-    assert ms(msgspec.structs.replace(plan, wire="fp32")) >= ms(plan) * SLACK
+    assert ms(msgspec.structs.replace(plan, wire="fp32")) >= ms(plan) * slack(plan)
 
 
 @quick
