@@ -14,8 +14,9 @@ from prism.spec import LinkSpec
 from prism.trace import Batch, Record, Trace, TraceHeader
 from sim.device import Device
 from sim.engine import Group, Process
-from sim.network import Network, Topology, known_routes, read_rates, topology
+from sim.network import Network, read_rates
 from sim.program import script
+from sim.topology import Topology, known_routes, topology
 
 EPOCH = "1970-01-01T00:00:00Z"  # virtual time begins here, so that a seed's trace is the same bytes
 

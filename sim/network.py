@@ -1,4 +1,4 @@
-"""Media that messages share, and the topology that says which media a message crosses.
+"""Media that messages share, and what a message costs on its way over them.
 
 A medium shares its rate equally among the messages on it (processor sharing), as hw's shaper does. An
 access point's air is ONE medium that a message between two stations crosses twice; a switch has a
@@ -12,50 +12,17 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import msgspec
-import networkx as nx
 import numpy as np
 import simpy
 
 from prism.errors import ConfigError
 from prism.spec import LinkSpec
-from prism.units import parse_rate, parse_seconds
+from sim.topology import Graph, Routes, routes_of
 
 FRAME_BYTES = 1448  # TCP payload of one Ethernet frame
-Topology = Literal["access-point", "switch", "direct"]
-Routes = dict[tuple[int, int], tuple[Any, ...]]
-Graph = Any  # nx.Graph of ranks and of named relays; edges carry medium, rate_bps, latency_s
-
-
-class Edge(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A link of a topology of one's own. between: numbers of devices as text ("0" is the terminal), or names
-    of relays. Links that name the same medium share it; without one each direction has its own rate."""
-
-    between: tuple[str, str]
-    rate: str
-    latency: str = "0ms"
-    medium: str = ""
-
-
-def graph_of(edges: Sequence[Edge], ranks: int) -> "Graph":
-    """The checked topology of `ranks` devices. Raises ConfigError."""
-    graph: Graph = nx.Graph()
-    graph.add_nodes_from(range(ranks))
-    for edge in edges:
-        a, b = (int(name) if name.isdigit() else name for name in edge.between)
-        graph.add_edge(
-            a,
-            b,
-            medium=edge.medium or None,
-            rate_bps=parse_rate(edge.rate),
-            latency_s=parse_seconds(edge.latency),
-        )
-    check_topology(graph, ranks)
-    return graph
 
 
 class Medium:
@@ -224,53 +191,3 @@ def column(path: Path, name: str) -> list[float]:
         raise ConfigError(f"{path}: can't be read ({error}); give the path of a CSV file") from None
     except (KeyError, TypeError, ValueError):
         raise ConfigError(f"{path}: needs a header line with {name}, and a number in every line") from None
-
-
-def topology(kind: Topology, ranks: int, rate_bps: float, latency_s: float) -> Graph:
-    """access-point: every byte crosses the one air twice. switch: a full-duplex cable for each rank.
-    direct: cables from rank to rank in a row, which pass on what isn't theirs. latency_s is that of a
-    message between neighbours."""
-    graph: Graph = nx.Graph()
-    graph.add_nodes_from(range(ranks))
-    if kind == "direct":
-        for rank in range(ranks - 1):
-            graph.add_edge(rank, rank + 1, medium=None, rate_bps=rate_bps, latency_s=latency_s)
-        return graph
-    hub, medium = ("ap", "air") if kind == "access-point" else ("switch", None)
-    for rank in range(ranks):
-        graph.add_edge(rank, hub, medium=medium, rate_bps=rate_bps, latency_s=latency_s / 2)
-    return graph
-
-
-def routes_of(graph: Graph, ranks: int) -> Routes:
-    """The hops from every rank to every other. Raises ConfigError for a topology that can't be."""
-    check_topology(graph, ranks)
-    return {
-        (source, target): tuple(itertools.pairwise(nx.shortest_path(graph, source, target)))
-        for source, target in itertools.permutations(range(ranks), 2)
-    }
-
-
-@lru_cache(maxsize=64)
-def known_routes(kind: Topology, ranks: int) -> Routes:
-    """Those of a built-in topology, whatever its rates."""
-    return routes_of(topology(kind, ranks, 1.0, 0.0), ranks)
-
-
-def check_topology(graph: Graph, ranks: int, names: Sequence[str] = ()) -> None:
-    """One way between any two ranks. Raises ConfigError for an isolated device or a cycle."""
-
-    def called(node: Any) -> str:
-        return names[node] if isinstance(node, int) and node < len(names) else str(node)
-
-    reached = nx.node_connected_component(graph, 0)
-    for rank in range(ranks):
-        if rank not in reached:
-            raise ConfigError(
-                f"device {called(rank)} is isolated: no link leads to {called(0)}; add one to the topology"
-            )
-    if ranks > 1 and not nx.is_forest(graph):
-        cycle = " - ".join(called(edge[0]) for edge in nx.find_cycle(graph))
-        raise ConfigError(
-            f"the topology has a cycle ({cycle}), so a message's way isn't unique; leave one of these links out"
-        )

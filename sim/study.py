@@ -17,8 +17,8 @@ from prism.metrics import Summary, summarise
 from prism.plan import ExecutionPlan, Mode
 from prism.spec import LinkSpec, ModelSpec
 from sim.backend import SimBackend, identical
-from sim.network import Edge, Topology, graph_of
 from sim.program import script
+from sim.topology import Edge, Topology, graph_of
 
 INTERVAL = (5.0, 95.0)  # percentiles
 

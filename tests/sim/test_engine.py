@@ -20,8 +20,9 @@ from prism.trace import Trace
 from prism.workload import Kernel, build
 from sim.backend import Machines, SimBackend, identical
 from sim.engine import Ring
-from sim.network import Network, topology
+from sim.network import Network
 from sim.program import Step, script, sides
+from sim.topology import topology
 
 FULL2 = ExecutionPlan(mode=Mode.FULL, devices=2)
 MEANS2 = ExecutionPlan(mode=Mode.SEGMENT_MEANS, devices=2, segments=5)

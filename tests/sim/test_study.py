@@ -14,9 +14,9 @@ from prism.plan import ExecutionPlan, Mode
 from prism.spec import LinkSpec
 from sim.flip import crossover, sensitivity
 from sim.grid import Answer, over_processes, over_ray, points, solve
-from sim.network import Edge
 from sim.question import Axes, Constraints, Inverse, Study, load_study
 from sim.study import Point, plan_of, predict
+from sim.topology import Edge
 
 ORIN = load_profile("orin-nano")
 MEANS = ExecutionPlan(mode=Mode.SEGMENT_MEANS, devices=2, segments=10)
