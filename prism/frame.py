@@ -8,8 +8,9 @@ from torch.nn import functional as F
 from prism.errors import ExchangeError, PlanError
 from prism.exchange import Expected
 from prism.plan import ExecutionPlan, Rows
+from prism.workload import HEADER_BYTES
 
-FRAME_BYTES = 1024  # room for a BatchHeader of the longest plan; one message, so no length goes first
+FRAME_BYTES = HEADER_BYTES  # room for a BatchHeader of the longest plan; one message, so no length goes first
 FRAME: Expected = ((FRAME_BYTES,), torch.uint8)
 
 

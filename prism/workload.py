@@ -13,6 +13,7 @@ from prism.plan import ExecutionPlan, Rows, payload_bytes
 from prism.spec import ModelSpec
 
 OpClass = Literal["gemm", "attention", "norm", "elementwise"]
+HEADER_BYTES = 1024  # the terminal's message that announces a batch to each rank
 WORD = 4  # bytes of a value inside a device: fp32
 NORM_FLOPS = 5  # per element of a LayerNorm, as fvcore counts it and as the published table did
 

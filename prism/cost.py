@@ -1,0 +1,224 @@
+"""Seconds per operation, from a calibrated profile. The profile is data; nothing here was measured.
+
+A block's step costs its kernels on the device (a roofline, one efficiency per class of operation) and
+its launches on the host, which the device's queue hides in part:
+
+    step = (launch^p + device^p)^(1/p)        p = 1: one after the other, p -> infinity: the longer one
+
+launch = kernels * kernel.fixed_s + block.fixed_s (+ exchange.fixed_s after an exchange: the queue is empty),
+device = sum of max(FLOPs * s_per_flop, bytes * memory.s_per_byte), stretched while the clock is low (Clock).
+Copies and packing cost fixed + slope * bytes with a break between two regimes of size.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from prism.config import load_json, nearest
+from prism.errors import ConfigError
+from prism.spec import PowerProfile
+from prism.workload import Kernel
+
+PROFILES = Path(__file__).parent / "profiles"
+PROFILE_SCHEMA = 1
+CURVES = ("d2h", "pack", "unpack", "h2d")
+REQUIRED = (
+    "gemm.s_per_flop", "attention.s_per_flop", "memory.s_per_byte", "kernel.fixed_s", "block.fixed_s",
+    "overlap.power", "link.gain", "link.message_s",
+)  # fmt: skip
+OPTIONAL = (  # 0 where a profile leaves them out; a curve without a break has one slope
+    "exchange.fixed_s", "clock.slowdown", "clock.rise_s", "clock.fall_s",
+    *(f"{c}.{part}" for c in CURVES for part in ("fixed_s", "s_per_byte", "break_bytes", "large_s_per_byte")),
+)  # fmt: skip
+Tag = Literal["calibrated", "extrapolated"]
+
+
+class Term(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One parameter. origin: fitted to data, or a prior that no data moved; source says from where."""
+
+    name: str
+    value: float
+    origin: Literal["fitted", "prior"]
+    source: str
+
+    def __post_init__(self) -> None:
+        if self.name not in REQUIRED + OPTIONAL:
+            raise ValueError(f"term {self.name!r} is unknown; {nearest(self.name, [*REQUIRED, *OPTIONAL])}")
+        if not 0 <= self.value < float("inf"):
+            raise ValueError(f"term {self.name} is {self.value}; it must be finite and not negative")
+
+
+class CalibratedProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is known of one kind of device in one power mode, and of its link.
+
+    covariance: of the logarithms of the terms, in their order; empty when nothing is known of it.
+    residual_log_sd: scatter of the logarithm of a whole latency about the model, beyond the terms'.
+    ranges: where the data were, inclusive (batch, tokens, width, blocks, devices, segments, link_mbps).
+    staged: whether tensors are copied between a device and its host.
+    traces: SHA-256 of each trace or table that the fit read.
+    """
+
+    schema: int = PROFILE_SCHEMA
+    name: str
+    device: str
+    power_mode: str
+    note: str
+    staged: bool
+    terms: tuple[Term, ...]
+    covariance: tuple[tuple[float, ...], ...] = ()
+    residual_log_sd: float = 0.0
+    ranges: dict[str, tuple[float, float]]
+    traces: tuple[str, ...]
+    power: PowerProfile | None = None
+
+    def __post_init__(self) -> None:
+        if self.schema != PROFILE_SCHEMA:
+            raise ValueError(f"schema {self.schema}, this version reads {PROFILE_SCHEMA}; calibrate again")
+        names = [term.name for term in self.terms]
+        missing = [name for name in REQUIRED if name not in names]
+        if missing or len(set(names)) < len(names):
+            raise ValueError(f"terms are missing ({', '.join(missing) or 'none'}) or twice there")
+        if self.covariance and np.shape(self.covariance) != (len(names), len(names)):
+            raise ValueError(f"covariance is {np.shape(self.covariance)}, there are {len(names)} terms")
+
+    def values(self) -> dict[str, float]:
+        return {term.name: term.value for term in self.terms}
+
+    def model(self) -> "CostModel":
+        return CostModel(self.values())
+
+    def draws(self, count: int, seed: int) -> list["CostModel"]:
+        """Cost models of `count` draws of the terms, log-normal about the estimates."""
+        if not self.covariance:
+            return [self.model()] * count
+        names = [term.name for term in self.terms]
+        estimates = np.array([term.value for term in self.terms])
+        steps = np.random.default_rng(seed).standard_normal((count, len(names))) @ _root(self.covariance).T
+        drawn = estimates * np.exp(np.clip(steps, -6, 6))
+        return [CostModel(dict(zip(names, map(float, row), strict=True))) for row in drawn]
+
+    def outside(self, point: Mapping[str, float]) -> list[str]:
+        """In what a point lies outside of the data; a quantity that no data had counts as outside."""
+        found = []
+        for name, value in point.items():
+            low, high = self.ranges.get(name, (float("nan"), float("nan")))
+            if not low <= value <= high:
+                known = f"calibrated {low:g}..{high:g}" if low == low else "never calibrated"
+                found.append(f"{name} {value:g} ({known})")
+        return found
+
+
+def load_profile(name: str) -> CalibratedProfile:
+    """A built-in profile by name, or one from a JSON file. Raises ConfigError with what there is."""
+    known = sorted(path.stem for path in PROFILES.glob("*.json"))
+    path = PROFILES / f"{name}.json" if name in known else Path(name)
+    if not path.is_file():
+        raise ConfigError(f"profile {name!r} is neither built in nor a file; {nearest(name, known)}")
+    return load_json(path, CalibratedProfile)
+
+
+def _root(covariance: Sequence[Sequence[float]]) -> NDArray[np.float64]:
+    """A square root of a covariance that may be singular (terms that are tied to each other)."""
+    values, vectors = np.linalg.eigh(np.array(covariance, dtype=float))
+    root: NDArray[np.float64] = vectors * np.sqrt(np.clip(values, 0.0, None))
+    return root
+
+
+class Curve(msgspec.Struct, frozen=True):
+    """fixed + slope * bytes, and another slope beyond the break. Nothing costs nothing."""
+
+    fixed_s: float
+    s_per_byte: float
+    break_bytes: float
+    large_s_per_byte: float
+
+    def seconds(self, size: int) -> float:
+        if size <= 0:
+            return 0.0
+        if not self.break_bytes or size <= self.break_bytes:
+            return self.fixed_s + self.s_per_byte * size
+        beyond = self.large_s_per_byte * (size - self.break_bytes)
+        return self.fixed_s + self.s_per_byte * self.break_bytes + beyond
+
+
+class Clock(msgspec.Struct, frozen=True):
+    """A governor that lowers a device's clock while it has little to do, as boards with power budgets have.
+
+    The level goes from 1 to 0 in fall_s without work and back in rise_s with it; a device computes at
+    1 / (1 + slowdown (1 - level)) at its ends and linearly in between in speed. So a device that is busy for
+    more than rise_s / (rise_s + fall_s) of its time keeps its clock, and one that mostly waits loses it.
+    """
+
+    slowdown: float
+    rise_s: float
+    fall_s: float
+
+    def idle(self, level: float, seconds: float) -> float:
+        """The level after `seconds` without work."""
+        return max(0.0, level - seconds / self.fall_s) if self.fall_s else level
+
+    def busy(self, level: float, seconds: float) -> float:
+        """The level after `seconds` of work."""
+        return min(1.0, level + seconds / self.rise_s) if self.rise_s else 1.0
+
+    def stretched(self, level: float, work_s: float) -> float:
+        """Seconds for what takes `work_s` at the full clock: speed rises linearly until the level is 1."""
+        if not self.rise_s or not self.slowdown:
+            return work_s
+        slowest = 1.0 / (1.0 + self.slowdown)
+        speed = slowest + (1.0 - slowest) * level
+        gain = (1.0 - slowest) / self.rise_s
+        rising_s = (1.0 - level) * self.rise_s
+        done = (speed + gain * rising_s / 2) * rising_s
+        if work_s >= done:
+            return rising_s + work_s - done
+        return 2.0 * work_s / (speed + math.sqrt(speed * speed + 2.0 * gain * work_s))
+
+
+class CostModel:
+    """Seconds of operations, from the values of a profile's terms."""
+
+    def __init__(self, values: Mapping[str, float]) -> None:
+        self._s_per_flop = {c: values[f"{c}.s_per_flop"] for c in ("gemm", "attention")}
+        self._s_per_byte = values["memory.s_per_byte"]
+        self._kernel_s, self._block_s = values["kernel.fixed_s"], values["block.fixed_s"]
+        self._exchange_s = values.get("exchange.fixed_s", 0.0)
+        self._power = max(1.0, values["overlap.power"])
+        parts = ("fixed_s", "s_per_byte", "break_bytes", "large_s_per_byte")
+        self.curves = {c: Curve(*(values.get(f"{c}.{part}", 0.0) for part in parts)) for c in CURVES}
+        self.clock = Clock(*(values.get(f"clock.{part}", 0.0) for part in ("slowdown", "rise_s", "fall_s")))
+        self.link_gain, self.message_s = values["link.gain"], values["link.message_s"]
+
+    def device_s(self, kernel: Kernel) -> float:
+        """A kernel on the device alone, at its full clock: the roofline's higher side. Norms and elementwise
+        kernels are bound by memory."""
+        memory_s = kernel.memory_bytes * self._s_per_byte
+        slope = self._s_per_flop.get(kernel.op_class)
+        return memory_s if slope is None else max(memory_s, kernel.flops * slope)
+
+    def launch_s(self, kernels: int, *, block: bool = False, exchanged: bool = False) -> float:
+        """The host's part of a step. block: it carries a block's fixed cost; exchanged: it goes on from
+        rows of other ranks."""
+        return kernels * self._kernel_s + block * self._block_s + exchanged * self._exchange_s
+
+    def joined(self, launch: float, device: float) -> float:
+        """A step's seconds from its two sides."""
+        longer, shorter = (launch, device) if launch > device else (device, launch)
+        if shorter <= 0.0:
+            return longer
+        return float(longer * (1.0 + (shorter / longer) ** self._power) ** (1.0 / self._power))
+
+    def step_s(self, kernels: Sequence[Kernel], *, block: bool = False, exchanged: bool = False) -> float:
+        """Kernels one after the other, at the full clock."""
+        device = sum(self.device_s(kernel) for kernel in kernels)
+        return self.joined(self.launch_s(len(kernels), block=block, exchanged=exchanged), device)
+
+    def copy_s(self, kind: Literal["stage_d2h", "stage_h2d"], size: int) -> float:
+        """A message's way between device and host memory, packing included."""
+        first, second = ("pack", "d2h") if kind == "stage_d2h" else ("h2d", "unpack")
+        return self.curves[first].seconds(size) + self.curves[second].seconds(size)

@@ -1,0 +1,109 @@
+"""SimBackend: the seam's simulated side. The same plan and workload as hardware, the same trace back."""
+
+from typing import Any
+
+import msgspec
+import simpy
+
+from prism.backend import Workload
+from prism.cost import CalibratedProfile, CostModel
+from prism.errors import PlanError
+from prism.plan import ExecutionPlan
+from prism.spec import LinkSpec
+from prism.trace import Batch, Record, Trace, TraceHeader
+from sim.device import Device
+from sim.engine import Group, Process
+from sim.network import Network, Topology, check_topology, topology
+from sim.program import script
+
+EPOCH = "1970-01-01T00:00:00Z"  # virtual time begins here, so that a seed's trace is the same bytes
+
+
+class Machines(msgspec.Struct, frozen=True, kw_only=True):
+    """What the ranks run on. link.rate_bps is the medium's (see LinkSpec); None is an infinite one.
+
+    costs: of each device; a rank beyond the last device's index runs on device 0, 1, ... again, and the
+    ranks that share a device queue for it. graph: a topology of its own instead of `kind`.
+    """
+
+    profile: CalibratedProfile
+    costs: tuple[CostModel, ...]
+    link: LinkSpec = LinkSpec()
+    kind: Topology = "access-point"
+    graph: Any = None
+
+    @property
+    def message_s(self) -> float:
+        return self.costs[0].message_s
+
+    def network(self, env: simpy.Environment, ranks: int, seed: int) -> Network:
+        rate = float("inf") if self.link.rate_bps is None else self.link.rate_bps
+        graph = topology(self.kind, ranks, rate, self.link.latency_s) if self.graph is None else self.graph
+        check_topology(graph, ranks)
+        return Network(env, graph, ranks, self.link, seed, self.message_s)
+
+    def devices(self, ranks: int) -> list[Device]:
+        """The device of each rank."""
+        count = min(ranks, len(self.costs))
+        made = [
+            Device(cost, self.profile.staged, shared=ranks > index + count)
+            for index, cost in enumerate(self.costs[:count])
+        ]
+        return [made[rank % count] for rank in range(ranks)]
+
+
+class SimBackend:
+    """prism.backend.Backend over SimPy. It keeps nothing between runs: the same arguments, the same bytes."""
+
+    def __init__(self, machines: Machines) -> None:
+        self._machines = machines
+
+    def run(self, plan: ExecutionPlan, workload: Workload) -> Trace:
+        if workload.batch < 1 or workload.batches < 1:
+            raise PlanError(
+                f"{workload.batches} batches of {workload.batch}: at least 1 of 1 is needed; raise --batch"
+            )
+        env = simpy.Environment()
+        machines = self._machines
+        group = Group(
+            env, machines.devices(plan.ranks), machines.network(env, plan.ranks, workload.seed), record=True
+        )
+        batches: list[Batch] = []
+        env.run(until=env.process(_batches(env, group, plan, workload, batches)))
+        records: list[Record] = []
+        for batch in batches:
+            records += [*group.records(batch.batch), batch]
+        return Trace(header=self._header(plan, workload), records=tuple(records))
+
+    def _header(self, plan: ExecutionPlan, workload: Workload) -> TraceHeader:
+        profile, model = self._machines.profile, workload.model
+        return TraceHeader(
+            source="simulated", created=EPOCH, model=model.name, weights="none", plan=plan, batch=workload.batch,
+            tokens=model.tokens, link=str(self._machines.link), seed=workload.seed, command="",
+            oversubscribed=plan.ranks > len(self._machines.costs), power=profile.power,
+            config={"profile": profile.name, "topology": self._machines.kind if self._machines.graph is None else "custom"},
+            host={"device": profile.device, "power_mode": profile.power_mode},
+        )  # fmt: skip
+
+
+def _batches(
+    env: simpy.Environment, group: Group, plan: ExecutionPlan, workload: Workload, done: list[Batch]
+) -> Process:
+    work = script(workload.model, plan, workload.batch)
+    for number in range(workload.warmups + workload.batches):
+        start = int(env.now)
+        yield from group.batch(number, plan, work)
+        done.append(
+            Batch(
+                batch=number, size=workload.batch, start_ns=start, end_ns=int(env.now),
+                warmup=number < workload.warmups,
+            )
+        )  # fmt: skip
+    yield from group.idle()
+
+
+def identical(
+    profile: CalibratedProfile, cost: CostModel, devices: int, link: LinkSpec, **more: Any
+) -> Machines:
+    """`devices` machines of one kind."""
+    return Machines(profile=profile, costs=(cost,) * max(1, devices), link=link, **more)

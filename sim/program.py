@@ -1,0 +1,134 @@
+"""A WorkloadGraph as what each rank does in order, with seconds from a cost model.
+
+All blocks are alike, so the graph of one block is built and walked as often as the model has blocks.
+An arrival is waited for where its rows are first needed, as the hardware's ranks do.
+"""
+
+import itertools
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Literal
+
+import msgspec
+
+from prism.cost import CostModel
+from prism.plan import ExecutionPlan, payload_bytes
+from prism.spec import ModelSpec
+from prism.trace import Kind
+from prism.workload import Operation, WorkloadGraph, build
+
+
+class Step(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that a rank does: "work" takes its own time, "post" hands messages over and goes on,
+    "await" stops until `needed` messages of `op` are here.
+
+    relative: block -1, 0 (every block in turn) or 1 (after the last).
+    size: bytes of one message, or that are copied. exchanged: goes on from rows of other ranks.
+    """
+
+    kind: Literal["work", "post", "await"]
+    span: Kind
+    op: str
+    relative: int
+    operations: tuple[Operation, ...] = ()
+    size: int = 0
+    exchanged: bool = False
+    peers: tuple[int, ...] = ()
+
+
+class Script(msgspec.Struct, frozen=True, kw_only=True):
+    """What every rank does in one batch: before the blocks, in each block, and after them."""
+
+    blocks: int
+    ring: bool
+    steps: tuple[tuple[tuple[Step, ...], tuple[Step, ...], tuple[Step, ...]], ...]
+
+    def posted_bytes(self) -> int:
+        """Payload that all ranks hand to the link in one batch, headers left out."""
+        weights = (1, self.blocks, 1)
+        return sum(
+            weight * step.size * len(step.peers)
+            for phases in self.steps
+            for weight, phase in zip(weights, phases, strict=True)
+            for step in phase
+            if step.kind == "post"
+        )
+
+
+@lru_cache(maxsize=512)
+def script(model: ModelSpec, plan: ExecutionPlan, batch: int) -> Script:
+    """The script of one batch. Raises PlanError where the plan doesn't fit the model's tokens."""
+    graph = build(msgspec.structs.replace(model, blocks=1), plan, batch)
+    size = payload_bytes(plan.wire, batch * plan.sent_rows(model.tokens)[0] * model.width)
+    ring = plan.ranks > 1 and plan.uses_ring(size, model.causal)
+    by_rank = [_by_phase(_ordered(graph, rank, plan.ranks == 1)) for rank in range(plan.ranks)]
+    return Script(blocks=model.blocks, ring=ring, steps=tuple(by_rank))
+
+
+def sides(step: Step, cost: CostModel) -> tuple[float, float]:
+    """Seconds of a step of kind "work" on the host and, at its full clock, on the device; a copy is the
+    host's alone."""
+    if step.span == "stage_d2h" or step.span == "stage_h2d":
+        return sum(cost.copy_s(step.span, op.wire_bytes) for op in step.operations), 0.0
+    kernels = [kernel for op in step.operations for kernel in op.kernels]
+    launch = cost.launch_s(len(kernels), block=step.op in ("attend", "block"), exchanged=step.exchanged)
+    return launch, sum(cost.device_s(kernel) for kernel in kernels)
+
+
+def _by_phase(steps: Sequence[Step]) -> tuple[tuple[Step, ...], tuple[Step, ...], tuple[Step, ...]]:
+    before, inside, after = (tuple(s for s in steps if s.relative == phase) for phase in (-1, 0, 1))
+    return before, inside, after
+
+
+def _ordered(graph: WorkloadGraph, rank: int, local: bool) -> list[Step]:
+    steps: list[Step] = []
+    arriving: list[tuple[str, int, int]] = []
+    exchanged = False
+    for node, data in graph.graph.nodes(data=True):
+        op: Operation = data["op"]
+        if op.rank != rank:
+            continue
+        if op.kind == "stage_h2d":
+            arriving.append(node)
+            continue
+        needed = [other for other in graph.graph.predecessors(node) if other in arriving]
+        if needed:
+            arriving = [other for other in arriving if other not in needed]
+            copies = [graph.graph.nodes[other]["op"] for other in needed]
+            for _, group in itertools.groupby(copies, key=lambda copy: copy.block):
+                steps += _arrival(tuple(group))
+            exchanged = exchanged or any(copy.block == 0 for copy in copies)
+        steps.append(_step(op, exchanged and op.name == "attend"))
+    return _whole_blocks(steps) if local else steps
+
+
+def _arrival(copies: tuple[Operation, ...]) -> tuple[Step, Step]:
+    """Wait for the messages, then copy them up. Their sources stand at the end of the copies' names."""
+    name, relative = copies[0].name.partition(".")[0], copies[0].block
+    sources = tuple(int(copy.name.rpartition(".")[2]) for copy in copies)
+    size = sum(copy.wire_bytes for copy in copies)
+    return (
+        Step(kind="await", span="wire", op=name, relative=relative, size=size, peers=sources),
+        Step(kind="work", span="stage_h2d", op=name, relative=relative, operations=copies, size=size),
+    )
+
+
+def _step(op: Operation, exchanged: bool) -> Step:
+    name = op.name.partition(".")[0]
+    if op.kind == "send":
+        return Step(kind="post", span="wire", op=name, relative=op.block, size=op.wire_bytes, peers=op.peers)
+    span: Kind = "stage_d2h" if op.kind == "stage_d2h" else "compute"
+    return Step(
+        kind="work", span=span, op=name, relative=op.block, operations=(op,), size=op.wire_bytes,
+        exchanged=exchanged,
+    )  # fmt: skip
+
+
+def _whole_blocks(steps: list[Step]) -> list[Step]:
+    """On one device a block is one step, as the hardware records it."""
+    inside = [step for step in steps if step.relative == 0]
+    whole = Step(
+        kind="work", span="compute", op="block", relative=0,
+        operations=tuple(op for step in inside for op in step.operations),
+    )  # fmt: skip
+    return [*(s for s in steps if s.relative < 0), whole, *(s for s in steps if s.relative > 0)]
