@@ -31,7 +31,7 @@ def test_the_link_bench_finds_the_testbeds_rate_and_latency(tmp_path, link, mbps
     (pair,) = report["pairs"]
     assert report["configured_mbps"] == mbps and report["expected_goodput_mbps"] == mbps / 2
     assert 0.95 < report["goodput_over_configured"] < 1.05
-    assert 0.9 < pair["beta_mbps"] / (mbps / 2) < 1.1
+    assert 0.8 < pair["beta_mbps"] / (mbps / 2) < 1.2  # a fit over all sizes; goodput above is the sharp one
     latency = 2.0 if "2ms" in link else 0.0
     assert 2 * latency < pair["rtt_busy_ms"]["p50"] < 2 * latency + 2
     assert pair["rtt_loaded_ms"]["p50"] > pair["rtt_busy_ms"]["p50"]
