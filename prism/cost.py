@@ -53,6 +53,14 @@ class Term(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             raise ValueError(f"term {self.name} is {self.value}; it must be finite and not negative")
 
 
+class Taken(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the plans behind a profile's data were executed: the fields of ExecutionPlan of the same names."""
+
+    overlap: bool = True
+    embed: Literal["terminal", "each"] = "terminal"
+    collective: Literal["auto", "mesh", "ring"] = "auto"
+
+
 class CalibratedProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is known of one kind of device in one power mode, and of its link.
 
@@ -74,6 +82,7 @@ class CalibratedProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     residual_log_sd: float = 0.0
     ranges: dict[str, tuple[float, float]]
     traces: tuple[str, ...]
+    taken: Taken = Taken()
     power: PowerProfile | None = None
 
     def __post_init__(self) -> None:

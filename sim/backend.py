@@ -1,5 +1,6 @@
 """SimBackend: the seam's simulated side. The same plan and workload as hardware, the same trace back."""
 
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,14 +14,15 @@ from prism.spec import LinkSpec
 from prism.trace import Batch, Record, Trace, TraceHeader
 from sim.device import Device
 from sim.engine import Group, Process
-from sim.network import Network, Topology, check_topology, topology
+from sim.network import Network, Topology, check_topology, read_rates, topology
 from sim.program import script
 
 EPOCH = "1970-01-01T00:00:00Z"  # virtual time begins here, so that a seed's trace is the same bytes
 
 
 class Machines(msgspec.Struct, frozen=True, kw_only=True):
-    """What the ranks run on. link.rate_bps is the medium's (see LinkSpec); None is an infinite one.
+    """What the ranks run on. link.rate_bps times the profile's link.gain is the medium's rate (see LinkSpec: the
+    gain is 1 where the profile's links were described so); None is an infinite one.
 
     costs: of each device; a rank beyond the last device's index runs on device 0, 1, ... again, and the
     ranks that share a device queue for it. graph: a topology of its own instead of `kind`.
@@ -37,10 +39,15 @@ class Machines(msgspec.Struct, frozen=True, kw_only=True):
         return self.costs[0].message_s
 
     def network(self, env: simpy.Environment, ranks: int, seed: int) -> Network:
-        rate = float("inf") if self.link.rate_bps is None else self.link.rate_bps
+        rates = read_rates(Path(self.link.rates)) if self.link.rates else []
+        nominal = rates[0][1] if rates else self.link.rate_bps
+        rate = float("inf") if nominal is None else nominal * self.costs[0].link_gain
         graph = topology(self.kind, ranks, rate, self.link.latency_s) if self.graph is None else self.graph
         check_topology(graph, ranks)
-        return Network(env, graph, ranks, self.link, seed, self.message_s)
+        network = Network(env, graph, ranks, self.link, seed, self.message_s)
+        if rates:
+            env.process(network.replay([(at_s, bps / rates[0][1]) for at_s, bps in rates]))
+        return network
 
     def devices(self, ranks: int) -> list[Device]:
         """The device of each rank."""
@@ -73,9 +80,9 @@ class SimBackend:
         records: list[Record] = []
         for batch in batches:
             records += [*group.records(batch.batch), batch]
-        return Trace(header=self._header(plan, workload), records=tuple(records))
+        return Trace(header=self.header(plan, workload), records=tuple(records))
 
-    def _header(self, plan: ExecutionPlan, workload: Workload) -> TraceHeader:
+    def header(self, plan: ExecutionPlan, workload: Workload) -> TraceHeader:
         profile, model = self._machines.profile, workload.model
         return TraceHeader(
             source="simulated", created=EPOCH, model=model.name, weights="none", plan=plan, batch=workload.batch,

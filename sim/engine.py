@@ -184,30 +184,30 @@ class Group:
 
 class Ring:
     """gloo's all_gather of one block: a rank's rows go to its right neighbour as two half chunks, and what
-    comes from the left is passed on until it has been everywhere, as soon as the rank has entered."""
+    comes from the left is passed on until it has been everywhere. A rendezvous: nothing leaves for a
+    neighbour that has not entered."""
 
     def __init__(self, network: Network, ranks: int, deliver: Callable[[int], None]) -> None:
         self._network, self._ranks, self._deliver = network, ranks, deliver
-        self._held: dict[int, list[tuple[int, int]]] = {rank: [] for rank in range(ranks)}
+        self._entered = [False] * ranks
+        self._held: list[tuple[int, int, int]] = []  # sender, bytes, hops
 
     def enter(self, rank: int, size: int) -> None:
-        held = self._held.pop(rank)
-        for half in (size - size // 2, size // 2):
-            self._send(rank, half, self._ranks - 1)
-        for half, hops in held:
-            self._send(rank, half, hops)
+        self._entered[rank] = True
+        held, self._held = self._held, []
+        for message in (*held, *((rank, half, self._ranks - 1) for half in (size - size // 2, size // 2))):
+            self._send(*message)
 
     def _send(self, rank: int, half: int, hops: int) -> None:
         right = (rank + 1) % self._ranks
-        self._network.send(rank, right, half, lambda: self._take(right, half, hops))
+        if self._entered[right]:
+            self._network.send(rank, right, half, lambda: self._take(right, half, hops))
+        else:
+            self._held.append((rank, half, hops))
 
     def _take(self, rank: int, half: int, hops: int) -> None:
         self._deliver(rank)
-        if hops == 1:
-            return
-        if rank in self._held:  # not entered yet
-            self._held[rank].append((half, hops - 1))
-        else:
+        if hops > 1:
             self._send(rank, half, hops - 1)
 
 

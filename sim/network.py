@@ -6,11 +6,13 @@ medium for each direction of each cable. A message has arrived when every medium
 it, plus the latencies of the way.
 """
 
+import csv
 import heapq
 import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import networkx as nx
@@ -30,7 +32,7 @@ class Medium:
     in bits: a message that joins at v with b bits leaves when served reaches v + b."""
 
     def __init__(self, env: simpy.Environment, rate_bps: float) -> None:
-        self._env, self._rate = env, rate_bps / 1e9
+        self._env, self._rate, self.nominal_bps = env, rate_bps / 1e9, rate_bps
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._served, self._at, self._due = 0.0, 0, -1
         self._number = itertools.count()
@@ -110,6 +112,24 @@ class Network:
         latency = message_s + sum(graph.edges[hop]["latency_s"] for hop in hops)
         return [(self.media[name], count) for name, count in names.items()], round(latency * 1e9)
 
+    def scale(self, factor: float) -> None:
+        """Every medium at `factor` of its rate from now on; 0 is an outage."""
+        for medium in self.media.values():
+            medium.set_rate(medium.nominal_bps * factor)
+
+    def replay(self, rates: Sequence[tuple[float, float]]) -> Any:
+        """Generator: shares of the nominal rate at their seconds, again from the start after the last one's."""
+        began = 0.0
+        while True:
+            for at_s, factor in rates:
+                moment = round((began + at_s) * 1e9)
+                if moment > self._env.now:
+                    yield self._env.timeout(moment - int(self._env.now))
+                self.scale(factor)
+            if rates[-1][0] <= 0:
+                return
+            began += rates[-1][0]
+
     def send(self, source: int, target: int, size: int, arrived: Callable[[], None]) -> None:
         """Hand a message over; `arrived` is called when all of it is at the target."""
         media, latency = self._ways[source, target]
@@ -154,6 +174,26 @@ class Network:
         tries = max(1, math.ceil(math.log(max(once, 1e-300)) / math.log(link.loss)))
         rounds = max(tries - 1, 1) if resent else 0
         return resent, round(delay + rounds * 2 * latency)
+
+
+def read_rates(path: Path) -> list[tuple[float, float]]:
+    """A rate trace: CSV with the columns time_s and mbps, as a testbed takes it. Raises ConfigError."""
+    times, rates = column(path, "time_s"), column(path, "mbps")
+    growing = all(a < b for a, b in itertools.pairwise(times))
+    if not times or min(rates) <= 0 or not growing:
+        raise ConfigError(f"{path}: rates must be there and above 0, and time_s must grow; mend the file")
+    return [(at_s, mbps * 1e6) for at_s, mbps in zip(times, rates, strict=True)]
+
+
+def column(path: Path, name: str) -> list[float]:
+    """One column of numbers of a CSV file with a header line. Raises ConfigError."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            return [float(row[name]) for row in csv.DictReader(file)]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: can't be read ({error}); give the path of a CSV file") from None
+    except (KeyError, TypeError, ValueError):
+        raise ConfigError(f"{path}: needs a header line with {name}, and a number in every line") from None
 
 
 def topology(kind: Topology, ranks: int, rate_bps: float, latency_s: float) -> Graph:

@@ -1,0 +1,195 @@
+"""Where the answer flips between one device and several, and what it hangs on."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from prism.cost import CalibratedProfile, CostModel, Tag
+from prism.crossover import crossing
+from prism.errors import ConfigError, PlanError
+from prism.plan import ExecutionPlan, Mode
+from sim.study import INTERVAL, Axis, Point, at, latencies, outside_of, scatter, summary
+
+Class = Literal["at", "always", "never"]
+RATES_MBPS = tuple(float(round(10 ** (1 + k / 8), 3)) for k in range(25))  # 10 Mbps to 10 Gbps
+WHOLE: dict[str, tuple[float, ...]] = {
+    "batch": (1, 2, 3, 4, 6, 8, 12, 16, 24, 32),
+    "devices": (2, 3, 4, 6, 8, 12, 16),
+}
+REFINED = 1e-3  # of the value: how far a break-even is narrowed down
+
+
+class Flip(msgspec.Struct, frozen=True, kw_only=True):
+    """Break-even of a distributed plan with one device along `over`.
+
+    kind: "at" a value, or distributed "always" or "never" wins over all of `values`. value: the first whole
+    number at which the winner has changed, or the Mbps of the break-even; wins: on which side of it
+    distributed wins. interval: 90 % of the draws, as far as they flip inside of `values`; an end of `values`
+    where they don't. p_distributed_wins: over the draws, at the point itself.
+    """
+
+    over: Axis
+    kind: Class
+    value: float | None
+    wins: Literal["above", "below", "everywhere", "nowhere"]
+    interval: tuple[float, float] | None
+    p_distributed_wins: float
+    tag: Tag
+    outside: tuple[str, ...]
+    values: tuple[float, ...]
+    local_ms: tuple[float, ...]
+    distributed_ms: tuple[float, ...]
+    plan: ExecutionPlan
+
+
+def grid_of(axis: Axis, point: Point) -> tuple[float, ...]:
+    """Default values of an axis. Raises ConfigError where the plan has none."""
+    if axis == "bandwidth":
+        return RATES_MBPS
+    if axis == "segments":
+        if point.plan.mode is not Mode.SEGMENT_MEANS:
+            raise ConfigError("--over segments needs --mode segment_means; full exchange has no segments")
+        most = min(point.plan.partition(point.model.tokens).sizes)
+        return tuple(sorted({float(round(v)) for v in np.geomspace(1, most, 12)}))
+    if axis == "tokens":
+        least = max(16, (point.plan.segments or 1) * point.plan.devices)
+        return tuple(sorted({float(round(v)) for v in np.geomspace(least, max(4096, 2 * least), 12)}))
+    return WHOLE[axis]
+
+
+def crossover(
+    profile: CalibratedProfile,
+    point: Point,
+    axis: Axis,
+    values: Sequence[float] = (),
+    draws: int = 32,
+    seed: int = 0,
+) -> Flip:
+    """Where point.plan becomes as fast as one device. Raises PlanError, ConfigError."""
+    if point.plan.ranks == 1:
+        raise PlanError("a crossover compares a distributed plan with local; use --devices 2 or more")
+    grid = tuple(sorted(values or grid_of(axis, point)))
+    nominal = profile.model()
+    ours, theirs = _curves(profile, [nominal], point, axis, grid)
+    kind, place, _ = crossing(grid, list(ours[0] / theirs[0] - 1.0))
+
+    def excess(value: float) -> float:
+        distributed, local = _curves(profile, [nominal], point, axis, [value])
+        return float(distributed[0, 0] / local[0, 0]) - 1.0
+
+    value = None if place is None else _refined(excess, axis, grid, ours[0] / theirs[0] - 1.0, place)
+    places, wins_here = _drawn(profile, point, axis, grid, draws, seed)
+    said_of = grid if value is None else [value]  # always and never speak of the whole grid
+    outside = list(dict.fromkeys(line for v in said_of for line in outside_of(profile, at(point, axis, v))))
+    return Flip(
+        over=axis, kind=kind, value=value, wins=_side(kind, ours[0] / theirs[0]),
+        interval=_interval(places, value) if kind == "at" else None, p_distributed_wins=wins_here,
+        tag="extrapolated" if outside else "calibrated", outside=tuple(outside), values=grid,
+        local_ms=tuple(map(float, theirs[0])), distributed_ms=tuple(map(float, ours[0])), plan=point.plan,
+    )  # fmt: skip
+
+
+def _curves(
+    profile: CalibratedProfile, costs: Sequence[CostModel], point: Point, axis: Axis, grid: Sequence[float]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """[draws, values] milliseconds of the plan and of local. What an axis doesn't move is simulated once."""
+    local = msgspec.structs.replace(point, plan=ExecutionPlan(mode=Mode.LOCAL))
+    ours = np.array([latencies(profile, costs, at(point, axis, value)) for value in grid]).T
+    if axis in ("bandwidth", "devices", "segments"):
+        theirs = np.repeat(latencies(profile, costs, local)[:, None], len(grid), axis=1)
+    else:
+        theirs = np.array([latencies(profile, costs, at(local, axis, value)) for value in grid]).T
+    return ours, theirs
+
+
+def _refined(
+    excess: Callable[[float], float],
+    axis: Axis,
+    grid: Sequence[float],
+    known: NDArray[np.float64],
+    place: float,
+) -> float:
+    """Bisection between the grid's neighbours of `place`: to a whole number, or to REFINED."""
+    upper = next(k for k, value in enumerate(grid) if value >= place and k > 0)
+    low, high = grid[upper - 1], grid[upper]
+    wins_low = bool(known[upper - 1] < 0)
+    while high - low > (1.0 if axis != "bandwidth" else REFINED * high):
+        middle = math.sqrt(low * high) if axis == "bandwidth" else float((int(low) + int(high)) // 2)
+        if (excess(middle) < 0) == wins_low:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def _drawn(
+    profile: CalibratedProfile, point: Point, axis: Axis, grid: Sequence[float], draws: int, seed: int
+) -> tuple[list[float], float]:
+    """Break-evens over draws of the terms, and the share of draws in which the plan wins at the point. The
+    same draws serve both plans: what they share cancels out."""
+    costs = profile.draws(draws, seed)
+    ours, theirs = _curves(profile, costs, point, axis, grid)
+    local = msgspec.structs.replace(point, plan=ExecutionPlan(mode=Mode.LOCAL))
+    noise = scatter(profile, draws, point, seed) / scatter(profile, draws, local, seed)
+    ratios = ours / theirs * noise[:, None]
+    places: list[float] = []
+    for row in ratios:
+        kind, place, _ = crossing(grid, list(row - 1.0))
+        places.append(place if place is not None else grid[0] if kind == "always" else grid[-1])
+    here = latencies(profile, costs, point) / latencies(profile, costs, local) * noise
+    return places, float(np.mean(here < 1.0))
+
+
+def _interval(places: Sequence[float], value: float | None) -> tuple[float, float] | None:
+    if value is None:
+        return None
+    low, high = np.percentile(places, INTERVAL)
+    return min(float(low), value), max(float(high), value)
+
+
+def _side(kind: Class, ratio: NDArray[np.float64]) -> Literal["above", "below", "everywhere", "nowhere"]:
+    if kind == "at":
+        return "above" if ratio[-1] < 1 else "below"
+    return "everywhere" if kind == "always" else "nowhere"
+
+
+class Influence(msgspec.Struct, frozen=True, kw_only=True):
+    """What one term does to a point: the change of latency, and of the lead over local, for one standard
+    deviation of the term (10 % where the profile knows none). flips: whether that changes the winner."""
+
+    term: str
+    value: float
+    step: float
+    origin: str
+    latency_change: float
+    lead_change: float
+    flips: bool
+
+
+def sensitivity(profile: CalibratedProfile, point: Point) -> tuple[Influence, ...]:
+    """Every term's influence on point.plan, the largest on the lead over local first."""
+    local = msgspec.structs.replace(point, plan=ExecutionPlan(mode=Mode.LOCAL))
+    values = profile.values()
+
+    def pair(changed: dict[str, float]) -> tuple[float, float]:
+        cost = CostModel(changed)
+        return tuple(summary(profile, cost, p).latency_ms.p50 for p in (point, local))  # type: ignore[return-value]
+
+    ours, theirs = pair(values)
+    found = []
+    for index, term in enumerate(profile.terms):
+        step = math.sqrt(profile.covariance[index][index]) if profile.covariance else 0.1
+        moved, moved_local = pair({**values, term.name: term.value * math.exp(step)})
+        lead, moved_lead = ours / theirs, moved / moved_local
+        found.append(
+            Influence(
+                term=term.name, value=term.value, step=step, origin=term.origin,
+                latency_change=moved / ours - 1.0, lead_change=moved_lead / lead - 1.0,
+                flips=(lead < 1) != (moved_lead < 1),
+            )
+        )  # fmt: skip
+    return tuple(sorted(found, key=lambda influence: -abs(influence.lead_change)))

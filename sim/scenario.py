@@ -1,0 +1,161 @@
+"""Serving: requests through a queue to devices that may fail, with the policy in the loop."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import msgspec
+import numpy as np
+import simpy
+
+from prism.plan import ExecutionPlan, Mode
+from prism.spec import ModelSpec
+from sim.backend import Machines
+from sim.engine import Process
+from sim.fleet import Fault, Fleet
+from sim.queue import Arrivals, Batching, Queue, Request, serve, source
+from sim.study import Point, summary
+
+LOCAL = ExecutionPlan(mode=Mode.LOCAL)
+
+
+class Observation(msgspec.Struct, frozen=True, kw_only=True):
+    """What a policy may know before a batch: its size, the devices it can reach, the link's nominal rate,
+    how many requests wait behind it."""
+
+    batch: int
+    devices: int
+    bandwidth_bps: float | None
+    queued: int
+    at_s: float
+
+
+class Decision(Protocol):
+    """What a policy answers; the plan is what counts here."""
+
+    @property
+    def plan(self) -> ExecutionPlan: ...
+
+
+class Policy(Protocol):
+    """prism.policy's interface."""
+
+    def decide(self, observation: Observation, map_: Any, objective: Any) -> Decision: ...
+
+
+class Chosen(msgspec.Struct, frozen=True):
+    plan: ExecutionPlan
+
+
+class FixedPolicy:
+    """One plan as long as its devices are there; local otherwise."""
+
+    def __init__(self, plan: ExecutionPlan) -> None:
+        self._plan = plan
+
+    def decide(self, observation: Observation, map_: Any, objective: Any) -> Chosen:
+        return Chosen(self._plan if observation.devices >= self._plan.ranks else LOCAL)
+
+
+class Scenario(msgspec.Struct, frozen=True, kw_only=True):
+    """What is served, how it arrives, and what goes wrong meanwhile."""
+
+    model: ModelSpec
+    arrivals: Arrivals
+    batching: Batching = Batching()
+    faults: tuple[Fault, ...] = ()
+    timeout_s: float = 60.0
+    seed: int = 0
+
+
+class Served(msgspec.Struct, frozen=True, kw_only=True):
+    """Milliseconds from arrival to answer, and from arrival to the batch's start. queue_mean: over time;
+    backlog: requests not answered when the last one arrived. modes: batches by plan. joules_per_sample: of all
+    devices, idle time included, failed batches as idle; null without a declared power profile."""
+
+    requests: int
+    seconds: float
+    latency_ms: dict[str, float]
+    waiting_ms: dict[str, float]
+    throughput_per_s: float
+    joules_per_sample: float | None
+    queue_mean: float
+    queue_longest: int
+    backlog: int
+    batches: int
+    batch_mean: float
+    modes: dict[str, int]
+    failures: tuple[str, ...]
+
+
+class PredictingPolicy:
+    """The plan that the simulator says is fastest, among `plans` and local, for the batch at hand."""
+
+    def __init__(self, machines: Machines, model: ModelSpec, plans: Sequence[ExecutionPlan]) -> None:
+        self._machines, self._model, self._plans = machines, model, (LOCAL, *plans)
+        self._known: dict[tuple[int, int], ExecutionPlan] = {}
+
+    def decide(self, observation: Observation, map_: Any, objective: Any) -> Chosen:
+        key = (observation.batch, observation.devices)
+        if key not in self._known:
+            possible = [plan for plan in self._plans if plan.ranks <= observation.devices]
+            self._known[key] = min(possible, key=lambda plan: self._latency(plan, observation.batch))
+        return Chosen(self._known[key])
+
+    def _latency(self, plan: ExecutionPlan, batch: int) -> float:
+        machines = self._machines
+        point = Point(model=self._model, plan=plan, batch=batch, link=machines.link, topology=machines.kind)
+        return summary(machines.profile, machines.costs[0], point).latency_ms.p50
+
+
+def simulate(
+    machines: Machines, scenario: Scenario, policy: Policy, map_: Any = None, objective: Any = "latency"
+) -> Served:
+    """Serve the scenario's requests to the end. Raises ConfigError for a fault that can't be."""
+    env = simpy.Environment()
+    queue = Queue(env)
+    fleet = Fleet(env, machines, scenario.model, scenario.faults, scenario.timeout_s, scenario.seed)
+
+    def run(batch: list[Request]) -> Process:
+        observation = Observation(
+            batch=len(batch), devices=fleet.reachable, bandwidth_bps=machines.link.rate_bps,
+            queued=len(queue.waiting), at_s=env.now / 1e9,
+        )  # fmt: skip
+        plan = policy.decide(observation, map_, objective).plan
+        return (yield from fleet.run(plan, len(batch)))
+
+    if not scenario.arrivals.closed:
+        env.process(source(env, queue, scenario.arrivals, scenario.seed))
+    env.run(until=env.process(serve(env, queue, scenario.arrivals, scenario.batching, run)))
+    fleet.settle()
+    return _report(env, queue, fleet, machines)
+
+
+def percentiles(milliseconds: Sequence[float]) -> dict[str, float]:
+    shares = {"p50": 50, "p95": 95, "p99": 99}
+    found = {name: float(np.percentile(milliseconds, share)) for name, share in shares.items()}
+    return {"mean": float(np.mean(milliseconds)), **found, "max": float(np.max(milliseconds))}
+
+
+def _report(env: simpy.Environment, queue: Queue, fleet: Fleet, machines: Machines) -> Served:
+    requests, end = queue.all, int(env.now)
+    last = max(request.arrived_ns for request in requests)
+    return Served(
+        requests=len(requests), seconds=end / 1e9,
+        latency_ms=percentiles([(r.ended_ns - r.arrived_ns) / 1e6 for r in requests]),
+        waiting_ms=percentiles([(r.started_ns - r.arrived_ns) / 1e6 for r in requests]),
+        throughput_per_s=len(requests) / (end / 1e9),
+        joules_per_sample=_joules(fleet, machines, end) / len(requests) if machines.profile.power else None,
+        queue_mean=queue.length_ns / end, queue_longest=queue.longest,
+        backlog=sum(request.ended_ns > last for request in requests),
+        batches=len(fleet.busy_ns), batch_mean=len(requests) / len(fleet.busy_ns), modes=dict(fleet.modes),
+        failures=tuple(fleet.failures),
+    )  # fmt: skip
+
+
+def _joules(fleet: Fleet, machines: Machines, end: int) -> float:
+    """Of the batches, and what every device draws idle while it has no part in one."""
+    power = machines.profile.power
+    if power is None:
+        return 0.0
+    idle_ns = fleet.devices * end - sum(length * ranks for length, ranks in fleet.busy_ns)
+    return sum(fleet.batch_joules) + power.idle_w * idle_ns / 1e9

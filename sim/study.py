@@ -1,0 +1,162 @@
+"""Questions to the simulator: one point, many points, and where an answer flips.
+
+A point is a model, a plan, a batch and a link. Its latency and energy come from the trace of one batch, as
+a measured one's would; its interval from draws of the profile's terms.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from prism.backend import Workload
+from prism.cost import CalibratedProfile, CostModel, Tag
+from prism.metrics import Summary, summarise
+from prism.plan import ExecutionPlan, Mode
+from prism.spec import LinkSpec, ModelSpec
+from sim.backend import SimBackend, identical
+from sim.network import Topology
+from sim.program import script
+
+INTERVAL = (5.0, 95.0)  # percentiles
+
+
+class Point(msgspec.Struct, frozen=True, kw_only=True):
+    """What is simulated. link.rate_bps is the nominal rate: the profile's gain makes the medium's of it."""
+
+    model: ModelSpec
+    plan: ExecutionPlan
+    batch: int
+    link: LinkSpec
+    topology: Topology = "access-point"
+    seed: int = 0
+
+    def features(self) -> dict[str, float]:
+        """What a profile's ranges speak of. One device uses no link."""
+        model, plan = self.model, self.plan
+        found: dict[str, float] = {
+            "batch": self.batch, "tokens": model.tokens, "width": model.width, "blocks": model.blocks,
+            "devices": plan.ranks,
+        }  # fmt: skip
+        if plan.ranks > 1:
+            sent = max(plan.sent_rows(model.tokens)) * self.batch * model.width
+            found["link_mbps"] = (self.link.rate_bps or float("inf")) / 1e6
+            found["message_bytes"] = 4 * sent if plan.wire == "fp32" else 0  # other codecs cost time to pack
+        return found
+
+
+class Prediction(msgspec.Struct, frozen=True, kw_only=True):
+    """What is said of a point. interval_ms: 90 %, null where none was asked for; outside: in what the point
+    lies outside of the calibrated range, which is why its tag is "extrapolated"."""
+
+    model: str
+    tokens: int
+    mode: str
+    segments: int | None
+    wire: str
+    devices: int
+    batch: int
+    bandwidth_mbps: float | None
+    latency_ms: float
+    interval_ms: tuple[float, float] | None
+    per_sample_ms: float
+    energy_j: float | None
+    split_ms: dict[str, float]
+    tag: Tag
+    outside: tuple[str, ...] = ()
+    profile: str
+
+
+def summary(profile: CalibratedProfile, cost: CostModel, point: Point) -> Summary:
+    """Simulate a point in its steady state: where the clock moves, a batch goes before the one that counts."""
+    machines = identical(profile, cost, point.plan.ranks, point.link, kind=point.topology)
+    work = Workload(
+        model=point.model, batch=point.batch, warmups=int(cost.clock.slowdown > 0), seed=point.seed
+    )
+    return summarise(SimBackend(machines).run(point.plan, work))
+
+
+def latencies(profile: CalibratedProfile, costs: Sequence[CostModel], point: Point) -> NDArray[np.float64]:
+    """Milliseconds of a point for each cost model."""
+    return np.array([summary(profile, cost, point).latency_ms.p50 for cost in costs])
+
+
+def predict(
+    profile: CalibratedProfile, point: Point, costs: Sequence[CostModel] = (), seed: int = 0
+) -> Prediction:
+    """The point's figures; `costs` are draws of the profile's terms, for the interval. Raises PlanError."""
+    found = summary(profile, profile.model(), point)
+    plan, outside = point.plan, outside_of(profile, point)
+    interval = None
+    if costs:
+        drawn = latencies(profile, costs, point) * scatter(profile, len(costs), point, seed)
+        low, high = np.percentile(drawn, INTERVAL)
+        interval = (min(float(low), found.latency_ms.p50), max(float(high), found.latency_ms.p50))
+    rate = point.link.rate_bps
+    return Prediction(
+        model=point.model.name, tokens=point.model.tokens, mode=plan.mode.value, segments=plan.segments,
+        wire=plan.wire, devices=plan.ranks, batch=point.batch,
+        bandwidth_mbps=None if rate is None or plan.ranks == 1 else rate / 1e6,
+        latency_ms=found.latency_ms.p50, interval_ms=interval, per_sample_ms=found.latency_ms.p50 / point.batch,
+        energy_j=found.energy.joules if found.energy else None, split_ms=found.split_ms,
+        tag="extrapolated" if outside else "calibrated", outside=tuple(outside), profile=profile.name,
+    )  # fmt: skip
+
+
+def outside_of(profile: CalibratedProfile, point: Point) -> list[str]:
+    """In what a point differs from the data behind the profile."""
+    found = profile.outside(point.features())
+    if point.plan.ranks > 1:
+        taken, plan = profile.taken, point.plan
+        ring = script(point.model, plan, point.batch).ring
+        if plan.overlap != taken.overlap:
+            found.append(f"overlap {plan.overlap} (calibrated {taken.overlap})")
+        if ring != (taken.collective == "ring") and taken.collective != "auto":
+            found.append(f"collective {'ring' if ring else 'mesh'} (calibrated {taken.collective})")
+        if point.link.latency_s or point.link.loss or point.link.jitter_s:
+            found.append("added latency, jitter or loss (never calibrated)")
+        if point.topology != "access-point":
+            found.append(f"topology {point.topology} (calibrated access-point)")
+    return found
+
+
+def scatter(profile: CalibratedProfile, count: int, point: Point, seed: int) -> NDArray[np.float64]:
+    """Factors for what the terms don't explain: log-normal, of its own for each plan."""
+    spread = profile.residual_log_sd
+    salt = [seed, *msgspec.json.encode(point.plan)]
+    return np.exp(spread * np.random.default_rng(salt).standard_normal(count))
+
+
+def plan_of(profile: CalibratedProfile, mode: Mode, devices: int, **fields: Any) -> ExecutionPlan:
+    """A plan as the profile's data were taken, unless a field says otherwise."""
+    if mode is Mode.LOCAL:
+        return ExecutionPlan(mode=Mode.LOCAL)
+    taken = profile.taken
+    known = {"overlap": taken.overlap, "embed": taken.embed, "collective": taken.collective}
+    given = {name: value for name, value in fields.items() if value is not None}
+    if mode is not Mode.SEGMENT_MEANS:
+        given.pop("segments", None)
+    return ExecutionPlan(mode=mode, devices=devices, **{**known, **given})
+
+
+Axis = Literal["bandwidth", "batch", "devices", "tokens", "segments"]
+AXES: tuple[Axis, ...] = ("bandwidth", "batch", "devices", "tokens", "segments")
+
+
+def at(point: Point, axis: Axis, value: float) -> Point:
+    """The point with one quantity changed: Mbps, samples, devices, tokens or L. Of a local plan devices and
+    segments stay."""
+    replace = msgspec.structs.replace
+    if axis == "bandwidth":
+        return replace(point, link=replace(point.link, rate_bps=value * 1e6))
+    if axis == "batch":
+        return replace(point, batch=int(value))
+    if axis == "tokens":
+        return replace(point, model=replace(point.model, tokens=int(value)))
+    if point.plan.ranks == 1:
+        return point
+    if axis == "segments":
+        return replace(point, plan=replace(point.plan, segments=int(value)))
+    return replace(point, plan=replace(point.plan, devices=int(value)))
