@@ -4,9 +4,13 @@ Raw repeats go in. The median of each size is taken first and then fitted by lea
 weights: of seven estimators the one with the smallest error under bursty WiFi-like noise (2.0 % against
 31 % for plain least squares on synthetic data). Huber's loss on top keeps the line where a burst covers
 most repeats of a size, as it does on a busy machine with few repeats.
+
+The repeats also say how far a median may stray. That noise is held while one line and two are compared, so
+a break is reported only where the medians leave one line by more than chance explains.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -17,16 +21,21 @@ from prism.errors import ConfigError
 
 Array = NDArray[np.float64]
 FASTEST_BPS = 1e13  # keeps beta finite where time doesn't grow with size; above any memory bus
-RESOLUTION = 0.01  # deviations from a line below this share of the time are not evidence of a break
+RESOLUTION = 0.02  # a median is never trusted to less than this share of it: a finer break decides nothing
 HUBER = 0.05  # a median further from the line than this counts by its distance, not by the square
+TUNING = 1.345  # or than so many times its own noise (Huber's constant)
 REWEIGHTINGS, SETTLED = 30, 1e-3  # at most so many; until no weight changes by more
 REGIME = 3  # sizes that a line of its own needs
 LINE_PARAMETERS = 2
-BREAK_PARAMETERS = 3  # a searched break costs about three parameters, not one (Hall et al., 2013)
+BREAK_PARAMETERS = 3  # two lines have two more, and their break was searched for
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):
-    """t = alpha_s + 8 size / beta_bps for sizes of [from_bytes, to_bytes], with standard errors."""
+    """t = alpha_s + 8 size / beta_bps for sizes of [from_bytes, to_bytes], with standard errors.
+
+    alpha_s of the first line is what an empty message costs, and never below 0. The second line's is its
+    value far outside of its range, and is below 0 where large messages are slower a byte than small ones.
+    """
 
     alpha_s: float
     alpha_se_s: float
@@ -41,7 +50,7 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AlphaBeta(msgspec.Struct, frozen=True, kw_only=True):
-    """The fitted curve: one line, or two that meet between sizes at `break_bytes`.
+    """The fitted curve: one line, or two that take turns at `break_bytes`. It never falls with size.
 
     samples: raw repeats behind the medians. mape: mean absolute error of the curve at the medians, as a
     share of them. Sizes outside of [from_bytes, to_bytes] are extrapolated.
@@ -78,25 +87,58 @@ class AlphaBeta(msgspec.Struct, frozen=True, kw_only=True):
 def fit_alpha_beta(sizes_bytes: Sequence[float], seconds: Sequence[float]) -> AlphaBeta:
     """Fit raw repeats, `seconds[i]` for a message of `sizes_bytes[i]`. alpha >= 0 and beta > 0 always hold.
 
-    One line or two is decided by the Bayesian information criterion over all breaks that leave each
-    side at least three sizes. Raises ConfigError with fewer than three sizes or a time that isn't positive.
+    One line or two is decided by the Bayesian information criterion, with the noise of the medians held,
+    over all breaks that leave each side at least three sizes and at which the time doesn't fall. Raises
+    ConfigError with fewer than three sizes or a time that isn't positive.
     """
-    sizes, medians = _medians(sizes_bytes, seconds)
-    best: tuple[Line, ...] = (_line(sizes, medians),)
-    score = _criterion(best, sizes, medians)
+    sizes, medians, noise = _medians(sizes_bytes, seconds)
+    one = _Candidate.of((_line(sizes, medians),), None, sizes, medians, noise)
+    two = min(_breaks(sizes, medians, noise), key=lambda candidate: candidate.chi2, default=one)
+    # where two lines miss by more than the held noise too, it was taken for too small
+    scale = max(1.0, two.chi2 / max(len(sizes) - 2 * LINE_PARAMETERS - 1, 1))
+    best = two if (one.chi2 - two.chi2) / scale > BREAK_PARAMETERS * np.log(len(sizes)) else one
+    error = np.abs(_residuals(best.lines, sizes, medians))
+    return AlphaBeta(lines=best.lines, break_bytes=best.edge, samples=len(seconds), mape=float(error.mean()))
+
+
+class _Candidate(NamedTuple):
+    lines: tuple[Line, ...]
+    edge: int | None
+    chi2: float
+
+    @classmethod
+    def of(
+        cls, lines: tuple[Line, ...], edge: int | None, sizes: Array, medians: Array, noise: Array
+    ) -> "_Candidate":
+        error = np.abs(_residuals(lines, sizes, medians))
+        near = np.minimum(error, np.maximum(HUBER, TUNING * noise))
+        return cls(lines, edge, float(np.sum(near * (2 * error - near) / noise**2)))
+
+
+def _breaks(sizes: Array, medians: Array, noise: Array) -> list[_Candidate]:
+    found = []
     for cut in range(REGIME, len(sizes) - REGIME + 1):
-        pair = (_line(sizes[:cut], medians[:cut]), _line(sizes[cut:], medians[cut:]))
-        trial = _criterion(pair, sizes, medians)
-        if trial < score:
-            best, score = pair, trial
-    edge = None
-    if len(best) == 2:
-        edge = int(np.sqrt(float(best[0].to_bytes) * best[1].from_bytes))
-    error = np.abs(_residuals(best, sizes, medians))
-    return AlphaBeta(lines=best, break_bytes=edge, samples=len(seconds), mape=float(error.mean()))
+        lines = (_line(sizes[:cut], medians[:cut]), _line(sizes[cut:], medians[cut:], least_alpha_s=-np.inf))
+        edge = _edge(*lines)
+        if edge is not None:
+            found.append(_Candidate.of(lines, edge, sizes, medians, noise))
+    return found
 
 
-def _medians(sizes_bytes: Sequence[float], seconds: Sequence[float]) -> tuple[Array, Array]:
+def _edge(first: Line, second: Line) -> int | None:
+    """Where the second line takes over: at their crossing, or midway where the time jumps up between two
+    sizes. None where it would fall."""
+    below, above = first.to_bytes, second.from_bytes
+    rise = 8 / second.beta_bps - 8 / first.beta_bps
+    crossing = (first.alpha_s - second.alpha_s) / rise if rise else -1.0
+    if below <= crossing <= above:
+        return round(crossing)
+    middle = float(np.sqrt(max(below, 1) * above))
+    return round(middle) if first.seconds(middle) <= second.seconds(middle) else None
+
+
+def _medians(sizes_bytes: Sequence[float], seconds: Sequence[float]) -> tuple[Array, Array, Array]:
+    """Sizes, the median time of each, and the relative standard error of that."""
     size, time = np.asarray(sizes_bytes, dtype=float), np.asarray(seconds, dtype=float)
     if size.shape != time.shape:
         raise ConfigError(f"{size.size} sizes for {time.size} times: give one size for each time")
@@ -105,15 +147,23 @@ def _medians(sizes_bytes: Sequence[float], seconds: Sequence[float]) -> tuple[Ar
         raise ConfigError(f"{len(known)} message sizes: a line needs at least {REGIME}; measure more sizes")
     if not np.all(np.isfinite(time)) or time.min() <= 0:
         raise ConfigError(f"a time of {time.min():g} s: times must be above 0; measure again")
-    return known, np.array([np.median(time[size == value]) for value in known])
+    groups = [time[size == value] for value in known]
+    medians = np.array([np.median(group) for group in groups])
+    counts = np.array([len(group) for group in groups])
+    # 1.48 MAD is a normal distribution's sigma, and 1.25 sigma / sqrt(n) the standard error of its median
+    spread = np.array([1.4826 * np.median(abs(g - m)) / m for g, m in zip(groups, medians, strict=True)])
+    several = spread[counts > 2]
+    # that of a few repeats is often too small by chance: none counts as less than the sizes' common one
+    common = float(np.sqrt(np.mean(several**2))) if len(several) else 0.0
+    return known, medians, np.hypot(1.2533 * np.maximum(spread, common) / np.sqrt(counts), RESOLUTION)
 
 
-def _line(sizes: Array, medians: Array) -> Line:
+def _line(sizes: Array, medians: Array, least_alpha_s: float = 0.0) -> Line:
     """Least squares of the relative error within the physical limits, by reweighting with Huber's weights.
     Standard errors are those of the unbounded problem, from the spread of the medians around the line."""
     design = np.stack([1 / medians, sizes / medians], axis=1)
     scale = np.linalg.norm(design, axis=0)  # bytes and seconds differ by many orders of magnitude
-    design, least = design / scale, np.array([0.0, 8 / FASTEST_BPS]) * scale
+    design, least = design / scale, np.array([least_alpha_s, 8 / FASTEST_BPS]) * scale
     weights = np.ones(len(sizes))
     for _ in range(REWEIGHTINGS):
         root = np.sqrt(weights)
@@ -145,13 +195,3 @@ def _residuals(lines: tuple[Line, ...], sizes: Array, medians: Array) -> Array:
         line.seconds(size) for line in lines for size in sizes if line.from_bytes <= size <= line.to_bytes
     ]
     return np.array(fitted) / medians - 1
-
-
-def _criterion(lines: tuple[Line, ...], sizes: Array, medians: Array) -> float:
-    """BIC of relative errors under Huber's loss, whose variance is not taken to be finer than RESOLUTION."""
-    count = len(sizes)
-    parameters = LINE_PARAMETERS * len(lines) + BREAK_PARAMETERS * (len(lines) - 1)
-    error = np.abs(_residuals(lines, sizes, medians))
-    near = np.minimum(error, HUBER)
-    spread = float(np.mean(near * (2 * error - near))) + RESOLUTION**2
-    return count * float(np.log(spread)) + parameters * float(np.log(count))

@@ -1,6 +1,5 @@
 """One rank's workbench: the loaded model and its inputs, and the batches of a step on it."""
 
-import hashlib
 import resource
 import time
 from collections.abc import Callable, Iterator
@@ -10,35 +9,31 @@ from typing import Any
 import msgspec
 import torch
 
-from hw import comm, host
+from hw import comm
 from hw.clocks import Clocks
-from hw.data import Inputs, Sample, load_images, load_text
+from hw.data import Sample
 from hw.energy import PowerSampler, find_meter
-from hw.job import Event, Outcome, Progress, RankJob, RunConfig, RunStep, Work
+from hw.job import Event, Progress, RankJob, RunConfig, RunStep, Work
+from hw.loading import Workpiece
+from hw.outcome import outcome, trace_header
 from hw.recorder import SpanRecorder
 from hw.score import Tally, score
 from hw.staging import CudaStager, HostStager
 from hw.tracefile import trace_file
-from prism.adapters import adapter_for
 from prism.errors import InputError, PrismError
 from prism.exchange import Exchange
-from prism.metrics import Summary, summarise
+from prism.metrics import summarise
 from prism.model import DistributedTransformer, distribute
-from prism.plan import payload_bytes
-from prism.spec import ModelSpec, load_power_profile
 from prism.trace import (
     Batch,
     Idle,
     Record,
     Span,
     Trace,
-    TraceHeader,
     TraceWriter,
     aligned,
     aligned_power,
-    now_text,
 )
-from prism.zoo import Loaded, load_model
 
 PERIOD_S = 0.01  # between two power samples
 IDLE_S = 1.2  # how long an idle device is measured, once a model
@@ -67,7 +62,12 @@ class Bench:
         self._meter: list[Record] = []
         self._held: tuple[Any, ...] = ()
         self._idled = False
-        self.fingerprint = ""
+        self._piece: Workpiece
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the weights that are loaded; empty before any are."""
+        return self._piece.fingerprint if self._held else ""
 
     @property
     def metered(self) -> bool:
@@ -80,35 +80,17 @@ class Bench:
         if not isinstance(step, RunStep):
             return
         config = step.config
-        wanted = (config.model, config.weights, config.seed, config.images, config.text, config.resize,
-                  config.tokens, config.embed)  # fmt: skip
-        if wanted != self._held:
-            self._load(config)
-            self._held, self._idled = wanted, False
-        if self._inputs is not None:
-            config.plan().partition(self._token_count())
+        if self._held != Workpiece.key(config):
+            self._held = ()
+            self._piece = Workpiece(config, self.device, self._job.rank == 0 or config.embed == "each")
+            self._held, self._idled = Workpiece.key(config), False
+        config.plan().partition(self._piece.tokens())
         if self._job.meter_covers and self._sampler is None:
             meter = find_meter(config.meter, hwmon=Path(self._job.hwmon))
             if meter is not None:
                 self._sampler = PowerSampler(meter, self._job.rank, self._job.meter_covers, PERIOD_S)
                 self._meter = self._sampler.take()  # says what is sampled: every step's trace begins with it
                 self._sampler.start()
-
-    def _load(self, config: RunConfig) -> None:
-        self._held = ()
-        self._loaded: Loaded = load_model(config.model, config.weights, config.seed, str(self.device))
-        self._spec: ModelSpec = adapter_for(self._loaded.model).spec
-        self._inputs: Inputs | None = None
-        if self._job.rank == 0 or config.embed == "each":
-            self._inputs = _load_inputs(config, self._loaded)
-        self.fingerprint = fingerprint(self._loaded.model) if self._job.world_size > 1 else ""
-
-    def _token_count(self) -> int:
-        """Tokens of the first input."""
-        if self._inputs is None:
-            return 0
-        first = self._inputs.collate(self._inputs.batch(0, 1, wrap=True))
-        return int(first["input_ids"].shape[1]) if "input_ids" in first else self._spec.tokens
 
     def host_exchange(self) -> Exchange:
         """An exchange over the same group whose tensors stay in host memory."""
@@ -121,7 +103,7 @@ class Bench:
     def perform(self, step: RunStep, metered: bool) -> None:
         """Run a prepared step. `metered`, on the terminal: some device samples power, so batches go on
         until an energy figure has samples enough."""
-        model = distribute(self._loaded.model, step.config.plan(), self.exchange, self.recorder)
+        model = distribute(self._piece.loaded.model, step.config.plan(), self.exchange, self.recorder)
         self._power()  # what was sampled between steps belongs to none
         if self._job.rank == 0:
             self._terminal(model, step, metered)
@@ -132,7 +114,7 @@ class Bench:
         schedule = self._schedule(config, metered=True) if config.embed == "each" else None
         if self._job.rank < config.plan().ranks:
             self._clocks.refresh(config.plan().ranks)
-        while model.follow(**(self._call(next(schedule, (0, False, ()))[2]) if schedule else {})):
+        while model.follow(**(self._piece.call(next(schedule, (0, False, ()))[2]) if schedule else {})):
             spans, _, _ = self.recorder.take()
             comm.send_bytes(msgspec.msgpack.encode(spans), 0)
             self._clocks.refresh(config.plan().ranks)
@@ -144,7 +126,7 @@ class Bench:
 
     def _terminal(self, model: DistributedTransformer, step: RunStep, metered: bool) -> None:
         config, tally = step.config, Tally()
-        header = self._header(config)
+        header = trace_header(config, self._job, self._piece)
         records: list[Record] = []
         with trace_file(config.trace) as file:
             writer = TraceWriter(file, header) if file else None
@@ -162,7 +144,7 @@ class Bench:
             memory = self._finish(model, keep)
         whole = [record for record in records if not isinstance(record, Batch) or record.size == config.batch]
         summary = summarise(Trace(header=header, records=tuple(whole)))
-        self._emit(self._outcome(header, summary, tally, memory))
+        self._emit(outcome(header, summary, tally, memory, self._piece))
 
     def _batches(
         self,
@@ -176,7 +158,7 @@ class Bench:
         total = config.warmups + self._measured(config)
         unscored: list[tuple[Any, dict[str, Any], tuple[Sample, ...]]] = []
         for number, warmup, samples in self._schedule(config, metered):
-            call = self._call(samples)
+            call = self._piece.call(samples)
             output = self._measure(model, call, len(samples), warmup, keep)
             key = samples[0].name
             if step.score and not warmup and key not in scored:
@@ -189,17 +171,10 @@ class Bench:
 
     def _score(self, tally: Tally, unscored: list[tuple[Any, dict[str, Any], tuple[Sample, ...]]]) -> None:
         """Compare with the local model's outputs, and empty the list."""
-        forced = adapter_for(self._loaded.model).forced
+        labels = self._piece.loaded.labels
         while unscored:
             output, call, samples = unscored.pop(0)
-            score(
-                tally,
-                output,
-                self._loaded.model(**call, **forced),
-                _to_cpu(call),
-                samples,
-                self._loaded.labels,
-            )
+            score(tally, output, self._piece.reference(call), _to_cpu(call), samples, labels)
 
     def _idle(self) -> Idle:
         self._idled = True
@@ -210,24 +185,19 @@ class Bench:
     def _schedule(self, config: RunConfig, metered: bool) -> Iterator[tuple[int, bool, tuple[Sample, ...]]]:
         """Number, whether it is a warm-up, and the samples of each batch. The same on every rank; where
         power is sampled it goes on until the window is long enough."""
-        if self._inputs is None:
+        if self._piece.inputs is None:
             raise InputError("this rank has no inputs; use embed terminal")
         for index in range(config.warmups):
-            yield index, True, self._inputs.batch(index, config.batch, wrap=True)
+            yield index, True, self._piece.inputs.batch(index, config.batch, wrap=True)
         index, began = 0, time.monotonic()
         while index < self._measured(config) or (metered and time.monotonic() - began < WINDOW_S):
             wrap = config.batches > 0 or index >= self._measured(config)
-            yield config.warmups + index, False, self._inputs.batch(index, config.batch, wrap)
+            yield config.warmups + index, False, self._piece.inputs.batch(index, config.batch, wrap)
             index += 1
 
     def _measured(self, config: RunConfig) -> int:
-        count = len(self._inputs.samples) if self._inputs else 0
+        count = len(self._piece.inputs.samples) if self._piece.inputs else 0
         return config.batches or -(-count // config.batch)
-
-    def _call(self, samples: tuple[Sample, ...]) -> dict[str, Any]:
-        if self._inputs is None:
-            return {}
-        return {name: tensor.to(self.device) for name, tensor in self._inputs.collate(samples).items()}
 
     def _measure(
         self,
@@ -267,71 +237,9 @@ class Bench:
             keep(aligned_power(tail.power, self._clocks.offsets_ns))
         return memory
 
-    # -- what is reported -----------------------------------------------------------------------------
-
-    def _header(self, config: RunConfig) -> TraceHeader:
-        return TraceHeader(
-            source="measured", created=now_text(), model=config.model, weights=self._loaded.weights,
-            plan=config.plan(), batch=config.batch, tokens=self._token_count(), link=str(config.link_spec()),
-            seed=config.seed, command=self._job.command, oversubscribed=self._job.oversubscribed,
-            config=msgspec.to_builtins(config), config_hash=config.digest(),
-            host={**host.describe(config.threads, device_name()), **self._job.facts},
-            power=load_power_profile(Path(config.power)) if config.power else None,
-        )  # fmt: skip
-
-    def _outcome(
-        self, header: TraceHeader, summary: Summary, tally: Tally, memory: dict[int, int]
-    ) -> Outcome:
-        plan = header.plan
-        return Outcome(
-            model=header.model, weights=header.weights, inputs=self._inputs.note if self._inputs else "",
-            mode=plan.mode.value, devices=plan.ranks, segments=plan.segments, wire=plan.wire, embed=plan.embed,
-            collective=self._collective(header), overlap=plan.overlap, batch=header.batch,
-            batches=summary.batches, tokens=header.tokens, link=header.link, oversubscribed=header.oversubscribed,
-            latency_ms=msgspec.to_builtins(summary.latency_ms), split_ms=summary.split_ms,
-            split_per_rank_ms=summary.split_per_rank_ms, bytes_per_exchange=summary.bytes_per_exchange,
-            effective_bandwidth_mbps=summary.effective_bandwidth_mbps, energy_j=summary.energy_j,
-            energy=summary.energy,
-            energy_note=summary.energy_note,
-            agreement=tally.agreement if tally.compared else None, agreement_kind=tally.kind, top1=tally.top1, samples=tally.samples,
-            max_rel_error=tally.max_rel_error if tally.compared else None, peak_memory_bytes=memory, predictions=tuple(tally.predictions),
-            seed=header.seed, config=header.config, host=header.host, command=header.command,
-        )  # fmt: skip
-
-    def _collective(self, header: TraceHeader) -> str:
-        plan = header.plan
-        size = payload_bytes(plan.wire, header.batch * plan.sent_rows(header.tokens)[0] * self._spec.width)
-        return "none" if plan.ranks == 1 else "ring" if plan.uses_ring(size, self._spec.causal) else "mesh"
-
-
-def fingerprint(model: torch.nn.Module) -> str:
-    """A hash of every parameter's name, shape and values."""
-    digest = hashlib.blake2b(digest_size=8)
-    for name, parameter in model.state_dict().items():
-        digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
-        digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def _load_inputs(config: RunConfig, loaded: Loaded) -> Inputs:
-    if loaded.kind == "image":
-        if config.text:
-            raise InputError(f"{config.model} takes images, and --text is given; pass --images")
-        if config.tokens:
-            raise InputError(f"tokens {config.tokens}: an image model has its own number; leave --tokens out")
-        # the bundled samples suit any image model once they are resized; the user's own are resized when asked
-        return load_images(Path(config.images) if config.images else None, loaded, config.resize)
-    if config.images:
-        raise InputError(f"{config.model} takes text, and --images is given; pass --text")
-    return load_text(Path(config.text) if config.text else None, loaded, config.tokens)
-
 
 def _to_cpu(call: dict[str, Any]) -> dict[str, Any]:
     return {name: tensor.cpu() for name, tensor in call.items()}
-
-
-def device_name() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
 def _peak_memory() -> int:

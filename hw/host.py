@@ -26,14 +26,14 @@ def versions() -> dict[str, str]:
     return found
 
 
-def describe(threads: int, device: str) -> dict[str, Any]:
+def describe(threads: int) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "processor": _processor(),
         "cores": os.cpu_count(),
         "cores_of_rank": sorted(os.sched_getaffinity(0)),
         "threads": threads,
-        "device": device,
+        "device": _device(),
         "versions": versions(),
         "governor": read_text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "tcp_congestion_control": read_text("/proc/sys/net/ipv4/tcp_congestion_control"),
@@ -41,6 +41,13 @@ def describe(threads: int, device: str) -> dict[str, Any]:
         "power_mode": read_text("/var/lib/nvpmodel/status"),
     }
     return {key: value for key, value in facts.items() if value is not None}
+
+
+def _device() -> str:
+    """What computes: the GPU's name, or "cpu"."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
 def _clock_mhz() -> float | None:

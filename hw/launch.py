@@ -40,6 +40,8 @@ class Site:
         self._medium = ""
 
     def __enter__(self) -> "Site":
+        if self._link.kind == "network":
+            raise ConfigError("link network: it lies between several machines; name them with --cluster")
         self.folder = self._stack.enter_context(scratch())
         with contextlib.ExitStack() as undo:
             undo.push(self._stack)
@@ -111,16 +113,21 @@ def cluster_job(spec: ClusterSpec, rank: int, threads: int, timeout_s: float, co
     )  # fmt: skip
 
 
+def network(link: str) -> str:
+    """The link of a run over several machines. Raises ConfigError for one that serves a single machine."""
+    if LinkSpec.parse(link).kind not in ("loopback", "network"):
+        raise ConfigError(
+            f"link {link}: it serves the ranks of one machine; shape at the access point, and use link network"
+        )
+    return "network"
+
+
 def run_cluster(
     config: RunConfig, spec: ClusterSpec, command: str, on_progress: Callable[[Progress], None]
 ) -> Outcome:
     """Be the terminal of a run over several machines."""
-    config = msgspec.structs.replace(config, devices=len(spec.devices))
+    config = msgspec.structs.replace(config, devices=len(spec.devices), link=network(config.link))
     config.check()
-    if config.link_spec().kind != "network":
-        raise ConfigError(
-            f"link {config.link}: a shaped link serves the ranks of one machine; shape at the access point instead"
-        )
     if config.plan().ranks == 1:
         return run_local(config, command, on_progress)
     job = cluster_job(spec, 0, config.threads, config.timeout_s, command)

@@ -264,7 +264,7 @@ class _Bench:
             goodput_over_configured=goodput_ratio(pairs, expected),
             power_save=power_save(pairs, wifi_power_save().found),
             rtt_over="udp" if self._timer.pings else "exchange",
-            host=host.describe(torch.get_num_threads(), "cpu"), seed=self._config.seed, command=command,
+            host=host.describe(torch.get_num_threads()), seed=self._config.seed, command=command,
         )  # fmt: skip
 
 

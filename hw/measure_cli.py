@@ -93,11 +93,11 @@ def measure_links(
 ) -> None:
     """Measure the links: alpha, beta and break of each pair and collective, round trips idle and loaded, goodput."""
     from hw import linkview
-    from hw.launch import measure
+    from hw.launch import measure, network
 
     config = RunConfig(link=link, devices=devices, timeout_s=timeout, seed=seed)
     spec = load_toml(cluster, ClusterSpec) if cluster else None
-    measured = "loopback" if spec else str(config.link_spec())  # a cluster's network is as it is
+    measured = network(link) if spec else str(config.link_spec())
     with scratch() as folder, _status(f"measuring for about {budget:g} s", as_json):
         raw = trace or folder / "probes.jsonl"
         step = LinkStep(
@@ -138,11 +138,11 @@ def probe(
     as_json: Json = False,
 ) -> None:
     """Time operations of many shapes, copies, codecs and exchanges: raw material for models nobody ran."""
-    from hw.launch import measure
+    from hw.launch import measure, network
 
     config = RunConfig(link=link, devices=devices, timeout_s=timeout, threads=threads, seed=seed)
     spec = load_toml(cluster, ClusterSpec) if cluster else None
-    measured = "loopback" if spec else str(config.link_spec())
+    measured = network(link) if spec else str(config.link_spec())
     with scratch() as folder, bar(as_json, "measurements") as on_progress:
         parts = [folder / "operations.jsonl", folder / "exchanges.jsonl"]
         steps: list[LinkStep | ProbeStep] = [
@@ -203,6 +203,7 @@ def profile(
         Path | None,
         typer.Option("--output", "-o", help="Folder of the traces; default: out/NAME of the file."),
     ] = None,
+    cluster: Annotated[Path | None, typer.Option(help="cluster.toml: measure on several machines.")] = None,
     repeats: Annotated[int | None, typer.Option(min=1, help="Visits of each cell.")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the cells and the estimated time.")
@@ -216,6 +217,7 @@ def profile(
     if repeats is not None:
         sweep = msgspec.structs.replace(sweep, repeats=repeats)
     folder = output or Path("out") / config.stem
+    spec = load_toml(cluster, ClusterSpec) if cluster else None
     specs = _described(sweep)
     todo, done = pending(sweep, folder)
     estimates = _estimates(todo, specs)
@@ -223,7 +225,7 @@ def profile(
         _print_plan(todo, done, estimates, as_json)
         return
     with _visit_bar(estimates, done, quiet=as_json) as on_done:
-        run_sweep(sweep, folder, command_line(), on_done)
+        run_sweep(sweep, folder, spec, command_line(), on_done)
     result = {
         "folder": str(folder),
         "cells": len(sweeps.cells(sweep)),

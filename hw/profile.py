@@ -10,11 +10,13 @@ from pathlib import Path
 import msgspec
 
 from hw.job import Progress, RunConfig, RunStep
-from hw.launch import Site
+from hw.launch import Site, cluster_job
 from hw.ranks import Ranks
+from hw.scratch import scratch
 from hw.sweep import SweepConfig, Visit, visits
 from prism.config import load_json
 from prism.errors import ConfigError, InputError
+from prism.spec import ClusterSpec
 
 MANIFEST = "sweep.json"
 Report = Callable[[Visit], None]
@@ -42,8 +44,17 @@ def pending(sweep: SweepConfig, folder: Path) -> tuple[list[Visit], int]:
     return missing, len(every) - len(missing)
 
 
-def run_sweep(sweep: SweepConfig, folder: Path, command: str, on_done: Report) -> None:
-    """Measure what the folder lacks. Each visit's trace appears under its name when it is whole."""
+def run_sweep(
+    sweep: SweepConfig, folder: Path, spec: ClusterSpec | None, command: str, on_done: Report
+) -> None:
+    """Measure what the folder lacks, on this machine or, as the terminal, on a cluster. Each visit's trace
+    appears under its name when it is whole."""
+    if (sweep.link == "network") != (spec is not None) or (spec and sweep.devices != (len(spec.devices),)):
+        size = f"devices = [{len(spec.devices)}]" if spec else "no cluster"
+        raise ConfigError(
+            f'link {sweep.link} and devices {list(sweep.devices)} with {size}: a cluster\'s sweep has link = "network" '
+            f"and its number of devices; give --cluster with it, and only then"
+        )
     with _owned(folder):
         todo, _ = pending(sweep, folder)
         for leftover in folder.glob("*.part"):
@@ -53,24 +64,39 @@ def run_sweep(sweep: SweepConfig, folder: Path, command: str, on_done: Report) -
             msgspec.json.encode(Manifest(digest=sweep.digest(), command=command, sweep=sweep)),
         )
         for _, group in itertools.groupby(todo, key=lambda visit: visit.ranks):
-            _session(list(group), folder, command, on_done)
+            _session(list(group), folder, spec, command, on_done)
 
 
-def _session(group: Sequence[Visit], folder: Path, command: str, on_done: Report) -> None:
+def _session(
+    group: Sequence[Visit], folder: Path, spec: ClusterSpec | None, command: str, on_done: Report
+) -> None:
     """Visits that the same ranks make, from their start to their end."""
+    if spec is not None:
+        job = cluster_job(spec, 0, group[0].config.threads, group[0].config.timeout_s, command)
+        with scratch() as place, Ranks([job], place) as ranks:
+            _visit(group, ranks, folder, lambda _: None, on_done)
+            ranks.finish()
+        return
     links = [visit.config.link_spec() for visit in group]
     shaped = next((link for link in links if link.rate_bps is not None), links[0])
-    rate = shaped.rate_bps
     ranks_needed = max(visit.config.plan().ranks for visit in group)
     with Site(shaped, ranks_needed, group[0].config) as site, Ranks(site.jobs(command), site.folder) as ranks:
-        for visit, link in zip(group, links, strict=True):
-            if link.rate_bps is not None and link.rate_bps != rate:
-                rate = link.rate_bps
-                site.set_rate(rate)
-            part = folder / f"{visit.file}.part"
-            ranks.perform(RunStep(config=_traced(visit.config, part), score=False), _ignore)
-            os.replace(part, folder / visit.file)
-            on_done(visit)
+        _visit(group, ranks, folder, site.set_rate, on_done)
+
+
+def _visit(
+    group: Sequence[Visit], ranks: Ranks, folder: Path, set_rate: Callable[[float], None], on_done: Report
+) -> None:
+    rate: float | None = None
+    for visit in group:
+        wanted = visit.config.link_spec().rate_bps
+        if wanted is not None and wanted != rate:
+            rate = wanted
+            set_rate(wanted)
+        part = folder / f"{visit.file}.part"
+        ranks.perform(RunStep(config=_traced(visit.config, part), score=False), _ignore)
+        os.replace(part, folder / visit.file)
+        on_done(visit)
 
 
 def _traced(config: RunConfig, path: Path) -> RunConfig:

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from hw import comm, host
-from hw.bench import Bench, device_name
+from hw.bench import Bench
 from hw.job import Checked, EndStep, Event, LinkStep, Measured, ProbeStep, RankJob, RunStep, Step, Work
 from hw.linkbench import run_link
 from hw.probe import run_probes
@@ -123,7 +123,7 @@ def _probe_file(job: RankJob, step: LinkStep | ProbeStep) -> Iterator[Callable[[
         source="measured", created=now_text(), model="probe", weights="none", plan=ExecutionPlan(mode=Mode.LOCAL),
         batch=1, tokens=1, link=step.link, seed=step.config.seed, command=job.command,
         oversubscribed=job.oversubscribed, config=msgspec.to_builtins(step.config),
-        host={**host.describe(job.threads, device_name()), **job.facts},
+        host={**host.describe(job.threads), **job.facts},
     )  # fmt: skip
     with trace_file(step.trace if job.rank == 0 else None) as file:
         if file is None:

@@ -19,7 +19,8 @@ class SweepConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """`prism-hw profile` as one file. Cells are all combinations; local ones need neither rate, wire nor L.
 
     repeats: visits of each cell, interleaved with those of all others. passes: measured batches a visit,
-    after `warmups` that are kept and marked. rates: of the link's medium; empty with link "loopback".
+    after `warmups` that are kept and marked. rates: of the link's medium; empty with link "loopback", and
+    with "network", the one between the devices of a cluster as it is.
     """
 
     models: tuple[str, ...]
@@ -30,7 +31,7 @@ class SweepConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     rates: tuple[str, ...] = ()
     wires: tuple[Wire, ...] = ("fp32",)
     devices: tuple[Annotated[int, msgspec.Meta(ge=2, le=64)], ...] = (2,)
-    link: Literal["loopback", "shaper", "testbed"] = "testbed"
+    link: Literal["loopback", "network", "shaper", "testbed"] = "testbed"
     latency: str = "0s"
     jitter: str = "0s"
     loss: str = "0%"
@@ -60,12 +61,15 @@ class SweepConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise ValueError(
                 "segments is empty; mode segment_means needs at least one, as in segments = [10]"
             )
-        if self.distributed and self.link != "loopback" and not self.rates:
+        shaped = self.link in ("shaper", "testbed")
+        if self.distributed and shaped and not self.rates:
             raise ValueError(
                 f'rates is empty; link {self.link} needs at least one, as in rates = ["100Mbps"]'
             )
-        if self.link == "loopback" and self.rates:
-            raise ValueError(f"rates {list(self.rates)}: the loopback has none; use link testbed or shaper")
+        if self.rates and not shaped:
+            raise ValueError(
+                f"rates {list(self.rates)}: the {self.link} has none; use link testbed or shaper"
+            )
 
     @property
     def distributed(self) -> tuple[Mode, ...]:
@@ -73,8 +77,8 @@ class SweepConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     def links(self) -> tuple[str, ...]:
         """The link of each rate, in full. Raises ConfigError for a rate or time that can't be read."""
-        if self.link == "loopback":
-            return ("loopback",)
+        if self.link in ("loopback", "network"):
+            return (self.link,)
         tail = "" if self.link == "shaper" else f",{self.jitter},{self.loss}"
         return tuple(str(LinkSpec.parse(f"{self.link}:{rate},{self.latency}{tail}")) for rate in self.rates)
 

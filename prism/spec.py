@@ -52,8 +52,8 @@ def load_model_spec(path: Path) -> ModelSpec:
 class LinkSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What the ranks' messages cross.
 
-    network: the interface as it is (`loopback` when all ranks share a machine).
-    shaper: as `network`, and each message also waits for its share of a half-duplex medium.
+    loopback: all ranks share a machine. network: the interface between several machines, as it is.
+    shaper: as `loopback`, and each message also waits for its share of a half-duplex medium.
     testbed: each rank in a network namespace, around an access point with a half-duplex medium.
 
     The medium carries `rate_bps` of TCP payload; a byte between two stations crosses it twice (station
@@ -62,7 +62,7 @@ class LinkSpec(msgspec.Struct, frozen=True, kw_only=True):
     file (time_s, mbps) that drives the rate instead.
     """
 
-    kind: Literal["network", "shaper", "testbed"] = "network"
+    kind: Literal["loopback", "network", "shaper", "testbed"] = "loopback"
     rate_bps: float | None = None
     latency_s: float = 0.0
     jitter_s: float = 0.0
@@ -71,8 +71,8 @@ class LinkSpec(msgspec.Struct, frozen=True, kw_only=True):
     rates: str = ""
 
     def __str__(self) -> str:
-        if self.kind == "network":
-            return "loopback"
+        if self.kind in ("loopback", "network"):
+            return self.kind
         rate = self.rates or format_rate(self.rate_bps or 0.0).replace(" ", "")
         times = [format_seconds(value).replace(" ", "") for value in (self.latency_s, self.jitter_s)]
         parts = [*times, f"{100 * self.loss:g}%", f"overhead={self.overhead_bytes}B"]
@@ -83,14 +83,14 @@ class LinkSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def parse(cls, text: str) -> "LinkSpec":
-        """From "loopback", "shaper:100Mbps,2ms" or "testbed:100Mbps,2ms,0.5ms,1%,overhead=40B". A testbed's
+        """From "loopback", "network", "shaper:100Mbps,2ms" or "testbed:100Mbps,2ms,0.5ms,1%,overhead=40B". A testbed's
         rate may be a .csv file of (time_s, mbps). Raises ConfigError."""
         kind, _, rest = text.partition(":")
-        if text == "loopback":
-            return cls()
+        if text in ("loopback", "network"):
+            return cls(kind=text)  # type: ignore[arg-type]
         if kind not in ("shaper", "testbed") or not rest:
             raise ConfigError(
-                f"link {text!r} is unknown; use loopback, shaper:RATE[,LATENCY] or testbed:{FORM}, as in testbed:100Mbps,2ms"
+                f"link {text!r} is unknown; use loopback, network, shaper:RATE[,LATENCY] or testbed:{FORM}, as in testbed:100Mbps,2ms"
             )
         first, *others = [part.strip() for part in rest.split(",")]
         named = [part for part in others if "=" in part]

@@ -1,5 +1,7 @@
 """The alpha-beta fit: known parameters come back under bursts, and a break is only seen where there is one."""
 
+from itertools import pairwise
+
 import msgspec
 import numpy as np
 import pytest
@@ -59,6 +61,53 @@ def test_a_break_is_found_under_bursts():
     found = [fit_alpha_beta(SIZES, disturbed(broken(), seed)).break_bytes for seed in range(40)]
     assert sum(edge is not None for edge in found) >= 38
     assert 80_000 < np.median([edge for edge in found if edge is not None]) < 400_000
+
+
+AT = 128_000
+SHAPES = {
+    "larger messages are slower a byte": lambda sizes: (
+        1e-3 + 8 * (sizes + 4 * np.maximum(sizes - AT, 0)) / 4e8
+    ),
+    "larger messages are faster a byte": lambda sizes: (
+        1e-3 + 8 * (sizes - 0.8 * np.maximum(sizes - AT, 0)) / 4e8
+    ),
+    "the time jumps": lambda sizes: 1e-3 + 8 * sizes / 4e8 + 4e-3 * (sizes > AT),
+}
+
+
+def session(curve, seed, repeats, spread):
+    """Rounds over all sizes, of which one in seven is in a burst as a whole."""
+    rng = np.random.default_rng(seed)
+    sizes = np.unique(SIZES)
+    bursts = np.where(rng.random(repeats) < 0.15, rng.uniform(1.5, 5, repeats), 1.0)
+    seconds = np.outer(bursts, curve(sizes)) * np.exp(rng.normal(0, spread, (repeats, len(sizes))))
+    return np.tile(sizes, repeats), seconds.ravel()
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_breaks_of_every_kind_are_found_where_they_are_without_bias(name):
+    curve, sizes = SHAPES[name], np.unique(SIZES)
+    fits = [fit_alpha_beta(*session(curve, seed, 15, 0.08)) for seed in range(20)]
+    edges = [fit.break_bytes for fit in fits]
+    assert all(edge is not None and AT / 2.5 < edge < 2.5 * AT for edge in edges)
+    fitted = np.array([[fit.seconds(size) for size in sizes] for fit in fits])
+    assert np.mean(abs(fitted / curve(sizes) - 1)) < 0.035
+    truth = (curve(sizes[-1]) - curve(sizes[-2])) / (sizes[-1] - sizes[-2])
+    assert np.median([8 / fit.beta_bps for fit in fits]) == pytest.approx(truth, rel=0.03)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("spread", [0.08, 0.2])
+def test_the_curve_never_falls_with_size(name, spread):
+    for seed in range(20):
+        fit = fit_alpha_beta(*session(SHAPES[name], seed, 5, spread))
+        grid = [fit.seconds(size) for size in np.geomspace(1, 4 << 20, 200)]
+        assert all(before <= after * (1 + 1e-9) for before, after in pairwise(grid))
+
+
+def test_few_noisy_repeats_are_no_break():
+    fits = [fit_alpha_beta(*session(line, seed, 5, 0.2)) for seed in range(40)]
+    assert sum(fit.break_bytes is not None for fit in fits) <= 2
 
 
 def test_a_bend_finer_than_one_per_cent_is_no_break():

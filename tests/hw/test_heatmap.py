@@ -110,7 +110,7 @@ def test_links_that_differ_in_more_than_their_rate_make_grids_of_their_own(tmp_p
         visit(tmp_path, FULL, link, [[20]])
     found = grids(build_map(read_traces([tmp_path])))
     assert {grid.title for grid in found} == {
-        f"vit, 197 tokens, {link}" for link in ("testbed", "testbed, latency 2 ms", "shaper", "network as it is")
+        f"vit, 197 tokens, {link}" for link in ("testbed", "testbed, latency 2 ms", "shaper", "loopback")
     }  # fmt: skip
     assert {grid.rates for grid in found} == {(100.0,), (None,)}
     assert rate_label(None) == "as it is"

@@ -186,3 +186,22 @@ def test_three_ranks_on_two_cores_are_marked(tmp_path):
     headers = [read_trace(path).header for path in Path(tmp_path / "out").glob("*.jsonl")]
     assert {header.plan.ranks for header in headers} == {1, 3}
     assert {header.oversubscribed for header in headers} == {cores < 3 * 2}
+
+
+def test_a_cluster_is_swept_by_its_terminal(tmp_path):
+    from hw.comm import free_port
+
+    devices = "".join(f'[[devices]]\nname = "{name}"\naddress = "127.0.0.1"\n' for name in "ab")
+    cluster = tmp_path / "c.toml"
+    cluster.write_text(f"port = {free_port('127.0.0.1')}\n{devices}")
+    text = TOML.replace('rates = ["100Mbps", "400Mbps"]', "").replace("shaper", "network")
+    alone = profile(tmp_path / "s.toml", tmp_path / "out", text=text)
+    assert alone.returncode == 2 and "--cluster" in alone.stderr
+    worker = [sys.executable, "-m", "hw.cli", "worker", "--cluster", str(cluster), "--name", "b"]
+    with subprocess.Popen(worker, stderr=subprocess.PIPE, text=True) as other:
+        done = profile(tmp_path / "s.toml", tmp_path / "out", "--cluster", str(cluster), "--json", text=text)
+        assert done.returncode == 0, done.stderr
+        assert other.wait(20) == 0
+    assert json.loads(done.stdout)["visits"] == 2 * (2 + 2 * 2)
+    headers = [read_trace(path).header for path in (tmp_path / "out").glob("*.jsonl")]
+    assert {header.link for header in headers} == {"loopback", "network"}

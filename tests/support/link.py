@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from hw.linkreport import LinkConfig, LinkReport
-from hw.testbed import INTERFACE, Testbed
+from hw.testbed import INTERFACE, NamespaceTestbed
 from prism.spec import LinkSpec
 from prism.trace import Probe
 
@@ -37,7 +37,7 @@ def measure(
 
     spec = LinkSpec.parse(link)
     if spec.kind == "testbed":
-        with Testbed(spec, ranks) as bed:
+        with NamespaceTestbed(spec, ranks) as bed:
             jobs = [
                 Rank(
                     rank=rank, addresses=tuple(bed.addresses), port=29400, link=spec, config=config,

@@ -1,0 +1,108 @@
+"""link, probe and map as a user runs them."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from prism.perfmap import load_map
+from prism.trace import read_trace
+
+root = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+
+
+def prism(*args, timeout=200):
+    return subprocess.run(
+        [sys.executable, "-m", "hw.cli", *args], capture_output=True, text=True, timeout=timeout
+    )
+
+
+@root
+@pytest.mark.parametrize(("link", "mbps"), [("testbed:100Mbps", 100), ("testbed:400Mbps,2ms", 400)])
+def test_the_link_bench_finds_the_testbeds_rate_and_latency(tmp_path, link, mbps):
+    page, raw = tmp_path / "link.html", tmp_path / "raw.jsonl"
+    done = prism(
+        "link", "--link", link, "--budget", "12", "--json", "--output", str(page), "--trace", str(raw)
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    (pair,) = report["pairs"]
+    assert report["configured_mbps"] == mbps and report["expected_goodput_mbps"] == mbps / 2
+    assert 0.95 < report["goodput_over_configured"] < 1.05
+    assert 0.8 < pair["beta_mbps"] / (mbps / 2) < 1.2  # a fit over all sizes; goodput above is the sharp one
+    latency = 2.0 if "2ms" in link else 0.0
+    assert 2 * latency < pair["rtt_busy_ms"]["p50"] < 2 * latency + 2
+    assert pair["rtt_loaded_ms"]["p50"] > pair["rtt_busy_ms"]["p50"]
+    assert {row["collective"] for row in report["collectives"]} == {"mesh", "ring"}
+    assert page.read_text().count("<svg") == 2
+    assert {probe.op for probe in read_trace(raw).probes} == {"pair", "mesh", "ring", "echo", "bulk"}
+
+
+@root
+def test_three_stations_share_the_air():
+    done = prism("link", "--link", "testbed:200Mbps", "--devices", "3", "--budget", "12", "--json")
+    report = json.loads(done.stdout)
+    assert [(pair["a"], pair["b"]) for pair in report["pairs"]] == [(0, 1), (0, 2), (1, 2)]
+    # every rank's bytes go to two others, in both collectives: six payloads cross the air twice
+    for row in report["collectives"]:
+        assert 0.85 < row["beta_mbps"] * 12 / 200 < 1.15
+
+
+def test_probe_covers_operations_and_exchanges(tmp_path):
+    output = tmp_path / "probe.jsonl"
+    done = prism("probe", "--output", str(output), "--budget", "1", "--json", timeout=300)
+    assert done.returncode == 0, done.stderr
+    trace = read_trace(output)
+    ops = {probe.op for probe in trace.probes}
+    assert {
+        "gemm",
+        "attention",
+        "norm",
+        "elementwise",
+        "block",
+        "pack",
+        "unpack",
+        "pair",
+        "mesh",
+        "ring",
+    } <= ops
+    assert all(probe.end_ns > probe.start_ns for probe in trace.probes if probe.calls)
+    assert json.loads(done.stdout)["probes"]["gemm"] > 0
+
+
+def test_a_sweep_becomes_a_map(tmp_path):
+    sweep = tmp_path / "s.toml"
+    sweep.write_text(
+        'models = ["fashion-vit"]\nsegments = [5]\nbatches = [1, 10]\nrates = ["50Mbps", "800Mbps"]\n'
+        'link = "shaper"\nrepeats = 2\n'
+    )
+    assert prism("profile", "--config", str(sweep), "--output", str(tmp_path / "out")).returncode == 0
+    target, page = tmp_path / "map.json", tmp_path / "map.html"
+    done = prism("map", str(tmp_path / "out"), "--output", str(target), "--html", str(page))
+    assert done.returncode == 0, done.stderr
+    assert "means L=5" in done.stdout and "not measured" in done.stdout
+    built = load_map(target)
+    assert len(built.cells) == 2 + 2 * 2 * 2
+    assert all(cell.visits == 2 and cell.batches == 4 for cell in built.cells)
+    assert page.read_text().count("<svg") >= 2
+    again = prism("map", str(tmp_path / "out"), "--against", str(target), "--json")
+    comparison = json.loads(again.stdout)["comparison"]
+    assert comparison["share"] == 1 and len(comparison["differences"]) == 10
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["map", "/nowhere"], "/nowhere"),
+        (["link", "--link", "testbed:fast"], "100Mbps"),
+        (["testbed", "--link", "loopback"], "testbed:RATE"),
+        (["profile", "--config", "/nowhere.toml"], "can't be read"),
+        (["probe", "--budget", "0"], "budget"),
+    ],
+)
+def test_bad_input_is_one_line(args, words):
+    done = prism(*args)
+    assert done.returncode == 2
+    assert words in done.stderr and len(done.stderr.strip().splitlines()) == 1
