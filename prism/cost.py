@@ -6,7 +6,8 @@ its launches on the host, which the device's queue hides in part:
     step = (launch^p + device^p)^(1/p)        p = 1: one after the other, p -> infinity: the longer one
 
 launch = kernels * kernel.fixed_s + block.fixed_s (+ exchange.fixed_s after an exchange: the queue is empty),
-device = sum of max(FLOPs * s_per_flop, bytes * memory.s_per_byte), stretched while the clock is low (Clock).
+device = sum of max(FLOPs * s_per_flop, bytes * memory.s_per_byte), stretched while the clock is low (Clock)
+and beside other ranks of the same machine (CostModel.together).
 Copies and packing cost fixed + slope * bytes with a break between two regimes of size.
 """
 
@@ -32,7 +33,7 @@ REQUIRED = (
     "overlap.power", "link.gain", "link.message_s",
 )  # fmt: skip
 OPTIONAL = (  # 0 where a profile leaves them out; a curve without a break has one slope
-    "exchange.fixed_s", "clock.slowdown", "clock.rise_s", "clock.fall_s",
+    "exchange.fixed_s", "together.slowdown", "clock.slowdown", "clock.rise_s", "clock.fall_s",
     *(f"{c}.{part}" for c in CURVES for part in ("fixed_s", "s_per_byte", "break_bytes", "large_s_per_byte")),
 )  # fmt: skip
 Tag = Literal["calibrated", "extrapolated"]
@@ -193,6 +194,7 @@ class CostModel:
     """Seconds of operations, from the values of a profile's terms."""
 
     def __init__(self, values: Mapping[str, float]) -> None:
+        self._values = values
         self._s_per_flop = {c: values[f"{c}.s_per_flop"] for c in ("gemm", "attention")}
         self._s_per_byte = values["memory.s_per_byte"]
         self._kernel_s, self._block_s = values["kernel.fixed_s"], values["block.fixed_s"]
@@ -202,6 +204,15 @@ class CostModel:
         self.curves = {c: Curve(*(values.get(f"{c}.{part}", 0.0) for part in parts)) for c in CURVES}
         self.clock = Clock(*(values.get(f"clock.{part}", 0.0) for part in ("slowdown", "rise_s", "fall_s")))
         self.link_gain, self.message_s = values["link.gain"], values["link.message_s"]
+
+    def together(self) -> "CostModel":
+        """The device while others work beside it: ranks of one machine share caches, memory and the kernel's
+        network stack. Its slopes are (1 + together.slowdown) times as long; itself where there is no such term."""
+        factor = 1.0 + self._values.get("together.slowdown", 0.0)
+        if factor == 1.0:
+            return self
+        slopes = ("gemm.s_per_flop", "attention.s_per_flop", "memory.s_per_byte")
+        return CostModel({**self._values, **{name: factor * self._values[name] for name in slopes}})
 
     def device_s(self, kernel: Kernel) -> float:
         """A kernel on the device alone, at its full clock: the roofline's higher side. Norms and elementwise

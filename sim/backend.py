@@ -57,9 +57,10 @@ class Machines(msgspec.Struct, frozen=True, kw_only=True):
     def devices(self, ranks: int) -> list[Device]:
         """The device of each rank."""
         count = min(ranks, len(self.costs))
+        costs = [cost.together() if ranks > 1 else cost for cost in self.costs[:count]]
         made = [
             Device(cost, self.profile.staged, shared=ranks > index + count)
-            for index, cost in enumerate(self.costs[:count])
+            for index, cost in enumerate(costs)
         ]
         return [made[rank % count] for rank in range(ranks)]
 

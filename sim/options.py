@@ -20,7 +20,9 @@ USUAL_RATE = 9.9  # the published compression rate
 Model = Annotated[
     str, typer.Argument(help="A timm or transformers name, a local folder, or a spec file (.json).")
 ]
-Profile = Annotated[str, typer.Option(help="A built-in profile (orin-nano), or a calibrated one (.json).")]
+Profile = Annotated[
+    str, typer.Option(help="A built-in profile (orin-nano, x86-core), or a calibrated one (.json).")
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="Samples per batch.")]
 Devices = Annotated[int, typer.Option(min=1, max=64, help="P, the devices.")]
 Segments = Annotated[

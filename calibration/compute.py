@@ -1,0 +1,164 @@
+"""Seconds of compute steps from traces: one relative-weighted, non-negative line over the cost model's terms.
+
+    step = s (gemm FLOPs * a + attention FLOPs * b + memory bytes * c) + kernels * d + block * e + exchanged * f
+
+with s = 1 for one rank alone and 1 + together.slowdown for several. That is prism.cost's step for a device that launches and works one after the other (overlap.power 1), as a CPU
+does. Medians come first, then relative weights (see docs of alphabeta.py), each step weighing by its share of
+the batch. What packing and handing over cost the computing core counts as `exchanged`.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar, nnls
+
+from prism.errors import ConfigError
+from prism.spec import ModelSpec
+from prism.trace import Trace, TraceHeader
+from prism.workload import Kernel, Operation, build
+
+TERMS = (
+    "gemm.s_per_flop", "attention.s_per_flop", "memory.s_per_byte", "kernel.fixed_s", "block.fixed_s",
+    "exchange.fixed_s", "together.slowdown",
+)  # fmt: skip
+SLOPES = 3  # the first of TERMS
+MOST_SLOWDOWN = 2.0
+ROOFLINE_ROUNDS = 4  # which kernels are bound by memory settles in two or three
+MERGED = {"compress": "attend"}  # a block's exchange begins with the one and ends with the other
+Array = NDArray[np.float64]
+
+
+class Step(NamedTuple):
+    """One kind of step of one cell: its kernels, whether it carries a block's and an exchange's fixed cost, the
+    seconds of each visit's median, how often a batch has it, and whether other ranks worked beside it."""
+
+    cell: str
+    op: str
+    kernels: tuple[Kernel, ...]
+    block: bool
+    exchanged: bool
+    seconds: tuple[float, ...]
+    times: int
+    together: bool
+
+
+def steps_of(traces: Iterable[Trace], models: Mapping[str, ModelSpec]) -> list[Step]:
+    """Every compute step of some traces; the visits of a cell count as repeats. Raises ConfigError where a
+    trace's model has no specification."""
+    found: dict[tuple[Any, ...], list[float]] = defaultdict(list)
+    headers: dict[str, TraceHeader] = {}
+    for trace in traces:
+        header = trace.header
+        if header.model not in models:
+            raise ConfigError(f"traces of {header.model}: no specification of it was given; add one")
+        cell = f"{header.model} B={header.batch} {header.plan} {header.link if header.plan.ranks > 1 else ''}"
+        headers[cell] = header
+        for (rank, op), seconds in _medians(trace, models[header.model].blocks).items():
+            found[cell, rank, op].append(seconds)
+    return [
+        _step(models[headers[cell].model], headers[cell], cell, rank, op, tuple(seconds))
+        for (cell, rank, op), seconds in found.items()
+    ]
+
+
+def _step(
+    model: ModelSpec, header: TraceHeader, cell: str, rank: int, op: str, seconds: tuple[float, ...]
+) -> Step:
+    together = header.plan.ranks > 1
+    return Step(
+        cell=cell, op=op, block=op in ("attend", "block"), exchanged=together and op == "attend", seconds=seconds,
+        kernels=tuple(kernel for each in _operations(model, header, rank, op) for kernel in each.kernels),
+        times=model.blocks if op in ("project", "attend", "block") else 1, together=together,
+    )  # fmt: skip
+
+
+def features(step: Step, known: Mapping[str, float]) -> tuple[float, ...]:
+    """What the cost model multiplies its terms by, in the order of TERMS without the last. known: values that say
+    on which side of the roofline a kernel stands; without them matrix products and attention are bound by FLOPs."""
+    sums = {"gemm": 0.0, "attention": 0.0, "memory": 0.0}
+    for kernel in step.kernels:
+        slope = known.get(f"{kernel.op_class}.s_per_flop", 1.0)
+        bound = (
+            kernel.op_class not in sums
+            or kernel.memory_bytes * known.get(TERMS[2], 0.0) > kernel.flops * slope
+        )
+        sums["memory" if bound else kernel.op_class] += kernel.memory_bytes if bound else kernel.flops
+    return (*sums.values(), len(step.kernels), float(step.block), float(step.exchanged))
+
+
+def _operations(model: ModelSpec, header: TraceHeader, rank: int, op: str) -> list[Operation]:
+    graph = build(msgspec.structs.replace(model, blocks=1), header.plan, header.batch, header.tokens)
+    mine = [each for each in graph.operations(rank) if each.kind == "compute"]
+    if op == "block":
+        return [each for each in mine if each.block == 0]
+    return [each for each in mine if MERGED.get(each.name, each.name) == op]
+
+
+def _medians(trace: Trace, blocks: int) -> dict[tuple[int, str], float]:
+    """Seconds of a step: the median over batches and blocks of what a rank computed for it in one of them."""
+    measured = {batch.batch for batch in trace.measured}
+    sums: dict[tuple[int, str], dict[tuple[int, int], float]] = defaultdict(lambda: defaultdict(float))
+    for span in trace.spans:
+        if span.kind == "compute" and span.batch in measured and span.op != "prepare":
+            op = MERGED.get(span.op, span.op)
+            sums[span.rank, op][span.batch, span.block] += (span.end_ns - span.start_ns) / 1e9
+    return {key: float(np.median(list(values.values()))) for key, values in sums.items()}
+
+
+def fit(steps: Sequence[Step]) -> dict[str, float]:
+    """Values of TERMS, from the median of each step's visits. Raises ConfigError with fewer steps than terms."""
+    if len(steps) < len(TERMS):
+        raise ConfigError(f"{len(steps)} steps for {len(TERMS)} terms; measure more batches or models")
+    seconds = np.array([float(np.median(step.seconds)) for step in steps])
+    values: dict[str, float] = {}
+    for _ in range(ROOFLINE_ROUNDS):
+        values = _fit(steps, seconds, values)
+    return values
+
+
+def _fit(steps: Sequence[Step], seconds: Array, known: Mapping[str, float]) -> dict[str, float]:
+    whole: dict[str, float] = defaultdict(float)
+    for step, each in zip(steps, seconds, strict=True):
+        whole[step.cell] += step.times * each
+    weight = np.array(
+        [np.sqrt(s.times * each / whole[s.cell]) for s, each in zip(steps, seconds, strict=True)]
+    )
+    design = np.array([features(s, known) for s in steps]) * (weight / seconds)[:, None]
+    together = np.array([s.together for s in steps])
+
+    def solved(slowdown: float) -> tuple[Array, float]:
+        stretched = design.copy()
+        stretched[together, :SLOPES] *= 1.0 + slowdown
+        scale = np.linalg.norm(stretched, axis=0)
+        scale[scale == 0] = 1.0
+        found, misfit = nnls(stretched / scale, weight)
+        return found / scale, misfit
+
+    slowdown = 0.0
+    if together.any() and not together.all():  # else nothing tells it from the slopes
+        slowdown = minimize_scalar(lambda s: solved(s)[1], bounds=(0.0, MOST_SLOWDOWN), method="bounded").x
+    return dict(zip(TERMS, [*map(float, solved(slowdown)[0]), float(slowdown)], strict=True))
+
+
+def covariance(steps: Sequence[Step], draws: int = 200, seed: int = 0) -> Array:
+    """Of the logarithms of TERMS, by a bootstrap of whole visits: noise comes in bursts. A term that is 0 in the
+    fit has none."""
+    rng = np.random.default_rng(seed)
+    visits = max(len(step.seconds) for step in steps)
+    sides = fit(steps)
+    middle = np.array(list(sides.values()))
+    values = np.array([
+        list(_fit(steps, _resampled(steps, rng.integers(0, visits, visits)), sides).values()) for _ in range(draws)
+    ])  # fmt: skip
+    known = middle > 0
+    logs = np.zeros_like(values)
+    logs[:, known] = np.log(np.maximum(values[:, known], 1e-3 * middle[known]) / middle[known])
+    return np.asarray(np.cov(logs.T))
+
+
+def _resampled(steps: Sequence[Step], visits: NDArray[np.int64]) -> Array:
+    return np.array([float(np.median([s.seconds[v % len(s.seconds)] for v in visits])) for s in steps])
