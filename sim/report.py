@@ -122,7 +122,8 @@ def answers(result: Result) -> list[str]:
         best = result.cells[result.best]
         lines.append(f"best: {name_of(best)}, {best.latency_ms:.1f} ms, {shown(best.energy_j)} J, {best.tag}")
     for a in result.answers:
-        found = a.note if a.value is None else f"{a.value:.4g} ({a.latency_ms:.1f} ms, {a.tag})"
+        unit = " Mbps" if a.find == "least_bandwidth" else ""
+        found = a.note if a.value is None else f"{a.value:.4g}{unit} ({a.latency_ms:.1f} ms, {a.tag})"
         lines.append(f"{a.find.replace('_', ' ')}: {found}")
     lines += [f"left out: {reason}" for reason in result.left_out[:5]]
     return lines

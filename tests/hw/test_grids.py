@@ -14,7 +14,7 @@ EXPERIMENTS = Path(__file__).parents[2] / "experiments"
     ("name", "local", "full", "means", "repeats"),
     [
         ("published_grid.toml", 6, 6 * 8, 6 * 8 * 3, 5),  # batches, times rates, times L
-        ("scaled_grid.toml", 2 * 4, 2 * 4 * 5, 2 * 4 * 5 * 2, 3),  # models and batches, rates, L
+        ("scaled_grid.toml", 2 * 4, 2 * 4 * 5, 2 * 4 * 5 * 2, 5),  # models and batches, rates, L
     ],
 )
 def test_a_shipped_grid_holds_the_cells_it_speaks_of(name, local, full, means, repeats):
