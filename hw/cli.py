@@ -13,7 +13,7 @@ from rich.console import Console
 from hw import job, launch, measure_cli
 from hw.measure_cli import Json
 from hw.scratch import scratch
-from hw.terminal import bar, command_line, write_file
+from hw.terminal import bar, write_file
 from prism import command
 from prism.config import convert, load_toml
 from prism.errors import ConfigError
@@ -140,7 +140,7 @@ def worker(
         raise ConfigError(
             f"{name} is the cluster's terminal (its first device); start prism-hw run --cluster there"
         )
-    launch.run_worker(spec, rank, threads, timeout, command_line())
+    launch.run_worker(spec, rank, threads, timeout, command.command_line())
 
 
 @app.command(epilog="Example: prism-hw show run.jsonl --perfetto run.json")
@@ -173,7 +173,7 @@ def demo(
     """The main job on an embedded default: a trained ViT on labelled images, then a ViT-Base for timing."""
     from hw.demo import run_demo
 
-    run_demo(output, command_line(), Console(), bar)
+    run_demo(output, command.command_line(), Console(), bar)
 
 
 def resolve(path: Path | None, flags: dict[str, Any]) -> job.RunConfig:
@@ -198,11 +198,13 @@ def _speeds(text: str | None) -> list[float] | None:
 def _execute(config: job.RunConfig, cluster: Path | None, quiet: bool) -> job.Outcome | None:
     """On this machine, over a cluster, or as the rank that torchrun's environment names."""
     if "TORCHELASTIC_RUN_ID" in os.environ or ("RANK" in os.environ and "WORLD_SIZE" in os.environ):
-        return launch.run_under_torchrun(config, command_line())
+        return launch.run_under_torchrun(config, command.command_line())
     with bar(quiet) as on_progress:
         if cluster is None:
-            return launch.run_local(config, command_line(), on_progress)
-        return launch.run_cluster(config, load_toml(cluster, ClusterSpec), command_line(), on_progress)
+            return launch.run_local(config, command.command_line(), on_progress)
+        return launch.run_cluster(
+            config, load_toml(cluster, ClusterSpec), command.command_line(), on_progress
+        )
 
 
 @contextlib.contextmanager

@@ -1,8 +1,6 @@
-"""What the command lines share: the command as it was typed, a progress bar, files that are results."""
+"""What the command lines share: a progress bar, and files that are results."""
 
 import contextlib
-import shlex
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,11 +10,6 @@ from rich.progress import Progress as Bar
 
 from hw.job import Progress
 from prism.errors import ConfigError
-
-
-def command_line() -> str:
-    """The command as it was typed."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def write_file(path: Path, data: bytes) -> None:

@@ -1,11 +1,19 @@
-"""How both command lines end: one line on stderr for an error of ours or a misused flag, never a traceback."""
+"""What both command lines share: the command as it was typed, and how they end: one line on stderr for an error
+of ours or a misused flag, never a traceback."""
 
 import errno
+import shlex
 import sys
+from pathlib import Path
 
 import typer
 
 from prism.errors import PrismError
+
+
+def command_line() -> str:
+    """The command as it was typed."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def run(app: typer.Typer, name: str) -> None:

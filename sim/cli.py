@@ -2,8 +2,6 @@
 
 import gc
 import os
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -127,7 +125,8 @@ def what_if(
     front = [result.cells[k] for k in result.front]
     _show(result, report.predictions_table(front, "Pareto front: latency and energy per sample"), json, lines)
     _save(output, f"Study {study.name}", asked.profile, lines, plots.front_plot, result, result,
-          [plots.row(cell) for cell in result.cells])  # fmt: skip
+          [plots.row(cell) for cell in result.cells],
+          msgspec.json.format(msgspec.json.encode(asked)).decode())  # fmt: skip
 
 
 @app.command("sensitivity", epilog="Example: prism-sim sensitivity vit_base_patch16_224 --batch 8")
@@ -241,15 +240,14 @@ def _show(whole: Any, view: Any, json: bool, lines: list[str]) -> None:
 
 def _save(
     output: Path | None, title: str, profile: str, lines: list[str], plot: Any, plotted: Any, whole: Any,
-    rows: list[dict[str, Any]] | None = None,
+    rows: list[dict[str, Any]] | None = None, config: str = "",
 ) -> None:  # fmt: skip
     """The file of --output, if there is one; its plot is drawn for a page only."""
     if output is None:
         return
     rows = [plots.row(cell) for cell in whole] if rows is None else rows
-    typed = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     drawn = plot(plotted) if output.suffix == ".html" else ""
-    report.write(output, whole, rows, report.page(title, profile, typed, lines, drawn, rows))
+    report.write(output, whole, rows, report.page(title, profile, lines, drawn, rows, config))
 
 
 def main() -> None:

@@ -1,6 +1,8 @@
 """Results as tables for a terminal, as JSON, CSV or Parquet, and as one HTML page with its plots inside."""
 
+import platform
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import msgspec
 from markupsafe import Markup
 from rich.table import Table
 
+from prism.command import command_line
 from prism.errors import ConfigError
 from sim.flip import Flip, Influence
 from sim.grid import Result
@@ -34,7 +37,10 @@ outside of what the profile was calibrated on.</p>
 <div class="scroll"><table><tr>{% for name in columns %}<th>{{ name }}</th>{% endfor %}</tr>
 {% for row in rows %}<tr>{% for name in columns %}<td>{{ shown(row[name]) }}</td>{% endfor %}</tr>
 {% endfor %}</table></div>
-<h2>To reproduce</h2><pre>{{ command }}</pre></body></html>"""
+<h2>To reproduce</h2><pre>{{ command }}</pre>
+{% if config %}<p>The study as it was resolved:</p><pre>{{ config }}</pre>{% endif %}
+<p class="about">{{ versions }}</p></body></html>"""
+VERSIONS = ("prism-edge", "simpy", "numpy", "networkx")
 
 
 def shown(value: Any) -> str:
@@ -130,13 +136,21 @@ def answers(result: Result) -> list[str]:
 
 
 def page(
-    title: str, profile: str, command: str, lines: Sequence[str], plot: str, rows: Sequence[dict[str, Any]]
+    title: str,
+    profile: str,
+    lines: Sequence[str],
+    plot: str,
+    rows: Sequence[dict[str, Any]],
+    config: str = "",
 ) -> str:
-    """One HTML page that needs no other file."""
+    """One HTML page that needs no other file, with what reproduces it: the command as typed, the resolved
+    study if there was one, the versions."""
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(PAGE)
     return template.render(
-        title=title, profile=profile, command=command, lines=lines, plot=Markup(plot), rows=rows,
+        title=title, profile=profile, lines=lines, plot=Markup(plot), rows=rows,
         columns=list(rows[0]) if rows else [], shown=shown,
+        command=command_line(), config=config,
+        versions=", ".join(f"{name} {version(name)}" for name in VERSIONS) + f", Python {platform.python_version()}",
     )  # fmt: skip
 
 

@@ -70,7 +70,8 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
 class Served(msgspec.Struct, frozen=True, kw_only=True):
     """Milliseconds from arrival to answer, and from arrival to the batch's start. queue_mean: over time;
     backlog: requests not answered when the last one arrived. modes: batches by plan. joules_per_sample: of all
-    devices, idle time included, failed batches as idle; null without a declared power profile."""
+    devices, idle time included, failed batches as idle; null without a declared power profile. outside: in what
+    the scenario lies outside of what the profile was calibrated on."""
 
     requests: int
     seconds: float
@@ -85,6 +86,7 @@ class Served(msgspec.Struct, frozen=True, kw_only=True):
     batch_mean: float
     modes: dict[str, int]
     failures: tuple[str, ...]
+    outside: tuple[str, ...] = ()
 
 
 class PredictingPolicy:

@@ -9,14 +9,15 @@ from rich.console import Console
 from prism.cost import load_profile
 from prism.errors import ConfigError
 from prism.plan import ExecutionPlan, Mode
+from prism.spec import ModelSpec
 from prism.units import parse_seconds
 from sim import options, report
-from sim.backend import identical
+from sim.backend import Machines, identical
 from sim.fleet import Fault
 from sim.options import link_of, model_of, usual_segments
 from sim.queue import Batching, parse_arrivals
 from sim.scenario import FixedPolicy, Policy, PredictingPolicy, Scenario, simulate
-from sim.study import plan_of
+from sim.study import Point, outside_of, plan_of
 
 
 def serve_sim(
@@ -61,16 +62,39 @@ def serve_sim(
         if not chosen:
             raise ConfigError(f"mode {mode} needs at least 2 devices, there is {devices}; raise --devices")
         policy = FixedPolicy(chosen[0])
-    found = simulate(machines, scenario, policy)
+    found = msgspec.structs.replace(
+        simulate(machines, scenario, policy), outside=_outside(machines, spec, mode, plans, max_batch)
+    )
     if json:
         print(msgspec.json.encode(found).decode())
     else:
         Console().print(report.served_table(found))
+        for line in found.outside:
+            Console().print(f"extrapolated: {line}", style="yellow", soft_wrap=True)
     if output is not None:
         row = msgspec.to_builtins(found)
-        lines = [f"arrivals {arrivals}, batches of at most {max_batch}, mode {mode}"]
+        lines = [
+            f"arrivals {arrivals}, batches of at most {max_batch}, mode {mode}",
+            *(f"extrapolated: {line}" for line in found.outside),
+        ]
         flat = {k: str(v) if isinstance(v, (dict, list, tuple)) else v for k, v in row.items()}
-        report.write(output, found, [flat], report.page("Serving", known.name, "", lines, "", [flat]))
+        report.write(output, found, [flat], report.page("Serving", known.name, lines, "", [flat]))
+
+
+def _outside(
+    machines: Machines, model: ModelSpec, mode: str, plans: list[ExecutionPlan], max_batch: int
+) -> tuple[str, ...]:
+    """In what the plans that may run lie outside of the profile's data, each reason once."""
+    possible = [
+        ExecutionPlan(mode=Mode.LOCAL),
+        *(plan for plan in plans if mode in ("best", plan.mode.value)),
+    ]
+    points = [
+        Point(model=model, plan=plan, batch=batch, link=machines.link, topology=machines.kind)
+        for plan in possible
+        for batch in (1, max_batch)
+    ]
+    return tuple(dict.fromkeys(line for point in points for line in outside_of(machines.profile, point)))
 
 
 def _lost(text: str) -> Fault:

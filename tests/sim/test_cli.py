@@ -87,6 +87,7 @@ def test_a_study_writes_its_files(tmp_path, suffix):
     run(tmp_path, "what-if", "s.toml", "--output", f"out{suffix}", "--processes", "1")
     data = (tmp_path / f"out{suffix}").read_bytes()
     if suffix == ".html":
+        assert b"what-if s.toml" in data and b"simpy " in data and b"max_latency_ms" in data
         assert b"<svg" in data and b"http" not in data.replace(b"http://www.w3.org", b"").replace(
             b"http://purl.org", b""
         ).replace(b"http://creativecommons.org", b"").replace(b"https://matplotlib.org", b"")
@@ -118,9 +119,12 @@ def test_serving_and_sensitivity(tmp_path):
             "50",
             "--fail",
             "1@2s",
+            "--bandwidth",
+            "50Mbps",
             "--json",
         )
     )
+    assert any(line.startswith("link_mbps 50") for line in found["outside"])
     assert found["requests"] == 50 and found["latency_ms"]["p50"] <= found["latency_ms"]["p99"]
     assert json.loads(run(tmp_path, "sensitivity", "vit.json", "--json"))[0]["term"]
 
