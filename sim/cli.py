@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,7 +24,7 @@ from sim.flip import crossover, sensitivity
 from sim.options import link_of, model_of, points_of, usual_segments
 from sim.question import load_study
 from sim.serve_cli import serve_sim
-from sim.study import Axis, Point, Prediction, plan_of, predict
+from sim.study import Axis, Point, Prediction, outside_of, plan_of, predict
 
 app = typer.Typer(
     name="prism-sim", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -150,9 +151,10 @@ def sensitivity_command(
     found = sensitivity(known, point)
     flips = [influence.term for influence in found if influence.flips]
     line = f"the winner hangs on {', '.join(flips)}" if flips else "no term alone changes the winner"
-    _show(found, report.sensitivity_table(found), json, [line])
+    outside = [f"extrapolated: {reason}" for reason in outside_of(known, point)]
+    _show(found, report.sensitivity_table(found), json, [line, *outside])
     rows = [msgspec.structs.asdict(influence) for influence in found]
-    _save(output, "Sensitivity", known.name, [line], lambda _: "", None, found, rows)
+    _save(output, "Sensitivity", known.name, [line, *outside], lambda _: "", None, found, rows)
 
 
 @app.command("trace", epilog="Example: prism-sim trace vit_base_patch16_224 --mode full --perfetto run.json")
@@ -177,9 +179,10 @@ def trace_command(
         known, mode, devices, segments=usual_segments(spec, devices, segments), wire=wire, overlap=overlap,
         collective=collective,
     )  # fmt: skip
-    machines = identical(
-        known, known.model(), devices, link_of(bandwidth, latency, jitter, loss, rates), kind=topology
-    )
+    link = link_of(bandwidth, latency, jitter, loss, rates)
+    for reason in outside_of(known, Point(model=spec, plan=plan, batch=batch, link=link, topology=topology)):
+        print(f"extrapolated: {reason}", file=sys.stderr)
+    machines = identical(known, known.model(), devices, link, kind=topology)
     trace = SimBackend(machines).run(
         plan, Workload(model=spec, batch=batch, batches=batches, warmups=1, seed=seed)
     )
