@@ -20,7 +20,8 @@ class SweepConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     repeats: visits of each cell, interleaved with those of all others. passes: measured batches a visit,
     after `warmups` that are kept and marked. rates: of the link's medium; empty with link "loopback", and
-    with "network", the one between the devices of a cluster as it is.
+    with "network", the one between the devices of a cluster as it is. share: of each model's distributed lines (a batch
+    and a plan, over all rates) that are measured; the seed draws which. Local cells are all kept.
     """
 
     models: tuple[str, ...]
@@ -30,6 +31,7 @@ class SweepConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     batches: tuple[Positive, ...] = (1,)
     rates: tuple[str, ...] = ()
     wires: tuple[Wire, ...] = ("fp32",)
+    share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
     devices: tuple[Annotated[int, msgspec.Meta(ge=2, le=64)], ...] = (2,)
     link: Literal["loopback", "network", "shaper", "testbed"] = "testbed"
     latency: str = "0s"
@@ -101,18 +103,35 @@ def cells(sweep: SweepConfig) -> list[tuple[RunConfig, int]]:
     """Every cell's configuration, and the ranks of the session that it is measured in."""
     found: list[tuple[RunConfig, int]] = []
     for model in sweep.models:
-        for batch in sweep.batches:
-            if Mode.LOCAL in sweep.modes:
-                found.append((_run(sweep, model, batch, mode=Mode.LOCAL, link="loopback"), sweep.devices[0]))
-            for ranks in sweep.devices:
-                found += [
-                    (_run(sweep, model, batch, mode=mode, segments=segments, wire=wire, link=link, devices=ranks), ranks)
-                    for link in sweep.links()
-                    for mode in sweep.distributed
-                    for segments in (sweep.segments if mode is Mode.SEGMENT_MEANS else (None,))
-                    for wire in sweep.wires
-                ]  # fmt: skip
+        if Mode.LOCAL in sweep.modes:
+            found += [
+                (_run(sweep, model, batch, mode=Mode.LOCAL, link="loopback"), sweep.devices[0])
+                for batch in sweep.batches
+            ]
+        found += [
+            (_run(sweep, model, batch, mode=mode, segments=segments, wire=wire, link=link, devices=ranks), ranks)
+            for batch, ranks, mode, segments, wire in _lines(sweep, model)
+            for link in sweep.links()
+        ]  # fmt: skip
     return found
+
+
+Line = tuple[int, int, Mode, int | None, Wire]
+
+
+def _lines(sweep: SweepConfig, model: str) -> list[Line]:
+    """Batch, devices, mode, L and codec of each of a model's distributed lines that `share` keeps."""
+    every: list[Line] = [
+        (batch, ranks, mode, segments, wire)
+        for batch in sweep.batches
+        for ranks in sweep.devices
+        for mode in sweep.distributed
+        for segments in (sweep.segments if mode is Mode.SEGMENT_MEANS else (None,))
+        for wire in sweep.wires
+    ]
+    kept = round(max(1, sweep.share * len(every))) if every else 0
+    places = sorted(random.Random(f"{sweep.seed}-{model}").sample(range(len(every)), kept))
+    return [every[place] for place in places]
 
 
 def _run(sweep: SweepConfig, model: str, batch: int, **fields: object) -> RunConfig:
