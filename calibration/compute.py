@@ -1,10 +1,12 @@
-"""Seconds of compute steps from traces: one relative-weighted, non-negative line over the cost model's terms.
+"""Seconds of compute steps from traces and probes: one relative-weighted, non-negative line over the cost model's terms.
 
-    step = s (gemm FLOPs * a + attention FLOPs * b + memory bytes * c) + kernels * d + block * e + exchanged * f
+    step = s (gemm FLOPs * a + attention FLOPs * b + memory bytes * c) + kernels * d + block * e
+           + exchanged * f + moved bytes * g
 
-with s = 1 for one rank alone and 1 + together.slowdown for several. That is prism.cost's step for a device that launches and works one after the other (overlap.power 1), as a CPU
-does. Medians come first, then relative weights (see docs of alphabeta.py), each step weighing by its share of
-the batch. What packing and handing over cost the computing core counts as `exchanged`.
+with s = 1 for one rank alone and 1 + together.slowdown for several. That is prism.cost's step for a device that
+launches and works one after the other (overlap.power 1), as a CPU does. A kernel counts with its FLOPs and its bytes
+(roofline.power 1) or with the larger side alone (0), whichever fits better. Medians come first, then relative weights
+(see docs of alphabeta.py), each step weighing by its share of the batch, each probe as a cell.
 """
 
 from collections import defaultdict
@@ -17,15 +19,17 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar, nnls
 
 from prism.errors import ConfigError
+from prism.plan import ExecutionPlan, Mode
 from prism.spec import ModelSpec
-from prism.trace import Trace, TraceHeader
-from prism.workload import Kernel, Operation, build
+from prism.trace import Probe, Trace, TraceHeader
+from prism.workload import Kernel, Operation, WorkloadGraph, build
 
 TERMS = (
     "gemm.s_per_flop", "attention.s_per_flop", "memory.s_per_byte", "kernel.fixed_s", "block.fixed_s",
-    "exchange.fixed_s", "together.slowdown",
+    "exchange.fixed_s", "exchange.s_per_byte", "together.slowdown",
 )  # fmt: skip
 SLOPES = 3  # the first of TERMS
+ROOFLINE = "roofline.power"  # 1: FLOPs and bytes by turns, 0: the larger side; fit() decides
 MOST_SLOWDOWN = 2.0
 ROOFLINE_ROUNDS = 4  # which kernels are bound by memory settles in two or three
 MERGED = {"compress": "attend"}  # a block's exchange begins with the one and ends with the other
@@ -34,7 +38,8 @@ Array = NDArray[np.float64]
 
 class Step(NamedTuple):
     """One kind of step of one cell: its kernels, whether it carries a block's and an exchange's fixed cost, the
-    seconds of each visit's median, how often a batch has it, and whether other ranks worked beside it."""
+    seconds of each visit's median, how often a batch has it, whether other ranks worked beside it, and the bytes that
+    the block's exchange moved through this host. shape: of a probe."""
 
     cell: str
     op: str
@@ -44,6 +49,8 @@ class Step(NamedTuple):
     seconds: tuple[float, ...]
     times: int
     together: bool
+    moved: int = 0
+    shape: tuple[int, ...] = ()
 
 
 def steps_of(traces: Iterable[Trace], models: Mapping[str, ModelSpec]) -> list[Step]:
@@ -69,10 +76,34 @@ def _step(
     model: ModelSpec, header: TraceHeader, cell: str, rank: int, op: str, seconds: tuple[float, ...]
 ) -> Step:
     together = header.plan.ranks > 1
+    graph = build(msgspec.structs.replace(model, blocks=1), header.plan, header.batch, header.tokens)
     return Step(
         cell=cell, op=op, block=op in ("attend", "block"), exchanged=together and op == "attend", seconds=seconds,
-        kernels=tuple(kernel for each in _operations(model, header, rank, op) for kernel in each.kernels),
+        kernels=tuple(kernel for each in _operations(graph, rank, op) for kernel in each.kernels),
         times=model.blocks if op in ("project", "attend", "block") else 1, together=together,
+        moved=graph.moved_bytes(rank) if op == "attend" else 0,
+    )  # fmt: skip
+
+
+def steps_of_probes(probes: Iterable[Probe]) -> list[Step]:
+    """Whole blocks of many shapes, timed alone (prism-hw probe); the other operations are timed too hot to add up to
+    a block. A timed repeat counts as a visit."""
+    found: dict[tuple[int, ...], list[float]] = defaultdict(list)
+    for probe in probes:
+        if probe.op == "block" and not probe.warmup:
+            found[probe.shape].append((probe.end_ns - probe.start_ns) / 1e9 / probe.calls)
+    return [_probed(shape, tuple(seconds)) for shape, seconds in found.items()]
+
+
+def _probed(shape: tuple[int, ...], seconds: tuple[float, ...]) -> Step:
+    batch, tokens, width, heads, mlp_width = shape
+    model = ModelSpec(
+        name="block", family="vit", blocks=1, width=width, heads=heads, mlp_width=mlp_width, tokens=tokens
+    )
+    graph = build(model, ExecutionPlan(mode=Mode.LOCAL), batch)
+    return Step(
+        cell=f"block {shape}", op="block", shape=shape, block=True, exchanged=False, seconds=seconds, times=1, together=False,
+        kernels=tuple(kernel for each in _operations(graph, 0, "block") for kernel in each.kernels),
     )  # fmt: skip
 
 
@@ -81,17 +112,21 @@ def features(step: Step, known: Mapping[str, float]) -> tuple[float, ...]:
     on which side of the roofline a kernel stands; without them matrix products and attention are bound by FLOPs."""
     sums = {"gemm": 0.0, "attention": 0.0, "memory": 0.0}
     for kernel in step.kernels:
+        if known.get(ROOFLINE):
+            sums["memory"] += kernel.memory_bytes
+            if kernel.op_class in sums:
+                sums[kernel.op_class] += kernel.flops
+            continue
         slope = known.get(f"{kernel.op_class}.s_per_flop", 1.0)
         bound = (
             kernel.op_class not in sums
             or kernel.memory_bytes * known.get(TERMS[2], 0.0) > kernel.flops * slope
         )
         sums["memory" if bound else kernel.op_class] += kernel.memory_bytes if bound else kernel.flops
-    return (*sums.values(), len(step.kernels), float(step.block), float(step.exchanged))
+    return (*sums.values(), len(step.kernels), float(step.block), float(step.exchanged), step.moved)
 
 
-def _operations(model: ModelSpec, header: TraceHeader, rank: int, op: str) -> list[Operation]:
-    graph = build(msgspec.structs.replace(model, blocks=1), header.plan, header.batch, header.tokens)
+def _operations(graph: WorkloadGraph, rank: int, op: str) -> list[Operation]:
     mine = [each for each in graph.operations(rank) if each.kind == "compute"]
     if op == "block":
         return [each for each in mine if each.block == 0]
@@ -110,17 +145,23 @@ def _medians(trace: Trace, blocks: int) -> dict[tuple[int, str], float]:
 
 
 def fit(steps: Sequence[Step]) -> dict[str, float]:
-    """Values of TERMS, from the median of each step's visits. Raises ConfigError with fewer steps than terms."""
+    """Values of TERMS and of roofline.power, from the median of each step's visits. Raises ConfigError with fewer
+    steps than terms."""
     if len(steps) < len(TERMS):
         raise ConfigError(f"{len(steps)} steps for {len(TERMS)} terms; measure more batches or models")
     seconds = np.array([float(np.median(step.seconds)) for step in steps])
-    values: dict[str, float] = {}
+    summed = _fit(steps, seconds, {ROOFLINE: 1.0})
+    larger: tuple[dict[str, float], float] = ({}, 0.0)
     for _ in range(ROOFLINE_ROUNDS):
-        values = _fit(steps, seconds, values)
-    return values
+        larger = _fit(steps, seconds, larger[0])
+    power = float(summed[1] < larger[1])
+    return {**(summed if power else larger)[0], ROOFLINE: power}
 
 
-def _fit(steps: Sequence[Step], seconds: Array, known: Mapping[str, float]) -> dict[str, float]:
+def _fit(
+    steps: Sequence[Step], seconds: Array, known: Mapping[str, float]
+) -> tuple[dict[str, float], float]:
+    """Values of TERMS, and the misfit."""
     whole: dict[str, float] = defaultdict(float)
     for step, each in zip(steps, seconds, strict=True):
         whole[step.cell] += step.times * each
@@ -141,7 +182,8 @@ def _fit(steps: Sequence[Step], seconds: Array, known: Mapping[str, float]) -> d
     slowdown = 0.0
     if together.any() and not together.all():  # else nothing tells it from the slopes
         slowdown = minimize_scalar(lambda s: solved(s)[1], bounds=(0.0, MOST_SLOWDOWN), method="bounded").x
-    return dict(zip(TERMS, [*map(float, solved(slowdown)[0]), float(slowdown)], strict=True))
+    found, misfit = solved(slowdown)
+    return dict(zip(TERMS, [*map(float, found), float(slowdown)], strict=True)), float(misfit)
 
 
 def covariance(steps: Sequence[Step], draws: int = 200, seed: int = 0) -> Array:
@@ -150,9 +192,9 @@ def covariance(steps: Sequence[Step], draws: int = 200, seed: int = 0) -> Array:
     rng = np.random.default_rng(seed)
     visits = max(len(step.seconds) for step in steps)
     sides = fit(steps)
-    middle = np.array(list(sides.values()))
+    middle = np.array([sides[name] for name in TERMS])
     values = np.array([
-        list(_fit(steps, _resampled(steps, rng.integers(0, visits, visits)), sides).values()) for _ in range(draws)
+        list(_fit(steps, _resampled(steps, rng.integers(0, visits, visits)), sides)[0].values()) for _ in range(draws)
     ])  # fmt: skip
     known = middle > 0
     logs = np.zeros_like(values)

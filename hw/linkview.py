@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from calibration.alphabeta import AlphaBeta
-from hw.html import frame, svg_text
+from prism.page import frame, svg_text
 from hw.linkreport import BUSY, IDLE, LOADED, LinkReport, RoundTrips, collective_times, one_way, trips_ms
 from prism.trace import Probe
 from prism.units import format_bytes

@@ -6,7 +6,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from hw.html import frame, svg_text
+from prism.page import frame, svg_text
 from hw.mapgrid import (
     Grid,
     crossover_label,

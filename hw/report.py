@@ -6,7 +6,7 @@ import jinja2
 import msgspec
 from markupsafe import Markup
 
-from hw.html import frame, svg_text
+from prism.page import frame, svg_text
 from hw.job import Outcome
 from prism.trace import KINDS
 

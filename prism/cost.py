@@ -5,8 +5,10 @@ its launches on the host, which the device's queue hides in part:
 
     step = (launch^p + device^p)^(1/p)        p = 1: one after the other, p -> infinity: the longer one
 
-launch = kernels * kernel.fixed_s + block.fixed_s (+ exchange.fixed_s after an exchange: the queue is empty),
-device = sum of max(FLOPs * s_per_flop, bytes * memory.s_per_byte), stretched while the clock is low (Clock)
+launch = kernels * kernel.fixed_s + block.fixed_s (+ exchange.fixed_s after an exchange: the queue is empty)
++ bytes that the exchange moved * exchange.s_per_byte (the network's work on the host),
+device = sum of (FLOPs * s_per_flop, bytes * memory.s_per_byte) joined: the larger one, or by roofline.power as
+launch and device are (1: a core that computes and fetches by turns), stretched while the clock is low (Clock)
 and beside other ranks of the same machine (CostModel.together).
 Copies and packing cost fixed + slope * bytes with a break between two regimes of size.
 """
@@ -22,6 +24,7 @@ from numpy.typing import NDArray
 
 from prism.config import load_json, nearest
 from prism.errors import ConfigError
+from prism.plan import Wire
 from prism.spec import PowerProfile
 from prism.workload import Kernel
 
@@ -33,7 +36,7 @@ REQUIRED = (
     "overlap.power", "link.gain", "link.message_s",
 )  # fmt: skip
 OPTIONAL = (  # 0 where a profile leaves them out; a curve without a break has one slope
-    "exchange.fixed_s", "together.slowdown", "clock.slowdown", "clock.rise_s", "clock.fall_s",
+    "exchange.fixed_s", "exchange.s_per_byte", "together.slowdown", "roofline.power", "clock.slowdown", "clock.rise_s", "clock.fall_s",
     *(f"{c}.{part}" for c in CURVES for part in ("fixed_s", "s_per_byte", "break_bytes", "large_s_per_byte")),
 )  # fmt: skip
 Tag = Literal["calibrated", "extrapolated"]
@@ -55,11 +58,13 @@ class Term(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Taken(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the plans behind a profile's data were executed: the fields of ExecutionPlan of the same names."""
+    """How the plans behind a profile's data were executed: the fields of ExecutionPlan of the same names, and the
+    codecs that crossed the link."""
 
     overlap: bool = True
     embed: Literal["terminal", "each"] = "terminal"
     collective: Literal["auto", "mesh", "ring"] = "auto"
+    wires: tuple[Wire, ...] = ("fp32",)
 
 
 class CalibratedProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -199,6 +204,8 @@ class CostModel:
         self._s_per_byte = values["memory.s_per_byte"]
         self._kernel_s, self._block_s = values["kernel.fixed_s"], values["block.fixed_s"]
         self._exchange_s = values.get("exchange.fixed_s", 0.0)
+        self._moved_s_per_byte = values.get("exchange.s_per_byte", 0.0)
+        self._roofline = values.get("roofline.power", 0.0)
         self._power = max(1.0, values["overlap.power"])
         parts = ("fixed_s", "s_per_byte", "break_bytes", "large_s_per_byte")
         self.curves = {c: Curve(*(values.get(f"{c}.{part}", 0.0) for part in parts)) for c in CURVES}
@@ -215,23 +222,25 @@ class CostModel:
         return CostModel({**self._values, **{name: factor * self._values[name] for name in slopes}})
 
     def device_s(self, kernel: Kernel) -> float:
-        """A kernel on the device alone, at its full clock: the roofline's higher side. Norms and elementwise
-        kernels are bound by memory."""
+        """A kernel on the device alone, at its full clock: the roofline. Norms and elementwise kernels are bound by
+        memory."""
         memory_s = kernel.memory_bytes * self._s_per_byte
         slope = self._s_per_flop.get(kernel.op_class)
-        return memory_s if slope is None else max(memory_s, kernel.flops * slope)
+        if slope is None:
+            return memory_s
+        if not self._roofline:
+            return max(memory_s, kernel.flops * slope)
+        return _joined(memory_s, kernel.flops * slope, self._roofline)
 
-    def launch_s(self, kernels: int, *, block: bool = False, exchanged: bool = False) -> float:
+    def launch_s(self, kernels: int, *, block: bool = False, exchanged: bool = False, moved: int = 0) -> float:
         """The host's part of a step. block: it carries a block's fixed cost; exchanged: it goes on from
-        rows of other ranks."""
-        return kernels * self._kernel_s + block * self._block_s + exchanged * self._exchange_s
+        rows of other ranks; moved: bytes of the exchange that the host sent and received."""
+        fixed = kernels * self._kernel_s + block * self._block_s + exchanged * self._exchange_s
+        return fixed + moved * self._moved_s_per_byte
 
     def joined(self, launch: float, device: float) -> float:
         """A step's seconds from its two sides."""
-        longer, shorter = (launch, device) if launch > device else (device, launch)
-        if shorter <= 0.0:
-            return longer
-        return float(longer * (1.0 + (shorter / longer) ** self._power) ** (1.0 / self._power))
+        return _joined(launch, device, self._power)
 
     def step_s(self, kernels: Sequence[Kernel], *, block: bool = False, exchanged: bool = False) -> float:
         """Kernels one after the other, at the full clock."""
@@ -242,3 +251,13 @@ class CostModel:
         """A message's way between device and host memory, packing included."""
         first, second = ("pack", "d2h") if kind == "stage_d2h" else ("h2d", "unpack")
         return self.curves[first].seconds(size) + self.curves[second].seconds(size)
+
+
+def _joined(first: float, second: float, power: float) -> float:
+    """(first^power + second^power)^(1/power), without overflow."""
+    longer, shorter = (first, second) if first > second else (second, first)
+    if shorter <= 0.0:
+        return longer
+    if power == 1.0:
+        return longer + shorter
+    return float(longer * (1.0 + (shorter / longer) ** power) ** (1.0 / power))

@@ -280,23 +280,30 @@ def _split_wait(span: Span, issued: Mapping[tuple[int, str, int], int]) -> Itera
     yield msgspec.structs.replace(span, start_ns=ready)
 
 
-def perfetto(trace: Trace) -> bytes:
-    """Chrome/Perfetto JSON: a process per rank, a lane per kind."""
-    origin = min((record.start_ns for record in trace.records if isinstance(record, Span | Batch)), default=0)
-    ranks = sorted({span.rank for span in trace.spans})
+def perfetto(*traces: Trace) -> bytes:
+    """Chrome/Perfetto JSON: a process per rank of each trace, a lane per kind. Each trace begins at 0."""
     events: list[dict[str, Any]] = []
-    for rank in ranks:
+    first = 0
+    for trace in traces:
+        events += _lanes(trace, first)
+        first += 1 + max((span.rank for span in trace.spans), default=0)
+    return msgspec.json.encode(
+        {"traceEvents": events, "displayTimeUnit": "ms", "otherData": {"headers": [trace.header for trace in traces]}}
+    )
+
+
+def _lanes(trace: Trace, first: int) -> Iterator[dict[str, Any]]:
+    """Events of one trace; its ranks are processes from `first` on."""
+    origin = min((record.start_ns for record in trace.records if isinstance(record, Span | Batch)), default=0)
+    for rank in sorted({span.rank for span in trace.spans}):
         name = f"rank {rank} ({trace.header.source})"
-        events.append({"ph": "M", "pid": rank, "name": "process_name", "args": {"name": name}})
+        yield {"ph": "M", "pid": first + rank, "name": "process_name", "args": {"name": name}}
         for lane, kind in enumerate(KINDS):
-            events.append(
-                {"ph": "M", "pid": rank, "tid": lane, "name": "thread_name", "args": {"name": kind}}
-            )
+            yield {"ph": "M", "pid": first + rank, "tid": lane, "name": "thread_name", "args": {"name": kind}}
     for span in trace.spans:
-        events.append({
-            "ph": "X", "pid": span.rank, "tid": KINDS.index(span.kind), "cat": span.kind,
+        yield {
+            "ph": "X", "pid": first + span.rank, "tid": KINDS.index(span.kind), "cat": span.kind,
             "name": span.op if span.block < 0 else f"{span.op} {span.block}",
             "ts": (span.start_ns - origin) / 1e3, "dur": (span.end_ns - span.start_ns) / 1e3,
             "args": {"batch": span.batch, "sent_bytes": span.sent_bytes, "received_bytes": span.received_bytes},
-        })  # fmt: skip
-    return msgspec.json.encode({"traceEvents": events, "displayTimeUnit": "ms", "otherData": trace.header})
+        }  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Literal
 import msgspec
 import networkx as nx
 
-from prism.plan import ExecutionPlan, Rows, payload_bytes
+from prism.plan import GROUP, ExecutionPlan, Rows, Wire, payload_bytes
 from prism.spec import ModelSpec
 
 OpClass = Literal["gemm", "attention", "norm", "elementwise"]
@@ -60,6 +60,12 @@ class WorkloadGraph(msgspec.Struct, frozen=True):
         """FLOPs of one rank for the whole batch."""
         return sum(op.flops for op in self.operations(rank))
 
+    def moved_bytes(self, rank: int) -> int:
+        """Payload that a rank's host hands to the link and takes from it in one block."""
+        mine = [op for op in self.operations(rank) if op.block == 0]
+        sent = sum(op.wire_bytes * len(op.peers) for op in mine if op.kind == "send")
+        return sent + sum(op.wire_bytes for op in mine if op.kind == "stage_h2d")
+
     def block_bytes(self) -> int:
         """Bytes that all ranks together hand to the link in one block."""
         return sum(
@@ -90,6 +96,23 @@ def norm(rows: int, width: int) -> Kernel:
 def elementwise(values: int, reads: int = 1) -> Kernel:
     """FLOPs are not counted, as in torch's and fvcore's counters: such a kernel is bound by memory."""
     return Kernel(op_class="elementwise", flops=0, memory_bytes=WORD * values * (reads + 1))
+
+
+# what prism.wire's codecs read and write: bytes a value of each kernel over all values, and kernels over the groups
+ENCODE, ENCODE_GROUPS = (4, 8, 8, 8, 8, 5, 2, 1), 9
+DECODE, DECODE_GROUPS = (2, 5, 8), 5
+
+
+def codec(wire: Wire, values: int, *, decode: bool = False) -> tuple[Kernel, ...]:
+    """Kernels of encoding (or decoding) values for the wire; fp32 crosses as it is."""
+    if wire == "fp32":
+        return ()
+    if wire == "fp16":
+        passes, small = ((6,), 0) if decode else ((8, 6), 0)
+    else:
+        passes, small = (DECODE, DECODE_GROUPS) if decode else (ENCODE, ENCODE_GROUPS)
+    sizes = [each * values for each in passes] + [2 * WORD * (values // GROUP)] * small
+    return tuple(Kernel(op_class="elementwise", flops=0, memory_bytes=size) for size in sizes)
 
 
 def head_rows(model: ModelSpec, tokens: int) -> Rows:
@@ -190,10 +213,10 @@ class _Builder:
         for rank in range(ranks):
             peers = receivers(rank, ranks, m.causal)
             if peers:
-                means = (
-                    elementwise(batch * self.partition.sizes[rank] * m.width) if self.plan.segments else None
-                )
-                compress = self.compute("compress", rank, block, (means,) if means else (), [start[rank]])
+                own, sent = batch * self.partition.sizes[rank], batch * self.sent[rank]
+                means = (elementwise(own * m.width),) if self.plan.segments else ()
+                packing = codec(self.plan.wire, sent * m.width)
+                compress = self.compute("compress", rank, block, (*means, *packing), [start[rank]])
                 start[rank] = compress
                 for peer, node in self.transfer(
                     "exchange", rank, block, batch * self.sent[rank] * m.width, peers, compress
@@ -213,9 +236,11 @@ class _Builder:
         others = sum(
             self.sent[p] for p in range(self.plan.ranks) if rank in receivers(p, self.plan.ranks, m.causal)
         )
+        unpacking = codec(self.plan.wire, batch * others * m.width, decode=True) if others else ()
         remote = (norm(batch * others, m.width), gemm(batch * others, m.width, 2 * m.width)) if others else ()
         rows = batch * own
         return (
+            *unpacking,
             *remote,
             attention(own, own + others, m.width, batch),
             gemm(rows, m.width, m.width),

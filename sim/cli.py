@@ -20,6 +20,7 @@ from prism.trace import perfetto, write_trace
 from prism.workload import build
 from sim import grid, options, plots, report
 from sim.backend import SimBackend, identical
+from sim.calibrate_cli import calibrate_command, compare_command
 from sim.flip import crossover, sensitivity
 from sim.options import link_of, model_of, points_of, usual_segments
 from sim.question import load_study
@@ -35,6 +36,13 @@ app.command(
     "serve-sim",
     epilog="Example: prism-sim serve-sim vit_base_patch16_224 --arrivals poisson:10 --max-batch 8 --mode best",
 )(serve_sim)
+app.command(
+    "calibrate",
+    epilog="Example: prism-sim calibrate out/calibration --probes probe.jsonl --output pair.json --html pair.html",
+)(calibrate_command)
+app.command("compare", epilog="Example: prism-sim compare out/held_out --profile pair.json --output report.html")(
+    compare_command
+)
 DistributedMode = Annotated[Literal["full", "segment_means"], typer.Option(help="The distributed plan.")]
 
 

@@ -23,7 +23,8 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     "await" stops until `needed` messages of `op` are here.
 
     relative: block -1, 0 (every block in turn) or 1 (after the last).
-    size: bytes of one message, or that are copied. exchanged: goes on from rows of other ranks.
+    size: bytes of one message, or that are copied. exchanged: goes on from rows of other ranks. moved: bytes of the
+    block's exchange that the rank's host sends and receives, on the step that follows it.
     """
 
     kind: Literal["work", "post", "await"]
@@ -33,6 +34,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     operations: tuple[Operation, ...] = ()
     size: int = 0
     exchanged: bool = False
+    moved: int = 0
     peers: tuple[int, ...] = ()
 
 
@@ -71,7 +73,9 @@ def sides(step: Step, cost: CostModel) -> tuple[float, float]:
     if step.span == "stage_d2h" or step.span == "stage_h2d":
         return sum(cost.copy_s(step.span, op.wire_bytes) for op in step.operations), 0.0
     kernels = [kernel for op in step.operations for kernel in op.kernels]
-    launch = cost.launch_s(len(kernels), block=step.op in ("attend", "block"), exchanged=step.exchanged)
+    launch = cost.launch_s(
+        len(kernels), block=step.op in ("attend", "block"), exchanged=step.exchanged, moved=step.moved
+    )
     return launch, sum(cost.device_s(kernel) for kernel in kernels)
 
 
@@ -83,7 +87,7 @@ def _by_phase(steps: Sequence[Step]) -> tuple[tuple[Step, ...], tuple[Step, ...]
 def _ordered(graph: WorkloadGraph, rank: int, local: bool) -> list[Step]:
     steps: list[Step] = []
     arriving: list[tuple[str, int, int]] = []
-    exchanged = False
+    exchanged, moved = False, graph.moved_bytes(rank)
     for node, data in graph.graph.nodes(data=True):
         op: Operation = data["op"]
         if op.rank != rank:
@@ -98,7 +102,8 @@ def _ordered(graph: WorkloadGraph, rank: int, local: bool) -> list[Step]:
             for _, group in itertools.groupby(copies, key=lambda copy: copy.block):
                 steps += _arrival(tuple(group))
             exchanged = exchanged or any(copy.block == 0 for copy in copies)
-        steps.append(_step(op, exchanged and op.name == "attend"))
+        attends = op.name == "attend"
+        steps.append(_step(op, exchanged and attends, moved if attends else 0))
     return _whole_blocks(steps) if local else steps
 
 
@@ -113,14 +118,14 @@ def _arrival(copies: tuple[Operation, ...]) -> tuple[Step, Step]:
     )
 
 
-def _step(op: Operation, exchanged: bool) -> Step:
+def _step(op: Operation, exchanged: bool, moved: int) -> Step:
     name = op.name.partition(".")[0]
     if op.kind == "send":
         return Step(kind="post", span="wire", op=name, relative=op.block, size=op.wire_bytes, peers=op.peers)
     span: Kind = "stage_d2h" if op.kind == "stage_d2h" else "compute"
     return Step(
         kind="work", span=span, op=name, relative=op.block, operations=(op,), size=op.wire_bytes,
-        exchanged=exchanged,
+        exchanged=exchanged, moved=moved,
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from prism.backend import Workload
 from prism.cost import CalibratedProfile, CostModel, Tag
 from prism.metrics import Summary, summarise
-from prism.plan import ExecutionPlan, Mode
+from prism.plan import ExecutionPlan, Mode, payload_bytes
 from prism.spec import LinkSpec, ModelSpec
 from sim.backend import SimBackend, identical
 from sim.program import script
@@ -36,16 +36,16 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 0
 
     def features(self) -> dict[str, float]:
-        """What a profile's ranges speak of. One device uses no link."""
+        """What a profile's ranges speak of. One device uses no link. Blocks are alike and walked one by one, so that
+        their number is nothing to calibrate."""
         model, plan = self.model, self.plan
         found: dict[str, float] = {
-            "batch": self.batch, "tokens": model.tokens, "width": model.width, "blocks": model.blocks,
-            "devices": plan.ranks,
+            "batch": self.batch, "tokens": model.tokens, "width": model.width, "devices": plan.ranks,
         }  # fmt: skip
         if plan.ranks > 1:
             sent = max(plan.sent_rows(model.tokens)) * self.batch * model.width
             found["link_mbps"] = (self.link.rate_bps or float("inf")) / 1e6
-            found["message_bytes"] = 4 * sent if plan.wire == "fp32" else 0  # other codecs cost time to pack
+            found["message_bytes"] = payload_bytes(plan.wire, sent)
         return found
 
 
@@ -114,6 +114,8 @@ def outside_of(profile: CalibratedProfile, point: Point) -> list[str]:
     found = profile.outside(point.features())
     if point.plan.ranks > 1:
         taken, plan = profile.taken, point.plan
+        if plan.wire not in taken.wires:
+            found.append(f"wire {plan.wire} (calibrated {', '.join(taken.wires)})")
         ring = script(point.model, plan, point.batch).ring
         if plan.overlap != taken.overlap:
             found.append(f"overlap {plan.overlap} (calibrated {taken.overlap})")

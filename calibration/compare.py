@@ -1,0 +1,328 @@
+"""Predictions held against measurements: errors, decisions, break-evens, intervals, and what simpler rules would do.
+
+A pair is one distributed cell and the local cell of its workload; the decision is which of the two to run. A pair is a
+near tie where either measured median lies within the other's spread: noise decides it, and it is counted apart.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from prism.cost import Tag
+from prism.crossover import Crossover, Kind, crossovers
+from prism.errors import ConfigError
+from prism.perfmap import Cell, PerformanceMap, plan_label, short
+from prism.plan import Mode
+from prism.spec import ModelSpec
+from prism.trace import KINDS
+from prism.workload import build
+
+Array = NDArray[np.float64]
+INTERVAL = (5.0, 95.0)
+
+
+class Guess(msgspec.Struct, frozen=True, kw_only=True):
+    """A cell as the profile has it. draws: milliseconds of each draw of terms and scatter, the same draws in all."""
+
+    ms: float
+    draws: tuple[float, ...]
+    split_ms: dict[str, float]
+    tag: Tag
+    outside: tuple[str, ...]
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """A cell, measured and predicted. split_pct: predicted less measured of each span kind of the terminal, in per
+    cent of the measured latency, so that the parts of an error are seen."""
+
+    cell: str
+    model: str
+    mode: str
+    batch: int
+    bandwidth_mbps: float | None
+    measured_ms: float
+    spread_ms: tuple[float, float]
+    predicted_ms: float
+    interval_ms: tuple[float, float]
+    error_pct: float
+    split_pct: dict[str, float]
+    tag: Tag
+    outside: tuple[str, ...]
+
+    @property
+    def covered(self) -> bool:
+        return self.interval_ms[0] <= self.measured_ms <= self.interval_ms[1]
+
+    @property
+    def reason(self) -> str:
+        """The span kinds that the error consists of, the largest first."""
+        parts = sorted(self.split_pct.items(), key=lambda part: -abs(part[1]))
+        return ", ".join(f"{kind} {value:+.0f} %" for kind, value in parts if abs(value) >= 1) or "within 1 %"
+
+
+class Pair(msgspec.Struct, frozen=True, kw_only=True):
+    """excess: distributed over local, less 1. p_wins: share of the draws in which distributed is faster."""
+
+    cell: str
+    model: str
+    measured_excess: float
+    predicted_excess: float
+    p_wins: float
+    near_tie: bool
+
+    @property
+    def right(self) -> bool:
+        return (self.measured_excess < 0) == (self.predicted_excess < 0)
+
+
+class BreakEven(msgspec.Struct, frozen=True, kw_only=True):
+    """One break-even of both maps. log2: of predicted over measured, null unless both are at a value."""
+
+    model: str
+    plan: str
+    axis: str
+    held: str
+    measured: Kind
+    measured_at: float | None
+    predicted: Kind
+    predicted_at: float | None
+    near_tie: bool
+
+    @property
+    def log2(self) -> float | None:
+        if self.measured_at is None or self.predicted_at is None:
+            return None
+        return math.log2(self.predicted_at / self.measured_at)
+
+
+class Rule(msgspec.Struct, frozen=True, kw_only=True):
+    """How a way to decide does: accuracy outside of near ties, regret over all pairs (latency lost to the better)."""
+
+    decision_accuracy_pct: float | None
+    regret_mean_pct: float
+    regret_p95_pct: float
+
+
+class Scores(msgspec.Struct, frozen=True, kw_only=True):
+    """Figures of a comparison. measurement_noise_pct: mean distance of a visit's median from its cell's, which no
+    prediction can undercut by much; best_plan: regret where one of all measured plans of a workload and link is chosen.
+    log2_median: over break-evens in bandwidth that both maps have; classes: how many of all agree in kind."""
+
+    cells: int
+    latency_mape_pct: float
+    mape_by_mode_pct: dict[str, float]
+    mape_by_model_pct: dict[str, float]
+    bias_by_mode_pct: dict[str, float]
+    difference_bias_pct: float
+    difference_mae_pct: float
+    measurement_noise_pct: float
+    pairs: int
+    near_tie_cells: int
+    prism: Rule
+    best_plan: Rule
+    crossover_log2_median: float | None
+    crossovers_at_both: int
+    crossover_classes_right: tuple[int, int]
+    coverage90_pct: float
+    brier: float
+    extrapolated_cells: int
+    baselines: dict[str, Rule]
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    scores: Scores
+    rows: tuple[Row, ...]
+    pairs: tuple[Pair, ...]
+    break_evens: tuple[BreakEven, ...]
+
+
+def compared(
+    measured: PerformanceMap, guesses: Sequence[Guess], models: dict[str, ModelSpec],
+    reference: PerformanceMap | None = None,
+) -> Report:  # fmt: skip
+    """guesses: one for each of the map's cells, in order. reference: a map of the profiled models, for the rules that
+    learn from them. Raises ConfigError without a pair."""
+    cells = measured.cells
+    rows = [_row(cell, guess) for cell, guess in zip(cells, guesses, strict=True)]
+    twins = [
+        (index, next(k for k, c in enumerate(cells) if c is local))
+        for index, cell in enumerate(cells)
+        if cell.plan.ranks > 1 and (local := measured.local(cell.workload)) is not None
+    ]
+    if not twins:
+        raise ConfigError(
+            "no workload has both a local and a distributed cell, so that nothing can be compared; measure modes = "
+            '["local", "full"] of one model and batch'
+        )
+    pairs = [_pair(cells[a], cells[b], guesses[a], guesses[b]) for a, b in twins]
+    evens = _break_evens(measured, guesses)
+    scores = _scores(measured, rows, pairs, evens, _rules(measured, pairs, twins, models, reference), guesses)
+    return Report(scores=scores, rows=tuple(rows), pairs=tuple(pairs), break_evens=tuple(evens))
+
+
+def _row(cell: Cell, guess: Guess) -> Row:
+    ms = cell.latency_ms.p50
+    low, high = np.percentile(guess.draws, INTERVAL) if guess.draws else (guess.ms, guess.ms)
+    return Row(
+        cell=cell.label, model=cell.model, mode=cell.plan.mode.value, batch=cell.batch,
+        bandwidth_mbps=cell.bandwidth_mbps, measured_ms=ms, spread_ms=cell.spread_ms, predicted_ms=guess.ms,
+        interval_ms=(min(float(low), guess.ms), max(float(high), guess.ms)), error_pct=100 * (guess.ms / ms - 1),
+        split_pct={kind: 100 * (guess.split_ms[kind] - cell.split_ms[kind]) / ms for kind in KINDS},
+        tag=guess.tag, outside=guess.outside,
+    )  # fmt: skip
+
+
+def _pair(cell: Cell, local: Cell, guess: Guess, alone: Guess) -> Pair:
+    wins = np.array(guess.draws) < np.array(alone.draws)
+    return Pair(
+        cell=cell.label, model=cell.model, near_tie=cell.within_noise(local),
+        measured_excess=cell.latency_ms.p50 / local.latency_ms.p50 - 1, predicted_excess=guess.ms / alone.ms - 1,
+        p_wins=float(wins.mean()) if len(wins) else float(guess.ms < alone.ms),
+    )  # fmt: skip
+
+
+def _break_evens(measured: PerformanceMap, guesses: Sequence[Guess]) -> list[BreakEven]:
+    """Of the map and of the same map with the predicted latencies in it."""
+    replace = msgspec.structs.replace
+    cells = tuple(
+        replace(cell, latency_ms=replace(cell.latency_ms, p50=guess.ms, p95=guess.ms))
+        for cell, guess in zip(measured.cells, guesses, strict=True)
+    )
+    theirs = crossovers(replace(measured, cells=cells))
+    return [
+        BreakEven(
+            model=short(ours.model), plan=plan_label(ours.plan), axis=ours.axis, held=_held(ours),
+            measured=ours.kind, measured_at=ours.at, predicted=other.kind, predicted_at=other.at,
+            near_tie=ours.near_tie,
+        )
+        for ours, other in zip(crossovers(measured), theirs, strict=True)
+        if len(ours.measured) > 1
+    ]  # fmt: skip
+
+
+def _held(line: Crossover) -> str:
+    if line.axis == "bandwidth_mbps":
+        return f"B={line.batch}"
+    return f"{(line.link.rate_bps or 0) / 1e6:g} Mbps"
+
+
+def _rule(pairs: Sequence[Pair], distribute: Sequence[bool]) -> Rule:
+    """How well a choice for each pair does."""
+    clear = [
+        choice == (pair.measured_excess < 0)
+        for pair, choice in zip(pairs, distribute, strict=True)
+        if not pair.near_tie
+    ]
+    lost = [_regret(pair.measured_excess, choice) for pair, choice in zip(pairs, distribute, strict=True)]
+    return _made(clear, lost)
+
+
+def _made(clear: Sequence[bool], lost: Sequence[float]) -> Rule:
+    return Rule(
+        decision_accuracy_pct=100 * float(np.mean(clear)) if clear else None,
+        regret_mean_pct=100 * float(np.mean(lost)), regret_p95_pct=100 * float(np.percentile(lost, 95)),
+    )  # fmt: skip
+
+
+def _regret(excess: float, distribute: bool) -> float:
+    """Latency over the better one's, less 1. excess: of distributed over local."""
+    ratio = 1 + excess
+    return (ratio if distribute else 1.0) / min(ratio, 1.0) - 1
+
+
+def _rules(
+    measured: PerformanceMap, pairs: Sequence[Pair], twins: Sequence[tuple[int, int]], models: dict[str, ModelSpec],
+    reference: PerformanceMap | None,
+) -> dict[str, Rule]:  # fmt: skip
+    found = {
+        "always local": _rule(pairs, [False] * len(pairs)),
+        "always distributed": _rule(pairs, [True] * len(pairs)),
+    }
+    if reference is not None:
+        known = [
+            (cell, cell.latency_ms.p50 / local.latency_ms.p50 - 1, _gflops(cell, models))
+            for cell in reference.cells
+            if cell.plan.ranks > 1 and (local := reference.local(cell.workload)) is not None
+        ]
+        cells = [measured.cells[index] for index, _ in twins]
+        least = _threshold([(flops, excess) for _, excess, flops in known])
+        found["FLOP threshold"] = _rule(pairs, [_gflops(cell, models) >= least for cell in cells])
+        found["nearest profiled model"] = _rule(pairs, [_nearest(cell, known, models) < 0 for cell in cells])
+    return found
+
+
+def _gflops(cell: Cell, models: dict[str, ModelSpec]) -> float:
+    graph = build(models[cell.model], msgspec.structs.replace(cell.plan, mode=Mode.LOCAL, devices=1, segments=None),
+                  cell.batch, cell.tokens)  # fmt: skip
+    return graph.flops(0) / 1e9
+
+
+def _threshold(known: Sequence[tuple[float, float]]) -> float:
+    """The least FLOPs from which on distributing is chosen that is right most often on the profiled models."""
+    steps = sorted({flops for flops, _ in known}) + [math.inf]
+    return max(steps, key=lambda least: sum((flops >= least) == (excess < 0) for flops, excess in known))
+
+
+def _nearest(cell: Cell, known: Sequence[tuple[Cell, float, float]], models: dict[str, ModelSpec]) -> float:
+    """The measured excess of the profiled cell nearest in logarithms of FLOPs, bandwidth and bytes; mode and codec the
+    same where there is one."""
+    flops = _gflops(cell, models)
+
+    def distance(other: tuple[Cell, float, float]) -> float:
+        theirs = other[0]
+        kind = (theirs.plan.mode, theirs.plan.wire) != (cell.plan.mode, cell.plan.wire)
+        rate = math.log((theirs.bandwidth_mbps or 1) / (cell.bandwidth_mbps or 1))
+        size = math.log(theirs.bytes_per_exchange / cell.bytes_per_exchange)
+        return 100.0 * kind + abs(math.log(other[2] / flops)) + abs(rate) + abs(size)
+
+    return min(known, key=distance)[1]
+
+
+def _best_plan(measured: PerformanceMap, guesses: Sequence[Guess]) -> Rule:
+    """Of all plans of a workload at one link, local among them."""
+    right, lost = [], []
+    lines = {(cell.workload, cell.link) for cell in measured.cells if cell.plan.ranks > 1}
+    for workload, link in lines:
+        options = [
+            (guess.ms, cell.latency_ms.p50)
+            for cell, guess in zip(measured.cells, guesses, strict=True)
+            if cell.workload == workload and (cell.plan.ranks == 1 or cell.link == link)
+        ]
+        best, chosen = min(ms for _, ms in options), min(options)[1]
+        right.append(chosen == best)
+        lost.append(chosen / best - 1)
+    return _made(right, lost)
+
+
+def _by(rows: Sequence[Row], key: Literal["mode", "model"], value: Callable[[float], float]) -> dict[str, float]:
+    names = sorted({getattr(row, key) for row in rows})
+    return {n: float(np.mean([value(r.error_pct) for r in rows if getattr(r, key) == n])) for n in names}
+
+
+def _scores(
+    measured: PerformanceMap, rows: Sequence[Row], pairs: Sequence[Pair], evens: Sequence[BreakEven],
+    baselines: dict[str, Rule], guesses: Sequence[Guess],
+) -> Scores:  # fmt: skip
+    off = [100 * (pair.predicted_excess - pair.measured_excess) for pair in pairs]
+    logs = [abs(e.log2) for e in evens if e.log2 is not None and e.axis == "bandwidth_mbps"]
+    noise = [
+        abs(ms / cell.latency_ms.p50 - 1) for cell in measured.cells for ms in cell.visit_p50_ms if cell.visits > 1
+    ]
+    won = [(pair.p_wins - (pair.measured_excess < 0)) ** 2 for pair in pairs]
+    return Scores(
+        cells=len(rows), latency_mape_pct=float(np.mean([abs(row.error_pct) for row in rows])),
+        mape_by_mode_pct=_by(rows, "mode", abs), mape_by_model_pct=_by(rows, "model", abs),
+        bias_by_mode_pct=_by(rows, "mode", float), difference_bias_pct=float(np.mean(off)),
+        difference_mae_pct=float(np.mean(np.abs(off))),
+        measurement_noise_pct=100 * float(np.mean(noise)) if noise else math.nan,
+        pairs=len(pairs), near_tie_cells=sum(pair.near_tie for pair in pairs),
+        prism=_rule(pairs, [pair.predicted_excess < 0 for pair in pairs]), best_plan=_best_plan(measured, guesses),
+        crossover_log2_median=float(np.median(logs)) if logs else None, crossovers_at_both=len(logs),
+        crossover_classes_right=(sum(e.measured == e.predicted for e in evens), len(evens)),
+        coverage90_pct=100 * float(np.mean([row.covered for row in rows])), brier=float(np.mean(won)),
+        extrapolated_cells=sum(row.tag == "extrapolated" for row in rows), baselines=baselines,
+    )  # fmt: skip

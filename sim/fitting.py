@@ -1,0 +1,54 @@
+"""What calibration asks of the simulator: latencies of measured cells, and guesses with draws. One cell is one point."""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from calibration.compare import Guess
+from calibration.fit import Simulate
+from prism.cost import CalibratedProfile
+from prism.perfmap import Cell
+from prism.spec import ModelSpec
+from sim.study import Point, latencies, outside_of, scatter, summary
+
+
+def point_of(cell: Cell, models: Mapping[str, ModelSpec]) -> Point:
+    model = msgspec.structs.replace(models[cell.model], tokens=cell.tokens)
+    return Point(model=model, plan=cell.plan, batch=cell.batch, link=cell.link)
+
+
+def simulate(models: Mapping[str, ModelSpec]) -> Simulate:
+    """Milliseconds of cells under a profile."""
+
+    def run(profile: CalibratedProfile, cells: Sequence[Cell]) -> Any:
+        cost = profile.model()
+        return np.array([summary(profile, cost, point_of(c, models)).latency_ms.p50 for c in cells])
+
+    return run
+
+
+def guesses(
+    profile: CalibratedProfile, cells: Sequence[Cell], models: Mapping[str, ModelSpec], draws: int, seed: int,
+    processes: int,
+) -> list[Guess]:  # fmt: skip
+    """A guess for each cell, spread over processes."""
+    points = [point_of(cell, models) for cell in cells]
+    task = partial(_guess, profile, draws, seed)
+    if processes <= 1:
+        return list(map(task, points))
+    with ProcessPoolExecutor(processes) as pool:
+        return list(pool.map(task, points, chunksize=max(1, len(points) // (4 * processes))))
+
+
+def _guess(profile: CalibratedProfile, draws: int, seed: int, point: Point) -> Guess:
+    found = summary(profile, profile.model(), point)
+    drawn = latencies(profile, profile.draws(draws, seed), point) * scatter(profile, draws, point, seed)
+    outside = outside_of(profile, point)
+    return Guess(
+        ms=found.latency_ms.p50, draws=tuple(map(float, drawn)), split_ms=found.split_ms,
+        tag="extrapolated" if outside else "calibrated", outside=tuple(outside),
+    )  # fmt: skip
