@@ -14,12 +14,19 @@ from prism.spec import ModelSpec, load_power_profile
 from prism.trace import TraceHeader, now_text
 
 
+def _recorded(config: RunConfig) -> dict[str, Any]:
+    """The configuration without the place of its own trace: a file that moves stays true."""
+    fields: dict[str, Any] = msgspec.to_builtins(config)
+    del fields["trace"]
+    return fields
+
+
 def trace_header(config: RunConfig, job: RankJob, piece: Workpiece) -> TraceHeader:
     return TraceHeader(
         source="measured", created=now_text(), model=config.model, weights=piece.loaded.weights,
         plan=config.plan(), batch=config.batch, tokens=piece.tokens(), link=str(config.link_spec()),
         seed=config.seed, command=job.command, oversubscribed=job.oversubscribed,
-        config=msgspec.to_builtins(config), config_hash=config.digest(),
+        config=_recorded(config), config_hash=config.digest(),
         host={**host.describe(config.threads), **job.facts},
         power=load_power_profile(Path(config.power)) if config.power else None,
     )  # fmt: skip
