@@ -1,6 +1,7 @@
 """What a run reports: the header of its trace, and its outcome."""
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
