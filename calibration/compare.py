@@ -263,7 +263,7 @@ def _gflops(cell: Cell, models: dict[str, ModelSpec]) -> float:
 
 def _threshold(known: Sequence[tuple[float, float]]) -> float:
     """The least FLOPs from which on distributing is chosen that is right most often on the profiled models."""
-    steps = sorted({flops for flops, _ in known}) + [math.inf]
+    steps = [*sorted({flops for flops, _ in known}), math.inf]
     return max(steps, key=lambda least: sum((flops >= least) == (excess < 0) for flops, excess in known))
 
 
@@ -298,7 +298,9 @@ def _best_plan(measured: PerformanceMap, guesses: Sequence[Guess]) -> Rule:
     return _made(right, lost)
 
 
-def _by(rows: Sequence[Row], key: Literal["mode", "model"], value: Callable[[float], float]) -> dict[str, float]:
+def _by(
+    rows: Sequence[Row], key: Literal["mode", "model"], value: Callable[[float], float]
+) -> dict[str, float]:
     names = sorted({getattr(row, key) for row in rows})
     return {n: float(np.mean([value(r.error_pct) for r in rows if getattr(r, key) == n])) for n in names}
 
@@ -310,7 +312,10 @@ def _scores(
     off = [100 * (pair.predicted_excess - pair.measured_excess) for pair in pairs]
     logs = [abs(e.log2) for e in evens if e.log2 is not None and e.axis == "bandwidth_mbps"]
     noise = [
-        abs(ms / cell.latency_ms.p50 - 1) for cell in measured.cells for ms in cell.visit_p50_ms if cell.visits > 1
+        abs(ms / cell.latency_ms.p50 - 1)
+        for cell in measured.cells
+        for ms in cell.visit_p50_ms
+        if cell.visits > 1
     ]
     won = [(pair.p_wins - (pair.measured_excess < 0)) ** 2 for pair in pairs]
     return Scores(

@@ -158,9 +158,7 @@ def fit(steps: Sequence[Step]) -> dict[str, float]:
     return {**(summed if power else larger)[0], ROOFLINE: power}
 
 
-def _fit(
-    steps: Sequence[Step], seconds: Array, known: Mapping[str, float]
-) -> tuple[dict[str, float], float]:
+def _fit(steps: Sequence[Step], seconds: Array, known: Mapping[str, float]) -> tuple[dict[str, float], float]:
     """Values of TERMS, and the misfit."""
     whole: dict[str, float] = defaultdict(float)
     for step, each in zip(steps, seconds, strict=True):
@@ -187,8 +185,8 @@ def _fit(
 
 
 def covariance(steps: Sequence[Step], draws: int = 200, seed: int = 0) -> Array:
-    """Of the logarithms of TERMS, by a bootstrap of whole visits: noise comes in bursts. A term that is 0 in the
-    fit has none."""
+    """Of the relative deviations of TERMS, by a bootstrap of whole visits: noise comes in bursts. A term that is 0 in
+    the fit has none. Deviations end at one: a term that may as well be 0 or twice as large is not known at all."""
     rng = np.random.default_rng(seed)
     visits = max(len(step.seconds) for step in steps)
     sides = fit(steps)
@@ -197,9 +195,9 @@ def covariance(steps: Sequence[Step], draws: int = 200, seed: int = 0) -> Array:
         list(_fit(steps, _resampled(steps, rng.integers(0, visits, visits)), sides)[0].values()) for _ in range(draws)
     ])  # fmt: skip
     known = middle > 0
-    logs = np.zeros_like(values)
-    logs[:, known] = np.log(np.maximum(values[:, known], 1e-3 * middle[known]) / middle[known])
-    return np.asarray(np.cov(logs.T))
+    off = np.zeros_like(values)
+    off[:, known] = np.clip(values[:, known] / middle[known] - 1, -1, 1)
+    return np.asarray(np.cov(off.T))
 
 
 def _resampled(steps: Sequence[Step], visits: NDArray[np.int64]) -> Array:

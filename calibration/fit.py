@@ -17,7 +17,7 @@ from scipy.optimize import least_squares
 from calibration.alphabeta import fit_alpha_beta
 from calibration.checks import checked
 from calibration.compute import ROOFLINE, TERMS, Step, covariance, fit, steps_of, steps_of_probes
-from prism.cost import CURVES, CalibratedProfile, Taken, Term
+from prism.cost import CalibratedProfile, Taken, Term
 from prism.errors import ConfigError
 from prism.perfmap import Cell, build_map
 from prism.plan import payload_bytes
@@ -88,7 +88,9 @@ def calibrate(
     errors = [error for each in others.values() for error in each]
     sd = 1.4826 * float(np.median(np.abs(errors))) if errors else own_sd
     profile = msgspec.structs.replace(profile, residual_log_sd=max(sd, own_sd))
-    mape = float(100 * np.mean([abs(ms / cell.latency_ms.p50 - 1) for ms, cell in zip(fitted, cells, strict=True)]))
+    mape = float(
+        100 * np.mean([abs(ms / cell.latency_ms.p50 - 1) for ms, cell in zip(fitted, cells, strict=True)])
+    )
     return Calibration(
         profile=profile, estimates=tuple(_estimates(profile)), visits=len(traces.files), probes=len(probed),
         residuals=tuple(
@@ -190,7 +192,6 @@ def _staging(traces: TraceSet, models: Mapping[str, ModelSpec]) -> dict[str, flo
             if line.break_bytes is not None:
                 found[f"{curve}.break_bytes"] = float(line.break_bytes)
                 found[f"{curve}.large_s_per_byte"] = 8 / line.beta_bps
-    assert all(name.partition(".")[0] in CURVES for name in found)
     return found
 
 

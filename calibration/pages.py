@@ -37,7 +37,12 @@ class Goal:
         else:
             wanted = f"at least {self.low:g}" if self.high >= 100 else f"{self.low:g} to {self.high:g}"
         value = "not measured" if self.value is None else f"{self.value:.2f}"
-        return f"{self.name}{f', {self.unit}' if self.unit else ''}", value, wanted, "yes" if self.reached else "no"
+        return (
+            f"{self.name}{f', {self.unit}' if self.unit else ''}",
+            value,
+            wanted,
+            "yes" if self.reached else "no",
+        )
 
 
 def goals(scores: Scores) -> list[Goal]:
@@ -54,6 +59,7 @@ def goals(scores: Scores) -> list[Goal]:
 
 def rules(scores: Scores) -> list[tuple[str, str, str, str]]:
     """Name, accuracy, mean and P95 regret of Prism's choice and of the baselines."""
+
     def row(name: str, rule: Rule) -> tuple[str, str, str, str]:
         accuracy = rule.decision_accuracy_pct
         return (
@@ -164,7 +170,12 @@ def fit_line(found: Calibration) -> str:
 
 def terms(found: Calibration) -> list[tuple[str, str, str, str]]:
     return [
-        (each.name, f"{each.value:.4g}", "-" if each.log_se is None else f"{100 * each.log_se:.1f} %", each.state)
+        (
+            each.name,
+            f"{each.value:.4g}",
+            "-" if each.log_se is None else f"{100 * each.log_se:.1f} %",
+            each.state,
+        )
         for each in found.estimates
     ]
 
@@ -178,7 +189,11 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
 
 
 def _rendered(text: str, **values: Any) -> Markup:
-    return Markup(jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(text).render(**values))
+    return Markup(
+        jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+        .from_string(text)
+        .render(**values)
+    )
 
 
 def _drawn(figure: Any) -> Markup:

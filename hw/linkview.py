@@ -9,8 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from calibration.alphabeta import AlphaBeta
-from prism.page import frame, svg_text
 from hw.linkreport import BUSY, IDLE, LOADED, LinkReport, RoundTrips, collective_times, one_way, trips_ms
+from prism.page import frame, svg_text
 from prism.trace import Probe
 from prism.units import format_bytes
 

@@ -6,7 +6,6 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from prism.page import frame, svg_text
 from hw.mapgrid import (
     Grid,
     crossover_label,
@@ -20,6 +19,7 @@ from hw.mapgrid import (
 )
 from hw.mapplots import LIMIT, heat_figure, line_figure, style
 from prism.crossover import Crossover, crossovers
+from prism.page import frame, svg_text
 from prism.perfmap import Cell, PerformanceMap, plan_label
 from prism.trace import KINDS
 

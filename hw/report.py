@@ -6,8 +6,8 @@ import jinja2
 import msgspec
 from markupsafe import Markup
 
-from prism.page import frame, svg_text
 from hw.job import Outcome
+from prism.page import frame, svg_text
 from prism.trace import KINDS
 
 COLOURS = {

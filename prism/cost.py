@@ -232,7 +232,9 @@ class CostModel:
             return max(memory_s, kernel.flops * slope)
         return _joined(memory_s, kernel.flops * slope, self._roofline)
 
-    def launch_s(self, kernels: int, *, block: bool = False, exchanged: bool = False, moved: int = 0) -> float:
+    def launch_s(
+        self, kernels: int, *, block: bool = False, exchanged: bool = False, moved: int = 0
+    ) -> float:
         """The host's part of a step. block: it carries a block's fixed cost; exchanged: it goes on from
         rows of other ranks; moved: bytes of the exchange that the host sent and received."""
         fixed = kernels * self._kernel_s + block * self._block_s + exchanged * self._exchange_s

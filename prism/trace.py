@@ -288,7 +288,11 @@ def perfetto(*traces: Trace) -> bytes:
         events += _lanes(trace, first)
         first += 1 + max((span.rank for span in trace.spans), default=0)
     return msgspec.json.encode(
-        {"traceEvents": events, "displayTimeUnit": "ms", "otherData": {"headers": [trace.header for trace in traces]}}
+        {
+            "traceEvents": events,
+            "displayTimeUnit": "ms",
+            "otherData": {"headers": [trace.header for trace in traces]},
+        }
     )
 
 

@@ -107,6 +107,7 @@ def codec(wire: Wire, values: int, *, decode: bool = False) -> tuple[Kernel, ...
     """Kernels of encoding (or decoding) values for the wire; fp32 crosses as it is."""
     if wire == "fp32":
         return ()
+    passes: tuple[int, ...]
     if wire == "fp16":
         passes, small = ((6,), 0) if decode else ((8, 6), 0)
     else:

@@ -98,7 +98,9 @@ def compare_command(
     report = compare(used, build_map(known), models, build_map(learned) if learned else None, draws, seed)
     in_fit = len({file.digest for file in known.files} & set(used.traces))
     if output:
-        page = pages.comparison_page(report, used, in_fit, command_line(), f"{used.name} against measurements")
+        page = pages.comparison_page(
+            report, used, in_fit, command_line(), f"{used.name} against measurements"
+        )
         write(output, page.encode() if output.suffix == ".html" else msgspec.json.encode(report))
     if lanes:
         worst = max(report.rows, key=lambda row: abs(row.error_pct)).cell
@@ -133,7 +135,9 @@ def compare(
     return compared(measured, found, models, reference)
 
 
-def side_by_side(profile: CalibratedProfile, traces: TraceSet, models: dict[str, ModelSpec], label: str) -> bytes:
+def side_by_side(
+    profile: CalibratedProfile, traces: TraceSet, models: dict[str, ModelSpec], label: str
+) -> bytes:
     """The first visit of a cell and the same simulated, as Perfetto JSON."""
     from prism.backend import Workload
     from sim.fitting import point_of

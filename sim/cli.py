@@ -40,9 +40,9 @@ app.command(
     "calibrate",
     epilog="Example: prism-sim calibrate out/calibration --probes probe.jsonl --output pair.json --html pair.html",
 )(calibrate_command)
-app.command("compare", epilog="Example: prism-sim compare out/held_out --profile pair.json --output report.html")(
-    compare_command
-)
+app.command(
+    "compare", epilog="Example: prism-sim compare out/held_out --profile pair.json --output report.html"
+)(compare_command)
 DistributedMode = Annotated[Literal["full", "segment_means"], typer.Option(help="The distributed plan.")]
 
 

@@ -1,6 +1,6 @@
 """What calibration asks of the simulator: latencies of measured cells, and guesses with draws. One cell is one point."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from typing import Any
@@ -36,12 +36,19 @@ def guesses(
     processes: int,
 ) -> list[Guess]:  # fmt: skip
     """A guess for each cell, spread over processes."""
-    points = [point_of(cell, models) for cell in cells]
-    task = partial(_guess, profile, draws, seed)
+    return pooled(guess_of(profile, draws, seed), [point_of(cell, models) for cell in cells], processes)
+
+
+def pooled(task: Callable[[Point], Guess], points: Sequence[Point], processes: int) -> list[Guess]:
     if processes <= 1:
         return list(map(task, points))
     with ProcessPoolExecutor(processes) as pool:
         return list(pool.map(task, points, chunksize=max(1, len(points) // (4 * processes))))
+
+
+def guess_of(profile: CalibratedProfile, draws: int, seed: int) -> Callable[[Point], Guess]:
+    """What makes a guess of a point; it goes to other processes."""
+    return partial(_guess, profile, draws, seed)
 
 
 def _guess(profile: CalibratedProfile, draws: int, seed: int, point: Point) -> Guess:

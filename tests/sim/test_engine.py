@@ -101,7 +101,9 @@ def test_more_work_never_makes_it_faster(plan, known, count, more, batch, larger
 @given(plans)
 def test_more_bytes_on_the_wire_never_make_it_faster(plan):
     plan = msgspec.structs.replace(plan, wire="fp16")
-    free = profile(terms=terms(kernel__fixed_s=0.0, memory__s_per_byte=0.0))  # else the codec's own work counts
+    free = profile(
+        terms=terms(kernel__fixed_s=0.0, memory__s_per_byte=0.0)
+    )  # else the codec's own work counts
     assert ms(msgspec.structs.replace(plan, wire="fp32"), known=free) >= ms(plan, known=free) * slack(plan)
 
 

@@ -1,0 +1,197 @@
+"""The flagship: profile three small models, predict seven others, and only then measure those.
+
+    python experiments/unseen_models.py --output out/unseen_models
+
+Probe and three small models on the testbed -> a profile -> predictions of every held-out cell, written to a file ->
+the held-out models measured -> predictions against measurements. Runs unattended for about an hour and a half as
+root on two cores; killed at any point it goes on where it stopped. Nothing of a held-out model enters the fit, and
+predictions older than the first measurement are not made again: delete predictions.json to see a changed model of
+cost, which the summary then says.
+"""
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from calibration import pages
+from calibration.compare import Guess, Report, compared
+from calibration.fit import Calibration, calibrate
+from hw.job import RunConfig
+from hw.sweep import SweepConfig
+from hw.sweep import cells as cells_of
+from prism.config import load_json, load_toml
+from prism.cost import CalibratedProfile
+from prism.errors import PrismError
+from prism.perfmap import Cell, PerformanceMap, build_map
+from prism.pooling import TraceSet, read_traces
+from prism.spec import LinkSpec, ModelSpec
+from prism.trace import now_text, read_trace
+from prism.zoo import describe
+from sim.fitting import guess_of, pooled, simulate
+from sim.study import Point
+
+CONFIGS = Path(__file__).parent / "unseen_models"
+RESULTS = Path(__file__).parent / "results" / "unseen_models"
+HELD_OUT = ("images", "large", "text")
+DRAWS, SEED = 64, 0
+LINK = "testbed:250Mbps"  # of the probes
+
+
+class Predicted(msgspec.Struct, frozen=True, kw_only=True):
+    """Guesses of held-out cells, by the hash of each cell's configuration, and when they were made."""
+
+    created: str
+    profile: str
+    guesses: dict[str, Guess]
+
+
+def hw(*arguments: str) -> None:
+    """A command of prism-hw; what it printed stays on the terminal. Raises on failure."""
+    subprocess.run([sys.executable, "-c", "from hw.cli import main; main()", *arguments], check=True)
+
+
+def measure(name: str, folder: Path) -> Path:
+    hw("profile", "--config", str(CONFIGS / f"{name}.toml"), "--output", str(folder / name))
+    return folder / name
+
+
+def fitted(folder: Path) -> Calibration:
+    """Probe and profile what is missing, and fit."""
+    probes = folder / "probes.jsonl"
+    if not probes.exists():
+        hw("probe", "--output", str(probes), "--link", LINK, "--budget", "100")
+    traces = read_traces([measure("calibration", folder)])
+    models = described(traces)
+    note = "experiments/unseen_models.py: probes and three small models in the testbed of a virtual machine"
+    found = calibrate(traces, models, simulate(models), "unseen-models", read_trace(probes).probes, note)
+    (folder / "profile.json").write_bytes(
+        msgspec.json.format(msgspec.json.encode(found.profile), indent=1) + b"\n"
+    )
+    return found
+
+
+def described(traces: TraceSet) -> dict[str, ModelSpec]:
+    return {name: describe(name) for name in sorted({file.trace.header.model for file in traces.files})}
+
+
+def key(config: RunConfig) -> str:
+    """Names a cell: its model, plan, batch, tokens and link, and nothing of how it was visited."""
+    same = (
+        config.model,
+        config.tokens,
+        config.plan(),
+        config.batch,
+        config.link if config.plan().ranks > 1 else "",
+    )
+    return hashlib.blake2b(msgspec.json.encode(same), digest_size=8).hexdigest()
+
+
+def key_of(cell: Cell, tokens: int | None) -> str:
+    same = (cell.model, tokens, cell.plan, cell.batch, str(cell.link) if cell.plan.ranks > 1 else "")
+    return hashlib.blake2b(msgspec.json.encode(same), digest_size=8).hexdigest()
+
+
+def predicted(profile: CalibratedProfile, folder: Path) -> Predicted:
+    """Guesses of every cell that will be measured: from the file where there is one, else made now."""
+    path = folder / "predictions.json"
+    if path.exists():
+        return load_json(path, Predicted)
+    points: dict[str, Point] = {}
+    for name in HELD_OUT:
+        sweep = load_toml(CONFIGS / f"{name}.toml", SweepConfig)
+        specs = {model: describe(model) for model in sweep.models}
+        for config, _ in cells_of(sweep):
+            spec = msgspec.structs.replace(
+                specs[config.model], tokens=config.tokens or specs[config.model].tokens
+            )
+            link = LinkSpec() if config.plan().ranks == 1 else config.link_spec()
+            points[key(config)] = Point(model=spec, plan=config.plan(), batch=config.batch, link=link)
+    guesses = pooled(guess_of(profile, DRAWS, SEED), list(points.values()), os.cpu_count() or 1)
+    digest = hashlib.sha256(msgspec.json.encode(profile)).hexdigest()
+    found = Predicted(created=now_text(), profile=digest, guesses=dict(zip(points, guesses, strict=True)))
+    path.write_bytes(msgspec.json.encode(found))
+    return found
+
+
+def held_against(
+    found: Calibration, guesses: Predicted, folder: Path
+) -> tuple[Report, PerformanceMap, PerformanceMap, bool]:
+    """The comparison, the two maps, and whether every prediction is older than what it predicts."""
+    reference = read_traces([folder / "calibration"])
+    held = read_traces([folder / name for name in HELD_OUT])
+    shared = {file.digest for file in held.files} & set(found.profile.traces)
+    known = {file.trace.header.model for file in reference.files} & {
+        file.trace.header.model for file in held.files
+    }
+    if shared or known:
+        raise PrismError(f"held-out traces or models are part of the fit: {sorted(shared) or sorted(known)}")
+    measured, learned = build_map(held), build_map(reference)
+    models = described(held) | described(reference)
+    tokens = {
+        model: sweep.tokens
+        for name in HELD_OUT
+        for sweep in [load_toml(CONFIGS / f"{name}.toml", SweepConfig)]
+        for model in sweep.models
+    }
+    chosen = [guesses.guesses[key_of(cell, tokens[cell.model])] for cell in measured.cells]
+    before = guesses.created <= min(file.trace.header.created for file in held.files)
+    return compared(measured, chosen, models, learned), measured, learned, before
+
+
+def passes(map_: PerformanceMap) -> int:
+    return sum(cell.batches for cell in map_.cells)
+
+
+def summary(
+    found: Calibration, report: Report, measured: PerformanceMap, learned: PerformanceMap, before: bool
+) -> Any:
+    """What is committed beside the report."""
+    scores = report.scores
+    return {
+        "models_calibrated": sorted({cell.model for cell in learned.cells}),
+        "models_held_out": sorted({cell.model for cell in measured.cells}),
+        "predicted_before_measured": before,
+        "cells": scores.cells, "latency_mape_pct": scores.latency_mape_pct,
+        "decision_accuracy_pct": scores.prism.decision_accuracy_pct, "near_tie_cells": scores.near_tie_cells,
+        "regret_mean_pct": scores.prism.regret_mean_pct, "regret_p95_pct": scores.prism.regret_p95_pct,
+        "crossover_log2_median": scores.crossover_log2_median, "coverage90_pct": scores.coverage90_pct,
+        "measurement_noise_pct": scores.measurement_noise_pct, "baselines": scores.baselines,
+        "passes_calibration": passes(learned), "passes_held_out": passes(measured),
+        "fit_mape_pct": found.mape_pct, "leave_one_model_out_mape_pct": found.left_out_mape_pct, "scores": scores,
+    }  # fmt: skip
+
+
+def main(
+    output: Annotated[Path, typer.Option(help="Folder of traces and results.")] = Path("out/unseen_models"),
+    only_predict: Annotated[bool, typer.Option(help="Stop before the held-out models are measured.")] = False,
+) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    found = fitted(output)
+    print(pages.fit_line(found))
+    guesses = predicted(found.profile, output)
+    if only_predict:
+        return
+    for name in HELD_OUT:
+        measure(name, output)
+    report, measured, learned, before = held_against(found, guesses, output)
+    command = f"python experiments/unseen_models.py --output {output}"
+    title = "Unseen models: predicted, then measured"
+    (output / "report.html").write_text(pages.comparison_page(report, found.profile, 0, command, title))
+    (output / "calibration.html").write_text(pages.fit_page(found, command))
+    text = msgspec.json.format(
+        msgspec.json.encode(summary(found, report, measured, learned, before)), indent=1
+    )
+    (output / "summary.json").write_bytes(text + b"\n")
+    for goal in pages.goals(report.scores):
+        print(*goal.row(), sep="  ")
+    print(f"Leave one model out: {found.left_out_mape_pct}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
