@@ -1,0 +1,104 @@
+"""A whole calibration on traces of known truth, and the refusal of traces that can't carry one."""
+
+import msgspec
+import pytest
+from support.simulated import FULL, KNOWN, LOCAL, MEANS, MODELS, disturbed, simulated, trace_set
+
+from calibration.fit import Calibration, calibrate
+from prism.errors import ConfigError, TraceError
+from prism.trace import Span
+from sim.fitting import simulate
+
+RATES = (50, 400)
+
+
+@pytest.fixture(scope="module")
+def found() -> Calibration:
+    traces = trace_set(simulated(noise=0.02, visits=3, rates_mbps=RATES))
+    return calibrate(traces, MODELS, simulate(MODELS), "known")
+
+
+def test_whole_latencies_and_the_link_are_found_again(found):
+    assert found.mape_pct < 3
+    errors = {each.name: each for each in found.estimates}
+    for name in ("gemm.s_per_flop", "link.gain", "exchange.s_per_byte"):
+        each = errors[name]
+        assert each.state == "fitted" and each.log_se is not None
+        assert each.value == pytest.approx(KNOWN[name], rel=max(0.02, 4 * each.log_se))
+    assert errors["overlap.power"].state == "prior"
+
+
+def test_every_model_is_predicted_from_the_others(found):
+    assert set(found.left_out_mape_pct) == set(MODELS)
+    assert max(found.left_out_mape_pct.values()) < 12
+
+
+def test_the_profile_says_what_it_rests_on(found):
+    profile = found.profile
+    assert profile.ranges["width"] == (192, 768) and profile.ranges["link_mbps"] == RATES
+    assert profile.taken.wires == ("fp32",) and len(profile.traces) == found.visits
+    assert profile.outside({"batch": 16}) and not profile.outside({"batch": 2, "width": 384})
+
+
+def test_a_parameter_that_the_traces_cannot_tell_is_said():
+    traces = trace_set(simulated((LOCAL, FULL), rates_mbps=(100,), visits=3))
+    found = calibrate(traces, MODELS, simulate(MODELS), "one rate")
+    assert any("one rate of the link" in message for message in found.messages)
+
+
+def test_what_is_missing_and_what_measures_it():
+    def said(*args, **fields):
+        with pytest.raises(ConfigError) as error:
+            calibrate(trace_set(simulated(*args, **fields)), MODELS, simulate(MODELS), "bad")
+        return str(error.value)
+
+    assert "all traces have batch 1" in said(batches=(1,)) and "batches = [1, 4]" in said(batches=(1,))
+    assert "no distributed cell" in said((LOCAL,), batches=(1, 2, 4))
+    assert "no local cell" in said((FULL, MEANS))
+    assert "at least 6" in said((LOCAL, FULL), models={"vit192": MODELS["vit192"]})
+
+
+def test_traces_of_two_machines_are_refused():
+    traces = simulated()
+    other = msgspec.structs.replace(traces[0].header, host={**traces[0].header.host, "power_mode": "7W"})
+    mixed = [msgspec.structs.replace(traces[0], header=other), *traces[1:]]
+    with pytest.raises(TraceError, match="power_mode"):
+        calibrate(trace_set(mixed), MODELS, simulate(MODELS), "mixed")
+
+
+def test_a_clock_that_jumps_leaves_its_trace_out():
+    traces = simulated(rates_mbps=RATES)
+    records = list(traces[1].records)
+    place = next(k for k, record in enumerate(records) if isinstance(record, Span))
+    records[place] = msgspec.structs.replace(records[place], start_ns=-10**9)
+    jumped = msgspec.structs.replace(traces[1], records=tuple(records))
+    found = calibrate(trace_set([traces[0], jumped, *traces[2:]]), MODELS, simulate(MODELS), "jump")
+    assert found.visits == len(traces) - 1
+    assert any("1.jsonl" in message and "clock jumped" in message for message in found.messages)
+
+
+def test_two_hosts_whose_clocks_differ_within_their_error_are_kept():
+    """Spans of rank 1 stand on the terminal's clock to within the error of the round trips."""
+    traces = []
+    for trace in simulated(rates_mbps=RATES):
+        late = tuple(
+            msgspec.structs.replace(r, start_ns=r.start_ns + 80_000, end_ns=r.end_ns + 80_000)
+            if isinstance(r, Span) and r.rank == 1 else r
+            for r in trace.records
+        )  # fmt: skip
+        traces.append(msgspec.structs.replace(trace, records=late))
+    found = calibrate(trace_set(traces), MODELS, simulate(MODELS), "two clocks")
+    assert found.visits == len(traces) and found.mape_pct < 1
+    assert found.profile.values()["gemm.s_per_flop"] == pytest.approx(KNOWN["gemm.s_per_flop"], rel=0.02)
+
+
+def test_gross_outliers_among_the_visits_move_little():
+    clean = simulated(rates_mbps=RATES)
+    traces = [disturbed(trace, 4.0 if (k + n) % 10 == 0 else 1.0) for n, trace in enumerate(clean) for k in range(3)]
+    found = calibrate(trace_set(traces), MODELS, simulate(MODELS), "outliers")
+    assert found.mape_pct < 2
+
+
+def test_a_model_without_a_specification_is_refused():
+    with pytest.raises(ConfigError, match="--model"):
+        calibrate(trace_set(simulated()), {"vit192": MODELS["vit192"]}, simulate(MODELS), "unknown")

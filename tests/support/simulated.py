@@ -1,0 +1,80 @@
+"""Traces of known truth: a profile whose terms are known, run through the simulator, with noise put on."""
+
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+
+from prism.backend import Workload
+from prism.cost import CalibratedProfile, Term
+from prism.plan import ExecutionPlan, Mode
+from prism.pooling import TraceFile, TraceSet
+from prism.spec import LinkSpec, ModelSpec
+from prism.trace import Batch, Span, Trace
+from sim.backend import SimBackend, identical
+
+KNOWN = {
+    "gemm.s_per_flop": 1e-11, "attention.s_per_flop": 3e-11, "memory.s_per_byte": 3e-10, "kernel.fixed_s": 5e-5,
+    "block.fixed_s": 6e-4, "exchange.fixed_s": 1e-3, "exchange.s_per_byte": 4e-9, "together.slowdown": 0.3,
+    "roofline.power": 1.0, "overlap.power": 1.0, "link.gain": 0.95, "link.message_s": 1e-3,
+}  # fmt: skip
+PROFILE = CalibratedProfile(
+    name="known", device="none", power_mode="none", note="", staged=False, ranges={}, traces=(),
+    terms=tuple(Term(name=name, value=value, origin="prior", source="a test") for name, value in KNOWN.items()),
+)  # fmt: skip
+
+
+def vit(width: int, tokens: int, blocks: int = 4) -> ModelSpec:
+    return ModelSpec(
+        name=f"vit{width}", family="vit", blocks=blocks, width=width, heads=width // 64, mlp_width=4 * width,
+        tokens=tokens, prefix_tokens=1, patch_values=768, output_width=10,
+    )  # fmt: skip
+
+
+MODELS = {model.name: model for model in (vit(192, 197), vit(768, 101))}
+LOCAL = ExecutionPlan(mode=Mode.LOCAL)
+FULL = ExecutionPlan(mode=Mode.FULL, devices=2)
+MEANS = ExecutionPlan(mode=Mode.SEGMENT_MEANS, devices=2, segments=10)
+PLANS = (LOCAL, FULL, MEANS)
+
+
+def simulated(
+    plans: Sequence[ExecutionPlan] = PLANS, noise: float = 0.0, visits: int = 1, *, batches: Sequence[int] = (1, 4),
+    rates_mbps: Sequence[float] = (400,), models: dict[str, ModelSpec] = MODELS, profile: CalibratedProfile = PROFILE,
+) -> list[Trace]:  # fmt: skip
+    """A trace for each visit of each cell; `noise` makes a whole visit slower or faster."""
+    rng = np.random.default_rng(1)
+    found = []
+    for model in models.values():
+        for plan in plans:
+            for batch in batches:
+                for rate in rates_mbps if plan.ranks > 1 else rates_mbps[:1]:
+                    link = LinkSpec(kind="testbed", rate_bps=rate * 1e6)
+                    backend = SimBackend(identical(profile, profile.model(), plan.ranks, link))
+                    trace = backend.run(plan, Workload(model=model, batch=batch))
+                    found += [disturbed(trace, float(np.exp(noise * rng.standard_normal()))) for _ in range(visits)]
+    return found
+
+
+def disturbed(trace: Trace, factor: float) -> Trace:
+    """A visit that took `factor` times as long, from its first moment on."""
+    origin = min(record.start_ns for record in trace.records if isinstance(record, Batch))
+
+    def late(at_ns: int) -> int:
+        return origin + round(factor * (at_ns - origin))
+
+    def moved(record: Span | Batch) -> Span | Batch:
+        return msgspec.structs.replace(record, start_ns=late(record.start_ns), end_ns=late(record.end_ns))
+
+    records = tuple(moved(r) if isinstance(r, Span | Batch) else r for r in trace.records)
+    return msgspec.structs.replace(trace, records=records)
+
+
+def trace_set(traces: Sequence[Trace]) -> TraceSet:
+    """As if read from files."""
+    return TraceSet(
+        files=tuple(
+            TraceFile(name=f"{number}.jsonl", digest=f"{number:04x}", trace=trace)
+            for number, trace in enumerate(traces)
+        )
+    )
