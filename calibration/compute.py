@@ -31,6 +31,7 @@ TERMS = (
 SLOPES = 3  # the first of TERMS
 ROOFLINE = "roofline.power"  # 1: FLOPs and bytes by turns, 0: the larger side; fit() decides
 MOST_SLOWDOWN = 2.0
+HOT, ROUNDS = (0.7, 1.1), 3  # a block timed over and over finds its weights and rows in caches, a model's doesn't
 ROOFLINE_ROUNDS = 4  # which kernels are bound by memory settles in two or three
 MERGED = {"compress": "attend"}  # a block's exchange begins with the one and ends with the other
 Array = NDArray[np.float64]
@@ -168,19 +169,27 @@ def _fit(steps: Sequence[Step], seconds: Array, known: Mapping[str, float]) -> t
     )
     design = np.array([features(s, known) for s in steps]) * (weight / seconds)[:, None]
     together = np.array([s.together for s in steps])
+    probed = np.array([bool(s.shape) for s in steps])
 
-    def solved(slowdown: float) -> tuple[Array, float]:
+    def solved(slowdown: float, hot: float) -> tuple[Array, float]:
         stretched = design.copy()
+        stretched[probed] *= hot
         stretched[together, :SLOPES] *= 1.0 + slowdown
         scale = np.linalg.norm(stretched, axis=0)
         scale[scale == 0] = 1.0
         found, misfit = nnls(stretched / scale, weight)
         return found / scale, misfit
 
-    slowdown = 0.0
-    if together.any() and not together.all():  # else nothing tells it from the slopes
-        slowdown = minimize_scalar(lambda s: solved(s)[1], bounds=(0.0, MOST_SLOWDOWN), method="bounded").x
-    found, misfit = solved(slowdown)
+    slowdown, hot = 0.0, 1.0
+    told = together.any() and not together.all()  # else nothing tells it from the slopes
+    for _ in range(ROUNDS if told or probed.any() else 0):
+        if told:
+            slowdown = minimize_scalar(
+                lambda s: solved(s, hot)[1], bounds=(0.0, MOST_SLOWDOWN), method="bounded"
+            ).x
+        if probed.any() and not probed.all():
+            hot = minimize_scalar(lambda h: solved(slowdown, h)[1], bounds=HOT, method="bounded").x
+    found, misfit = solved(slowdown, hot)
     return dict(zip(TERMS, [*map(float, found), float(slowdown)], strict=True)), float(misfit)
 
 

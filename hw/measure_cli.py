@@ -206,12 +206,19 @@ def profile(
     ] = None,
     cluster: Annotated[Path | None, typer.Option(help="cluster.toml: measure on several machines.")] = None,
     repeats: Annotated[int | None, typer.Option(min=1, help="Visits of each cell.")] = None,
+    active: Annotated[
+        bool, typer.Option("--active", help="Choose each next visit by the regret it is expected to save.")
+    ] = False,
+    target: Annotated[
+        float, typer.Option(min=0, help="With --active: stop a model at this expected regret, in per cent.")
+    ] = 1.0,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the cells and the estimated time.")
     ] = False,
     as_json: Json = False,
 ) -> None:
     """Measure a sweep, cell by cell, repeats interleaved; killed at any point it goes on where it stopped."""
+    from hw.active import chosen
     from hw.profile import pending, run_sweep
 
     sweep = load_toml(config, SweepConfig)
@@ -225,18 +232,25 @@ def profile(
     if dry_run:
         _print_plan(todo, done, estimates, as_json)
         return
+    expected: dict[str, float] = {}
+    order = chosen(sweep, folder, specs, target, expected.__setitem__) if active else iter
     with _visit_bar(estimates, done, quiet=as_json) as on_done:
-        run_sweep(sweep, folder, spec, command_line(), on_done)
-    result = {
+        run_sweep(sweep, folder, spec, command_line(), on_done, order)
+    missing, now = pending(sweep, folder)
+    result: dict[str, object] = {
         "folder": str(folder),
         "cells": len(sweeps.cells(sweep)),
-        "visits": done + len(todo),
-        "new": len(todo),
+        "visits": now,
+        "new": now - done,
     }
+    if active:
+        result |= {"not_needed": len(missing), "expected_regret_pct": expected}
     if as_json:
         print(msgspec.json.encode(result).decode())
         return
     print(f"{result['cells']} cells, {result['visits']} visits ({result['new']} new) in {folder}")
+    for model, regret in expected.items():
+        print(f"{model}: its decisions are expected to cost {regret:.2f} % of latency")
     print(f"Next: prism-hw map {folder} --output map.json")
 
 

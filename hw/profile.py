@@ -3,7 +3,7 @@
 import fcntl
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from prism.spec import ClusterSpec
 
 MANIFEST = "sweep.json"
 Report = Callable[[Visit], None]
+Order = Callable[[Sequence[Visit]], Iterable[Visit]]  # visits to make, one by one: a later one may look at an earlier trace
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,10 +46,10 @@ def pending(sweep: SweepConfig, folder: Path) -> tuple[list[Visit], int]:
 
 
 def run_sweep(
-    sweep: SweepConfig, folder: Path, spec: ClusterSpec | None, command: str, on_done: Report
+    sweep: SweepConfig, folder: Path, spec: ClusterSpec | None, command: str, on_done: Report, order: Order = iter
 ) -> None:
     """Measure what the folder lacks, on this machine or, as the terminal, on a cluster. Each visit's trace
-    appears under its name when it is whole."""
+    appears under its name when it is whole. order: which of the missing visits are made, by default all of them."""
     if (sweep.link == "network") != (spec is not None) or (spec and sweep.devices != (len(spec.devices),)):
         size = f"devices = [{len(spec.devices)}]" if spec else "no cluster"
         raise ConfigError(
@@ -64,28 +65,28 @@ def run_sweep(
             msgspec.json.encode(Manifest(digest=sweep.digest(), command=command, sweep=sweep)),
         )
         for _, group in itertools.groupby(todo, key=lambda visit: visit.ranks):
-            _session(list(group), folder, spec, command, on_done)
+            _session(list(group), folder, spec, command, on_done, order)
 
 
 def _session(
-    group: Sequence[Visit], folder: Path, spec: ClusterSpec | None, command: str, on_done: Report
+    group: Sequence[Visit], folder: Path, spec: ClusterSpec | None, command: str, on_done: Report, order: Order
 ) -> None:
     """Visits that the same ranks make, from their start to their end."""
     if spec is not None:
         job = cluster_job(spec, 0, group[0].config.threads, group[0].config.timeout_s, command)
         with scratch() as place, Ranks([job], place) as ranks:
-            _visit(group, ranks, folder, lambda _: None, on_done)
+            _visit(order(group), ranks, folder, lambda _: None, on_done)
             ranks.finish()
         return
     links = [visit.config.link_spec() for visit in group]
     shaped = next((link for link in links if link.rate_bps is not None), links[0])
     ranks_needed = max(visit.config.plan().ranks for visit in group)
     with Site(shaped, ranks_needed, group[0].config) as site, Ranks(site.jobs(command), site.folder) as ranks:
-        _visit(group, ranks, folder, site.set_rate, on_done)
+        _visit(order(group), ranks, folder, site.set_rate, on_done)
 
 
 def _visit(
-    group: Sequence[Visit], ranks: Ranks, folder: Path, set_rate: Callable[[float], None], on_done: Report
+    group: Iterable[Visit], ranks: Ranks, folder: Path, set_rate: Callable[[float], None], on_done: Report
 ) -> None:
     rate: float | None = None
     for visit in group:

@@ -1,0 +1,103 @@
+"""How many visits active profiling saves, replayed on the measured traces of results/scaled_grid.
+
+    python experiments/active_profiling.py
+
+The policy that `prism-hw profile --active` runs chooses visits one by one and is handed the visits that were measured,
+in their order; a shuffled order is the other way to use the same traces. Printed and written to
+results/active_profiling/summary.json: the visits after which the decisions stay those of the full grid on every pair
+outside of near ties, and the regret, against the full grid's medians, where the policy stops by itself.
+"""
+
+import random
+import statistics
+import tarfile
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from calibration.active import Candidate, candidate, pick
+from prism.perfmap import Cell, build_map
+from prism.pooling import read_traces
+from prism.zoo import describe
+
+RESULTS = Path(__file__).parent / "results"
+TRACES = RESULTS / "scaled_grid" / "traces.tar.xz"
+TARGET_PCT = 1.0
+SHUFFLES = 20
+Choose = Callable[[list[list[float]]], int | None]
+
+
+def load() -> list[Cell]:
+    with tempfile.TemporaryDirectory() as folder, tarfile.open(TRACES) as archive:
+        archive.extractall(folder, filter="data")
+        return list(build_map(read_traces([Path(folder) / "scaled_grid"])).cells)
+
+
+def wrong(cells: Sequence[Cell], visits: Sequence[Sequence[float]]) -> tuple[int, float]:
+    """Decisions that differ from the full grid's outside of near ties, and the mean regret over all pairs. What was not
+    visited is decided as local."""
+    local = {cell.batch: k for k, cell in enumerate(cells) if cell.plan.ranks == 1}
+    differ, lost = 0, []
+    for k, cell in enumerate(cells):
+        if cell.plan.ranks == 1:
+            continue
+        twin = local[cell.batch]
+        known = bool(visits[k] and visits[twin])
+        distribute = known and statistics.median(visits[k]) < statistics.median(visits[twin])
+        ours, theirs = cell.latency_ms.p50, cells[twin].latency_ms.p50
+        lost.append((ours if distribute else theirs) / min(ours, theirs) - 1)
+        differ += not cell.within_noise(cells[twin]) and distribute != (ours < theirs)
+    return differ, 100 * statistics.fmean(lost)
+
+
+def replay(cells: Sequence[Cell], choose: Choose) -> dict[str, Any]:
+    """Visits until the decisions stay right, and where the chooser stops."""
+    visits: list[list[float]] = [[] for _ in cells]
+    history = [wrong(cells, visits)]
+    while (place := choose(visits)) is not None:
+        visits[place].append(cells[place].visit_p50_ms[len(visits[place])])
+        history.append(wrong(cells, visits))
+    settled = max((k + 1 for k, (differ, _) in enumerate(history) if differ), default=0)
+    return {
+        "visits": len(history) - 1, "decisions_wrong_at_end": history[-1][0], "regret_pct_at_end": history[-1][1],
+        "visits_until_decisions_stay": settled if settled < len(history) else None,
+    }  # fmt: skip
+
+
+def actively(cells: Sequence[Cell], candidates: Sequence[Candidate]) -> Choose:
+    def choose(visits: list[list[float]]) -> int | None:
+        found = pick(candidates, visits, min(cell.visits for cell in cells))
+        return None if found.regret_pct <= TARGET_PCT else found.place
+
+    return choose
+
+
+def shuffled(cells: Sequence[Cell], seed: int) -> Choose:
+    order = [k for repeat in range(5) for k in random.Random(f"{seed}-{repeat}").sample(range(len(cells)), len(cells))]
+    todo = iter(order)
+    return lambda visits: next((k for k in todo if len(visits[k]) < cells[k].visits), None)
+
+
+def main() -> None:
+    found: dict[str, Any] = {"target_regret_pct": TARGET_PCT}
+    cells = load()
+    for model in sorted({cell.model for cell in cells}):
+        mine, spec = [cell for cell in cells if cell.model == model], describe(model)
+        candidates = [candidate(spec, cell.plan, cell.batch, cell.link, cell.tokens) for cell in mine]
+        orders = [replay(mine, shuffled(mine, seed)) for seed in range(SHUFFLES)]
+        found[model] = {
+            "cells": len(mine), "visits_full_grid": sum(cell.visits for cell in mine),
+            "active": replay(mine, actively(mine, candidates)),
+            "shuffled_visits_until_decisions_stay": sorted(each["visits_until_decisions_stay"] for each in orders),
+        }  # fmt: skip
+    text = msgspec.json.format(msgspec.json.encode(found), indent=1)
+    print(text.decode())
+    (RESULTS / "active_profiling").mkdir(exist_ok=True)
+    (RESULTS / "active_profiling" / "summary.json").write_bytes(text + b"\n")
+
+
+if __name__ == "__main__":
+    main()
