@@ -45,7 +45,9 @@ class Pick(NamedTuple):
     regret_pct: float
 
 
-def candidate(model: ModelSpec, plan: ExecutionPlan, batch: int, link: LinkSpec, tokens: int | None) -> Candidate:
+def candidate(
+    model: ModelSpec, plan: ExecutionPlan, batch: int, link: LinkSpec, tokens: int | None
+) -> Candidate:
     """A cell of a sweep and its features: FLOPs of the busiest rank, seconds on the air, bytes, exchanges, one."""
     graph = build(model, plan, batch, tokens)
     shared = plan.ranks > 1
@@ -98,7 +100,9 @@ def _pairs(candidates: Sequence[Candidate]) -> list[tuple[int, int]]:
     return [(place, local[each.batch]) for place, each in enumerate(candidates) if each.plan.ranks > 1]
 
 
-def _posterior(candidates: Sequence[Candidate], visits: Sequence[Sequence[float]]) -> tuple[Array, Array, float]:
+def _posterior(
+    candidates: Sequence[Candidate], visits: Sequence[Sequence[float]]
+) -> tuple[Array, Array, float]:
     """Mean and covariance of the logarithm of every candidate's latency, and the deviation of one visit's."""
     seen = [place for place, each in enumerate(visits) if each]
     medians = np.array([np.median(visits[place]) for place in seen])

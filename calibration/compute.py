@@ -10,7 +10,7 @@ launches and works one after the other (overlap.power 1), as a CPU does. A kerne
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -31,7 +31,10 @@ TERMS = (
 SLOPES = 3  # the first of TERMS
 ROOFLINE = "roofline.power"  # 1: FLOPs and bytes by turns, 0: the larger side; fit() decides
 MOST_SLOWDOWN = 2.0
-HOT, ROUNDS = (0.7, 1.1), 3  # a block timed over and over finds its weights and rows in caches, a model's doesn't
+HOT, ROUNDS = (
+    (0.7, 1.1),
+    3,
+)  # a block timed over and over finds its weights and rows in caches, a model's doesn't
 ROOFLINE_ROUNDS = 4  # which kernels are bound by memory settles in two or three
 MERGED = {"compress": "attend"}  # a block's exchange begins with the one and ends with the other
 Array = NDArray[np.float64]
@@ -184,13 +187,15 @@ def _fit(steps: Sequence[Step], seconds: Array, known: Mapping[str, float]) -> t
     told = together.any() and not together.all()  # else nothing tells it from the slopes
     for _ in range(ROUNDS if told or probed.any() else 0):
         if told:
-            slowdown = minimize_scalar(
-                lambda s: solved(s, hot)[1], bounds=(0.0, MOST_SLOWDOWN), method="bounded"
-            ).x
+            slowdown = _least(lambda s, h=hot: solved(s, h)[1], (0.0, MOST_SLOWDOWN))
         if probed.any() and not probed.all():
-            hot = minimize_scalar(lambda h: solved(slowdown, h)[1], bounds=HOT, method="bounded").x
+            hot = _least(lambda h, s=slowdown: solved(s, h)[1], HOT)
     found, misfit = solved(slowdown, hot)
     return dict(zip(TERMS, [*map(float, found), float(slowdown)], strict=True)), float(misfit)
+
+
+def _least(misfit: Callable[[float], float], bounds: tuple[float, float]) -> float:
+    return float(minimize_scalar(misfit, bounds=bounds, method="bounded").x)
 
 
 def covariance(steps: Sequence[Step], draws: int = 200, seed: int = 0) -> Array:

@@ -76,7 +76,11 @@ def actively(cells: Sequence[Cell], candidates: Sequence[Candidate]) -> Choose:
 
 
 def shuffled(cells: Sequence[Cell], seed: int) -> Choose:
-    order = [k for repeat in range(5) for k in random.Random(f"{seed}-{repeat}").sample(range(len(cells)), len(cells))]
+    order = [
+        k
+        for repeat in range(5)
+        for k in random.Random(f"{seed}-{repeat}").sample(range(len(cells)), len(cells))
+    ]
     todo = iter(order)
     return lambda visits: next((k for k in todo if len(visits[k]) < cells[k].visits), None)
 

@@ -11,8 +11,10 @@ cost, which the summary then says.
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,7 +28,7 @@ from hw.job import RunConfig
 from hw.sweep import SweepConfig
 from hw.sweep import cells as cells_of
 from prism.config import load_json, load_toml
-from prism.cost import CalibratedProfile
+from prism.cost import PROFILES, CalibratedProfile
 from prism.errors import PrismError
 from prism.perfmap import Cell, PerformanceMap, build_map
 from prism.pooling import TraceSet, read_traces
@@ -99,9 +101,12 @@ def key_of(cell: Cell, tokens: int | None) -> str:
 
 def predicted(profile: CalibratedProfile, folder: Path) -> Predicted:
     """Guesses of every cell that will be measured: from the file where there is one, else made now."""
-    path = folder / "predictions.json"
+    path, digest = folder / "predictions.json", hashlib.sha256(msgspec.json.encode(profile)).hexdigest()
     if path.exists():
-        return load_json(path, Predicted)
+        known = load_json(path, Predicted)
+        if known.profile != digest:
+            raise PrismError(f"{path} was made from another profile; delete it to predict again")
+        return known
     points: dict[str, Point] = {}
     for name in HELD_OUT:
         sweep = load_toml(CONFIGS / f"{name}.toml", SweepConfig)
@@ -113,7 +118,6 @@ def predicted(profile: CalibratedProfile, folder: Path) -> Predicted:
             link = LinkSpec() if config.plan().ranks == 1 else config.link_spec()
             points[key(config)] = Point(model=spec, plan=config.plan(), batch=config.batch, link=link)
     guesses = pooled(guess_of(profile, DRAWS, SEED), list(points.values()), os.cpu_count() or 1)
-    digest = hashlib.sha256(msgspec.json.encode(profile)).hexdigest()
     found = Predicted(created=now_text(), profile=digest, guesses=dict(zip(points, guesses, strict=True)))
     path.write_bytes(msgspec.json.encode(found))
     return found
@@ -167,8 +171,36 @@ def summary(
     }  # fmt: skip
 
 
+def _publish(output: Path) -> None:
+    """Raw traces as two archives, so that what was fitted and what was held out stay apart."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for name in ("summary.json", "report.html", "calibration.html", "predictions.json"):
+        shutil.copy(output / name, RESULTS / name)
+    profile = msgspec.structs.replace(load_json(output / "profile.json", CalibratedProfile), name="x86-core")
+    (PROFILES / "x86-core.json").write_bytes(
+        msgspec.json.format(msgspec.json.encode(profile), indent=1) + b"\n"
+    )
+    for archive, members in (("calibration", ("calibration", "probes.jsonl")), ("held_out", HELD_OUT)):
+        with tarfile.open(RESULTS / f"{archive}.tar.xz", "w:xz") as packed:
+            for member in members:
+                packed.add(output / member, f"unseen_models/{member}", filter=_plain)
+
+
+def _plain(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    """Without the lock, and without what tells whose machine it was."""
+    if member.name.endswith(".lock"):
+        return None
+    member.uid = member.gid = 0
+    member.uname = member.gname = ""
+    return member
+
+
 def main(
     output: Annotated[Path, typer.Option(help="Folder of traces and results.")] = Path("out/unseen_models"),
+    publish: Annotated[
+        bool,
+        typer.Option(help="Put results and raw traces into the repository, and the profile in as x86-core."),
+    ] = False,
     only_predict: Annotated[bool, typer.Option(help="Stop before the held-out models are measured.")] = False,
 ) -> None:
     output.mkdir(parents=True, exist_ok=True)
@@ -190,6 +222,8 @@ def main(
     (output / "summary.json").write_bytes(text + b"\n")
     for goal in pages.goals(report.scores):
         print(*goal.row(), sep="  ")
+    if publish:
+        _publish(output)
     print(f"Leave one model out: {found.left_out_mape_pct}")
 
 

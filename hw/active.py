@@ -14,10 +14,14 @@ from prism.pooling import whole_batches
 from prism.spec import LinkSpec, ModelSpec
 from prism.trace import read_trace
 
-Said = Callable[[str, float], None]  # a model, and the regret per cent that its decisions are expected to cost
+Said = Callable[
+    [str, float], None
+]  # a model, and the regret per cent that its decisions are expected to cost
 
 
-def chosen(sweep: SweepConfig, folder: Path, specs: Mapping[str, ModelSpec], target_pct: float, said: Said) -> Order:
+def chosen(
+    sweep: SweepConfig, folder: Path, specs: Mapping[str, ModelSpec], target_pct: float, said: Said
+) -> Order:
     """An order that goes from model to model (loading one takes long) and stays with one until its decisions are
     expected to cost at most `target_pct` of latency, or every cell has its repeats."""
 
@@ -40,7 +44,9 @@ def _of_model(
     times: dict[str, list[float]] = defaultdict(list)
     files = [[file_name(config, repeat) for repeat in range(sweep.repeats)] for config in configs]
     while True:
-        for name in (name for each in files for name in each if name not in times and (folder / name).exists()):
+        for name in (
+            name for each in files for name in each if name not in times and (folder / name).exists()
+        ):
             times[name] = [(b.end_ns - b.start_ns) / 1e6 for b in whole_batches(read_trace(folder / name))]
         visits = [[float(np.median(times[name])) for name in each if times.get(name)] for each in files]
         found = pick(candidates, visits, sweep.repeats)

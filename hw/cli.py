@@ -13,8 +13,9 @@ from rich.console import Console
 from hw import job, launch, measure_cli
 from hw.measure_cli import Json
 from hw.scratch import scratch
-from hw.terminal import bar, write_file
+from hw.terminal import bar
 from prism import command
+from prism.command import write_file
 from prism.config import convert, load_toml
 from prism.errors import ConfigError
 from prism.metrics import summarise

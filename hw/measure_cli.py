@@ -21,8 +21,8 @@ from hw.linkreport import LinkConfig
 from hw.probecells import ProbeConfig
 from hw.scratch import scratch
 from hw.sweep import SweepConfig, Visit
-from hw.terminal import bar, write_file
-from prism.command import command_line
+from hw.terminal import bar
+from prism.command import command_line, write_file
 from prism.config import load_toml
 from prism.errors import ConfigError, ExchangeError
 from prism.spec import ClusterSpec, LinkSpec, ModelSpec

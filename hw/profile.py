@@ -20,7 +20,9 @@ from prism.spec import ClusterSpec
 
 MANIFEST = "sweep.json"
 Report = Callable[[Visit], None]
-Order = Callable[[Sequence[Visit]], Iterable[Visit]]  # visits to make, one by one: a later one may look at an earlier trace
+Order = Callable[
+    [Sequence[Visit]], Iterable[Visit]
+]  # visits to make, one by one: a later one may look at an earlier trace
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,7 +48,12 @@ def pending(sweep: SweepConfig, folder: Path) -> tuple[list[Visit], int]:
 
 
 def run_sweep(
-    sweep: SweepConfig, folder: Path, spec: ClusterSpec | None, command: str, on_done: Report, order: Order = iter
+    sweep: SweepConfig,
+    folder: Path,
+    spec: ClusterSpec | None,
+    command: str,
+    on_done: Report,
+    order: Order = iter,
 ) -> None:
     """Measure what the folder lacks, on this machine or, as the terminal, on a cluster. Each visit's trace
     appears under its name when it is whole. order: which of the missing visits are made, by default all of them."""
@@ -69,7 +76,12 @@ def run_sweep(
 
 
 def _session(
-    group: Sequence[Visit], folder: Path, spec: ClusterSpec | None, command: str, on_done: Report, order: Order
+    group: Sequence[Visit],
+    folder: Path,
+    spec: ClusterSpec | None,
+    command: str,
+    on_done: Report,
+    order: Order,
 ) -> None:
     """Visits that the same ranks make, from their start to their end."""
     if spec is not None:

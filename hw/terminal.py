@@ -2,23 +2,12 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
 from hw.job import Progress
-from prism.errors import ConfigError
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Raises ConfigError where it can't be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    except OSError as error:
-        raise ConfigError(f"{path} can't be written ({error}); choose another place") from None
 
 
 @contextlib.contextmanager

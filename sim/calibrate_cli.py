@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from calibration.fit import Calibration
-from prism.command import command_line
+from prism.command import command_line, write_file
 from prism.cost import CalibratedProfile, load_profile
 from prism.errors import ConfigError
 from prism.perfmap import Cell, PerformanceMap, build_map
@@ -47,9 +47,9 @@ def calibrate_command(
     models = _models(known, model)
     probed = [record for path in probes or [] for record in _probes(path)]
     found = calibrate(known, models, simulate(models), output.stem, probed, command_line())
-    write(output, msgspec.json.format(msgspec.json.encode(found.profile), indent=1) + b"\n")
+    write_file(output, msgspec.json.format(msgspec.json.encode(found.profile), indent=1) + b"\n")
     if html:
-        write(html, pages.fit_page(found, command_line()).encode())
+        write_file(html, pages.fit_page(found, command_line()).encode())
     if json:
         print(msgspec.json.encode(found).decode())
         return
@@ -101,10 +101,10 @@ def compare_command(
         page = pages.comparison_page(
             report, used, in_fit, command_line(), f"{used.name} against measurements"
         )
-        write(output, page.encode() if output.suffix == ".html" else msgspec.json.encode(report))
+        write_file(output, page.encode() if output.suffix == ".html" else msgspec.json.encode(report))
     if lanes:
         worst = max(report.rows, key=lambda row: abs(row.error_pct)).cell
-        write(lanes, side_by_side(used, known, models, worst))
+        write_file(lanes, side_by_side(used, known, models, worst))
     if json:
         print(msgspec.json.encode(report).decode())
         return
@@ -175,12 +175,3 @@ def _probes(path: Path) -> Iterable[Probe]:
     if not probes:
         raise ConfigError(f"{path} holds no probes; give the file that prism-hw probe wrote")
     return probes
-
-
-def write(path: Path, data: bytes) -> None:
-    """Raises ConfigError where it can't be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    except OSError as error:
-        raise ConfigError(f"{path} can't be written ({error}); choose another place") from None

@@ -11,7 +11,7 @@ import msgspec
 from markupsafe import Markup
 from rich.table import Table
 
-from prism.command import command_line
+from prism.command import command_line, write_file
 from prism.errors import ConfigError
 from sim.flip import Flip, Influence
 from sim.grid import Result
@@ -156,30 +156,25 @@ def page(
 
 def write(path: Path, whole: Any, rows: Sequence[dict[str, Any]], html: str) -> None:
     """A file by its suffix: .json, .csv, .parquet or .html. Raises ConfigError."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".json":
-            path.write_bytes(msgspec.json.format(msgspec.json.encode(whole), indent=1) + b"\n")
-        elif path.suffix == ".html":
-            path.write_text(html, encoding="utf-8")
-        elif path.suffix in (".csv", ".parquet"):
-            _frame(path, rows)
-        else:
-            raise ConfigError(
-                f"{path}: suffix {path.suffix!r} is unknown; use .json, .csv, .parquet or .html"
-            )
-    except OSError as error:
-        raise ConfigError(f"{path} can't be written ({error}); choose another place") from None
+    if path.suffix == ".json":
+        data = msgspec.json.format(msgspec.json.encode(whole), indent=1) + b"\n"
+    elif path.suffix == ".html":
+        data = html.encode()
+    elif path.suffix in (".csv", ".parquet"):
+        data = _frame(path, rows)
+    else:
+        raise ConfigError(f"{path}: suffix {path.suffix!r} is unknown; use .json, .csv, .parquet or .html")
+    write_file(path, data)
 
 
-def _frame(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+def _frame(path: Path, rows: Sequence[dict[str, Any]]) -> bytes:
     import pandas as pd
 
     frame = pd.DataFrame(list(rows))
     if path.suffix == ".csv":
-        frame.to_csv(path, index=False)
-        return
+        return frame.to_csv(index=False).encode()
     try:
-        frame.to_parquet(path, index=False)
+        packed: bytes = frame.to_parquet(index=False)
     except ImportError:
         raise ConfigError(f"{path}: Parquet needs pyarrow; pip install pyarrow, or write .csv") from None
+    return packed

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from support.simulated import KNOWN, MODELS, PLANS, disturbed, simulated, vit
+from support.simulated import KNOWN, MODELS, PLANS, simulated, vit
 
 from calibration.compute import ROOFLINE, TERMS, Step, covariance, features, fit, steps_of, steps_of_probes
 from hw.probecells import cells
@@ -93,3 +93,4 @@ def test_the_measured_profile_is_built_in() -> None:
     profile = load_profile("x86-core")
     assert profile.values()["together.slowdown"] > 0 and not profile.staged
     assert profile.outside({"batch": 8, "width": 768}) == [] and profile.outside({"batch": 16}) != []
+    assert profile.taken.wires == ("fp32", "int4")

@@ -70,7 +70,7 @@ def test_a_clock_that_jumps_leaves_its_trace_out():
     traces = simulated(rates_mbps=RATES)
     records = list(traces[1].records)
     place = next(k for k, record in enumerate(records) if isinstance(record, Span))
-    records[place] = msgspec.structs.replace(records[place], start_ns=-10**9)
+    records[place] = msgspec.structs.replace(records[place], start_ns=-(10**9))
     jumped = msgspec.structs.replace(traces[1], records=tuple(records))
     found = calibrate(trace_set([traces[0], jumped, *traces[2:]]), MODELS, simulate(MODELS), "jump")
     assert found.visits == len(traces) - 1
@@ -94,7 +94,9 @@ def test_two_hosts_whose_clocks_differ_within_their_error_are_kept():
 
 def test_gross_outliers_among_the_visits_move_little():
     clean = simulated(rates_mbps=RATES)
-    traces = [disturbed(trace, 4.0 if (k + n) % 10 == 0 else 1.0) for n, trace in enumerate(clean) for k in range(3)]
+    traces = [
+        disturbed(trace, 4.0 if (k + n) % 10 == 0 else 1.0) for n, trace in enumerate(clean) for k in range(3)
+    ]
     found = calibrate(trace_set(traces), MODELS, simulate(MODELS), "outliers")
     assert found.mape_pct < 2
 

@@ -205,3 +205,30 @@ def test_a_cluster_is_swept_by_its_terminal(tmp_path):
     assert json.loads(done.stdout)["visits"] == 2 * (2 + 2 * 2)
     headers = [read_trace(path).header for path in (tmp_path / "out").glob("*.jsonl")]
     assert {header.link for header in headers} == {"loopback", "network"}
+
+
+def test_a_share_of_the_lines_is_the_seeds_and_keeps_local():
+    half = msgspec.structs.replace(SWEEP, share=0.5, devices=(2,))
+    found = [config for config, _ in cells(half)]
+    lines = Counter((c.model, c.batch, c.mode, c.segments, c.wire) for c in found if c.mode is not Mode.LOCAL)
+    assert set(lines.values()) == {len(SWEEP.rates)}, "a line is measured over all rates, for its break-even"
+    assert Counter(model for model, *_ in lines) == {"a": 6, "b": 6}
+    assert sum(config.mode is Mode.LOCAL for config in found) == 4
+    assert found == [config for config, _ in cells(half)]
+    other = [config for config, _ in cells(msgspec.structs.replace(half, seed=1))]
+    assert [c.mode for c in found] != [c.mode for c in other] or [c.wire for c in found] != [
+        c.wire for c in other
+    ]
+
+
+def test_active_profiling_stops_when_its_decisions_are_good_enough(tmp_path):
+    done = profile(tmp_path / "s.toml", tmp_path / "out", "--active", "--target", "5", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["visits"] + found["not_needed"] == 2 * found["cells"]
+    assert found["visits"] < 2 * found["cells"] or found["expected_regret_pct"]["fashion-vit"] > 5
+    assert len(list((tmp_path / "out").glob("*.jsonl"))) == found["visits"]
+    again = json.loads(
+        profile(tmp_path / "s.toml", tmp_path / "out", "--active", "--target", "5", "--json").stdout
+    )
+    assert again["new"] == 0 or again["expected_regret_pct"]["fashion-vit"] > 5

@@ -8,9 +8,10 @@ from pathlib import Path
 import msgspec
 import pytest
 from support.profiles import VIT
+from support.simulated import FULL, LOCAL, MODELS, simulated
 
 from prism.metrics import summarise
-from prism.trace import read_trace
+from prism.trace import read_trace, write_trace
 
 ROOT = Path(__file__).parents[2]
 RUN = "import sys; from sim.cli import app, main; {before}main()"
@@ -72,7 +73,9 @@ def test_a_name_needs_no_weights(tmp_path):
 
 
 def test_every_command_has_an_example(tmp_path):
-    for name in ("predict", "crossover", "what-if", "serve-sim", "sensitivity", "trace", "workload"):
+    for name in (
+        "predict", "crossover", "what-if", "serve-sim", "sensitivity", "trace", "workload", "calibrate", "compare",
+    ):  # fmt: skip
         assert f"Example: prism-sim {name}" in run(tmp_path, name, "--help").replace("\n", " ")
 
 
@@ -150,3 +153,51 @@ def test_serving_and_sensitivity(tmp_path):
 def test_bad_input_is_one_line(tmp_path, arguments, part):
     error = run(tmp_path, *arguments, code=2)
     assert part in error and len(error.strip().splitlines()) == 1
+
+
+def measured(folder: Path, name: str, **fields) -> list[str]:
+    """A folder of traces, and the flags that name their models' shapes."""
+    (folder / name).mkdir()
+    for number, trace in enumerate(
+        simulated((LOCAL, FULL), visits=3, noise=0.01, rates_mbps=(50, 400), **fields)
+    ):
+        write_trace(folder / name / f"{number}.jsonl", trace.header, trace.records)
+    flags = []
+    for model in MODELS.values():
+        (folder / f"{model.name}.json").write_bytes(msgspec.json.encode(model))
+        flags += ["--model", f"{model.name}={model.name}.json"]
+    return flags
+
+
+def test_calibrate_then_compare(tmp_path):
+    flags = measured(tmp_path, "seen")
+    text = run(tmp_path, "calibrate", "seen", "-o", "pair.json", "--html", "pair.html", *flags)
+    assert "gemm.s_per_flop" in text and "from the other models alone" in text
+    assert "Each model from the others alone" in (tmp_path / "pair.html").read_text()
+    measured(tmp_path, "held", batches=(2,))
+    arguments = ["compare", "held", "--profile", "pair.json", *flags, "--reference", "seen", "--draws", "20"]
+    found = json.loads(run(tmp_path, *arguments, "--json", "-o", "report.html", "--lanes", "lanes.json"))
+    assert found["scores"]["latency_mape_pct"] < 5 and len(found["rows"]) == 6
+    assert set(found["scores"]["baselines"]) >= {"always local", "nearest profiled model"}
+    assert "No trace of this comparison" in (tmp_path / "report.html").read_text()
+    lanes = json.loads((tmp_path / "lanes.json").read_text())["traceEvents"]
+    assert len({event["pid"] for event in lanes}) in (2, 4), "each rank twice: measured and simulated"
+    assert "part of the profile's fit" in run(tmp_path, "compare", "seen", "--profile", "pair.json", *flags)
+    predicted = json.loads(run(tmp_path, "predict", "vit192.json", "--profile", "pair.json", "--json"))
+    assert predicted[0]["tag"] == "calibrated"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["calibrate", "nowhere"], "doesn't exist"),
+        (["calibrate", "seen", "--model", "vit192"], "NAME=SPEC.json"),
+        (["calibrate", "seen/0.jsonl", "--model", "vit192=vit192.json"], "1 cells"),
+        (["compare", "seen", "--profile", "none.json"], "neither built in nor a file"),
+        (["compare", "seen", "--profile", "orin-nano", "-o", "report.txt"], ".html or .json"),
+    ],
+)
+def test_traces_that_carry_no_answer_are_refused_in_one_line(tmp_path, arguments, words):
+    flags = measured(tmp_path, "seen")
+    error = run(tmp_path, *arguments, *(flags if "none.json" in arguments else []), code=2)
+    assert words in error and error.count("\n") == 1

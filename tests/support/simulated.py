@@ -52,7 +52,9 @@ def simulated(
                     link = LinkSpec(kind="testbed", rate_bps=rate * 1e6)
                     backend = SimBackend(identical(profile, profile.model(), plan.ranks, link))
                     trace = backend.run(plan, Workload(model=model, batch=batch))
-                    found += [disturbed(trace, float(np.exp(noise * rng.standard_normal()))) for _ in range(visits)]
+                    found += [
+                        disturbed(trace, float(np.exp(noise * rng.standard_normal()))) for _ in range(visits)
+                    ]
     return found
 
 
