@@ -1,16 +1,16 @@
 """Seconds of compute steps from traces and probes: one relative-weighted, non-negative line over the cost model's terms.
 
-    step = s (gemm FLOPs * a + attention FLOPs * b + memory bytes * c) + kernels * d + block * e
+    step = gemm FLOPs * a + attention FLOPs * b + s memory bytes * c + kernels * d + block * e
            + exchanged * f + moved bytes * g
 
-with s = 1 for one rank alone and 1 + together.slowdown for several. That is prism.cost's step for a device that
+with s = 1 for one rank alone and 1 + together.slowdown for several, which share a memory. That is prism.cost's step for a device that
 launches and works one after the other (overlap.power 1), as a CPU does. A kernel counts with its FLOPs and its bytes
 (roofline.power 1) or with the larger side alone (0), whichever fits better. Medians come first, then relative weights
 (see docs of alphabeta.py), each step weighing by its share of the batch, each probe as a cell.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -28,15 +28,13 @@ TERMS = (
     "gemm.s_per_flop", "attention.s_per_flop", "memory.s_per_byte", "kernel.fixed_s", "block.fixed_s",
     "exchange.fixed_s", "exchange.s_per_byte", "together.slowdown",
 )  # fmt: skip
-SLOPES = 3  # the first of TERMS
+MEMORY = TERMS.index("memory.s_per_byte")
 ROOFLINE = "roofline.power"  # 1: FLOPs and bytes by turns, 0: the larger side; fit() decides
-MOST_SLOWDOWN = 2.0
-HOT, ROUNDS = (
-    (0.7, 1.1),
-    3,
-)  # a block timed over and over finds its weights and rows in caches, a model's doesn't
+# A block timed over and over finds its weights and rows in caches, a model's doesn't: by how much is fitted along
+HOT = (0.7, 1.1)
 ROOFLINE_ROUNDS = 4  # which kernels are bound by memory settles in two or three
-MERGED = {"compress": "attend"}  # a block's exchange begins with the one and ends with the other
+# A rank's block is fitted as a whole: what an exchange costs the core falls on its steps as the link has it
+MERGED = {"compress": "block", "project": "block", "attend": "block"}
 Array = NDArray[np.float64]
 
 
@@ -82,10 +80,10 @@ def _step(
     together = header.plan.ranks > 1
     graph = build(msgspec.structs.replace(model, blocks=1), header.plan, header.batch, header.tokens)
     return Step(
-        cell=cell, op=op, block=op in ("attend", "block"), exchanged=together and op == "attend", seconds=seconds,
+        cell=cell, op=op, block=op == "block", exchanged=together and op == "block", seconds=seconds,
         kernels=tuple(kernel for each in _operations(graph, rank, op) for kernel in each.kernels),
-        times=model.blocks if op in ("project", "attend", "block") else 1, together=together,
-        moved=graph.moved_bytes(rank) if op == "attend" else 0,
+        times=model.blocks if op == "block" else 1, together=together,
+        moved=graph.moved_bytes(rank) if op == "block" else 0,
     )  # fmt: skip
 
 
@@ -132,8 +130,6 @@ def features(step: Step, known: Mapping[str, float]) -> tuple[float, ...]:
 
 def _operations(graph: WorkloadGraph, rank: int, op: str) -> list[Operation]:
     mine = [each for each in graph.operations(rank) if each.kind == "compute"]
-    if op == "block":
-        return [each for each in mine if each.block == 0]
     return [each for each in mine if MERGED.get(each.name, each.name) == op]
 
 
@@ -174,28 +170,21 @@ def _fit(steps: Sequence[Step], seconds: Array, known: Mapping[str, float]) -> t
     together = np.array([s.together for s in steps])
     probed = np.array([bool(s.shape) for s in steps])
 
-    def solved(slowdown: float, hot: float) -> tuple[Array, float]:
-        stretched = design.copy()
-        stretched[probed] *= hot
-        stretched[together, :SLOPES] *= 1.0 + slowdown
+    told = not together.all()  # else nothing tells it from the slope
+    design = np.column_stack([design, design[:, MEMORY] * (together & told)])
+
+    def solved(hot: float) -> tuple[Array, float]:
+        stretched = np.where(probed[:, None], hot * design, design)
         scale = np.linalg.norm(stretched, axis=0)
         scale[scale == 0] = 1.0
         found, misfit = nnls(stretched / scale, weight)
-        return found / scale, misfit
+        return found / scale, float(misfit)
 
-    slowdown, hot = 0.0, 1.0
-    told = together.any() and not together.all()  # else nothing tells it from the slopes
-    for _ in range(ROUNDS if told or probed.any() else 0):
-        if told:
-            slowdown = _least(lambda s, h=hot: solved(s, h)[1], (0.0, MOST_SLOWDOWN))
-        if probed.any() and not probed.all():
-            hot = _least(lambda h, s=slowdown: solved(s, h)[1], HOT)
-    found, misfit = solved(slowdown, hot)
-    return dict(zip(TERMS, [*map(float, found), float(slowdown)], strict=True)), float(misfit)
-
-
-def _least(misfit: Callable[[float], float], bounds: tuple[float, float]) -> float:
-    return float(minimize_scalar(misfit, bounds=bounds, method="bounded").x)
+    mixed = probed.any() and not probed.all()
+    hot = minimize_scalar(lambda h: solved(h)[1], bounds=HOT, method="bounded").x if mixed else 1.0
+    found, misfit = solved(hot)
+    found[-1] = found[-1] / found[MEMORY] if found[MEMORY] else 0.0
+    return dict(zip(TERMS, map(float, found), strict=True)), misfit
 
 
 def covariance(steps: Sequence[Step], draws: int = 200, seed: int = 0) -> Array:

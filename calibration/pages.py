@@ -106,8 +106,10 @@ COMPARED = """<p class="about">{{ seen }}</p>
 """
 
 
-def comparison_page(report: Report, profile: CalibratedProfile, in_fit: int, command: str, title: str) -> str:
-    """in_fit: how many of the traces the profile was fitted to."""
+def comparison_page(
+    report: Report, profile: CalibratedProfile, in_fit: int, command: str, title: str, about: str = ""
+) -> str:
+    """in_fit: how many of the traces the profile was fitted to. about: what else a reader must know first."""
     scores = report.scores
     worst = sorted(report.rows, key=lambda row: -abs(row.error_pct))[:WORST]
     with figures.style():
@@ -124,7 +126,7 @@ def comparison_page(report: Report, profile: CalibratedProfile, in_fit: int, com
         else "No trace of this comparison was part of the profile's fit."
     )
     body = _rendered(
-        COMPARED, seen=seen, facts=facts(scores), **{"evens": "", **drawn},
+        COMPARED, seen=f"{seen} {about}", facts=facts(scores), **{"evens": "", **drawn},
         goals=_table(["", "value", "goal", "reached"], [goal.row() for goal in goals(scores)]),
         rules=_table(["", "decisions right", "mean regret", "P95 regret"], rules(scores)),
         models=_table(["model", "mean absolute error"], [(k, f"{v:.1f} %") for k, v in scores.mape_by_model_pct.items()]),

@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from calibration.active import Candidate, candidate, pick
+from calibration.active import Candidate, candidate, expected, pick
 from prism.perfmap import Cell, build_map
 from prism.pooling import read_traces
 from prism.zoo import describe
@@ -36,30 +36,32 @@ def load() -> list[Cell]:
         return list(build_map(read_traces([Path(folder) / "scaled_grid"])).cells)
 
 
-def wrong(cells: Sequence[Cell], visits: Sequence[Sequence[float]]) -> tuple[int, float]:
+def wrong(
+    cells: Sequence[Cell], candidates: Sequence[Candidate], visits: Sequence[Sequence[float]]
+) -> tuple[int, float]:
     """Decisions that differ from the full grid's outside of near ties, and the mean regret over all pairs. What was not
-    visited is decided as local."""
+    visited is decided by what the same model of cost expects of it, for either order."""
+    guess = expected(candidates, visits) if any(visits) else [0.0] * len(cells)
     local = {cell.batch: k for k, cell in enumerate(cells) if cell.plan.ranks == 1}
     differ, lost = 0, []
     for k, cell in enumerate(cells):
         if cell.plan.ranks == 1:
             continue
         twin = local[cell.batch]
-        known = bool(visits[k] and visits[twin])
-        distribute = known and statistics.median(visits[k]) < statistics.median(visits[twin])
+        distribute = bool(guess[k] < guess[twin])
         ours, theirs = cell.latency_ms.p50, cells[twin].latency_ms.p50
         lost.append((ours if distribute else theirs) / min(ours, theirs) - 1)
         differ += not cell.within_noise(cells[twin]) and distribute != (ours < theirs)
     return differ, 100 * statistics.fmean(lost)
 
 
-def replay(cells: Sequence[Cell], choose: Choose) -> dict[str, Any]:
+def replay(cells: Sequence[Cell], candidates: Sequence[Candidate], choose: Choose) -> dict[str, Any]:
     """Visits until the decisions stay right, and where the chooser stops."""
     visits: list[list[float]] = [[] for _ in cells]
-    history = [wrong(cells, visits)]
+    history = [wrong(cells, candidates, visits)]
     while (place := choose(visits)) is not None:
         visits[place].append(cells[place].visit_p50_ms[len(visits[place])])
-        history.append(wrong(cells, visits))
+        history.append(wrong(cells, candidates, visits))
     settled = max((k + 1 for k, (differ, _) in enumerate(history) if differ), default=0)
     return {
         "visits": len(history) - 1, "decisions_wrong_at_end": history[-1][0], "regret_pct_at_end": history[-1][1],
@@ -91,10 +93,10 @@ def main() -> None:
     for model in sorted({cell.model for cell in cells}):
         mine, spec = [cell for cell in cells if cell.model == model], describe(model)
         candidates = [candidate(spec, cell.plan, cell.batch, cell.link, cell.tokens) for cell in mine]
-        orders = [replay(mine, shuffled(mine, seed)) for seed in range(SHUFFLES)]
+        orders = [replay(mine, candidates, shuffled(mine, seed)) for seed in range(SHUFFLES)]
         found[model] = {
             "cells": len(mine), "visits_full_grid": sum(cell.visits for cell in mine),
-            "active": replay(mine, actively(mine, candidates)),
+            "active": replay(mine, candidates, actively(mine, candidates)),
             "shuffled_visits_until_decisions_stay": sorted(each["visits_until_decisions_stay"] for each in orders),
         }  # fmt: skip
     text = msgspec.json.format(msgspec.json.encode(found), indent=1)

@@ -213,13 +213,12 @@ class CostModel:
         self.link_gain, self.message_s = values["link.gain"], values["link.message_s"]
 
     def together(self) -> "CostModel":
-        """The device while others work beside it: ranks of one machine share caches, memory and the kernel's
-        network stack. Its slopes are (1 + together.slowdown) times as long; itself where there is no such term."""
+        """The device while others work beside it: ranks of one machine share its memory. A byte takes
+        (1 + together.slowdown) times as long; itself where there is no such term."""
         factor = 1.0 + self._values.get("together.slowdown", 0.0)
         if factor == 1.0:
             return self
-        slopes = ("gemm.s_per_flop", "attention.s_per_flop", "memory.s_per_byte")
-        return CostModel({**self._values, **{name: factor * self._values[name] for name in slopes}})
+        return CostModel({**self._values, "memory.s_per_byte": factor * self._s_per_byte})
 
     def device_s(self, kernel: Kernel) -> float:
         """A kernel on the device alone, at its full clock: the roofline. Norms and elementwise kernels are bound by

@@ -98,6 +98,8 @@ def elementwise(values: int, reads: int = 1) -> Kernel:
     return Kernel(op_class="elementwise", flops=0, memory_bytes=WORD * values * (reads + 1))
 
 
+# tensors that each kernel of an activation reads; GPT-2's own (gelu_new of transformers) is a chain, others are one
+ACTIVATIONS: dict[str, tuple[int, ...]] = {"gpt2": (1, 1, 2, 1, 1, 1, 1, 2)}
 # what prism.wire's codecs read and write: bytes a value of each kernel over all values, and kernels over the groups
 ENCODE, ENCODE_GROUPS = (4, 8, 8, 8, 8, 5, 2, 1), 9
 DECODE, DECODE_GROUPS = (2, 5, 8), 5
@@ -248,7 +250,7 @@ class _Builder:
             elementwise(rows * m.width, 2),
             norm(rows, m.width),
             gemm(rows, m.width, m.mlp_width),
-            elementwise(rows * m.mlp_width),
+            *(elementwise(rows * m.mlp_width, reads) for reads in ACTIVATIONS.get(m.family, (1,))),
             gemm(rows, m.mlp_width, m.width),
             elementwise(rows * m.width, 2),
         )

@@ -52,6 +52,8 @@ class Group:
         self._busy: dict[int, simpy.Process] = {}
         self._known: dict[int, tuple[Script, list[Phases]]] = {}  # by identity: hashing walks all of it
         self._rings: dict[tuple[int, int], Ring] = {}
+        self._ready: dict[tuple[int, int], int] = {}  # batch, rank: the last block whose messages it can take
+        self._held: dict[Key, list[tuple[int, int]]] = {}  # source and bytes of what waits for that
         self.spans: dict[int, Any] = {}
         self.down_from: dict[int, int] = {}  # ranks that fall silent, and when
         self.posted_bytes = 0
@@ -118,7 +120,13 @@ class Group:
         env, device, spans = self._env, self._devices[rank], self.spans[number]
         clock = int(env.now)
         handed: dict[tuple[str, int], tuple[int, int]] = {}
+        entered = -1
         for step, block in _sequence(phases, script.blocks):
+            if script.causal and entered < block < script.blocks:  # receives of the next block are posted now
+                entered = block
+                if clock > env.now:
+                    yield env.timeout(clock - env.now)
+                self._expect(number, rank, block + 1)
             start = clock
             if step.kind == "work":
                 ns = step.ns if step.ns >= 0 else device.compute_ns(clock, step.launch_s, step.device_s)
@@ -161,10 +169,21 @@ class Group:
                 del self._rings[number, block]
         else:
             for peer in step.peers:
-                self._send(rank, peer, step.size, (number, peer, step.op, block))
+                key = (number, peer, step.op, block)
+                if script.causal and step.op == "exchange" and block > self._ready.get((number, peer), 0):
+                    self._held.setdefault(key, []).append((rank, step.size))
+                else:
+                    self._send(rank, peer, step.size, key)
         sent = step.size * len(step.peers)
         self.posted_bytes += sent
         return sent
+
+    def _expect(self, number: int, rank: int, block: int) -> None:
+        """A rank can take messages up to a block: gloo sends by rendezvous, so an earlier part that runs ahead of a
+        later one doesn't fill the link with what nobody takes yet. Others are in step by what they wait for."""
+        self._ready[number, rank] = block
+        for source, size in self._held.pop((number, rank, "exchange", block), ()):
+            self._send(source, rank, size, (number, rank, "exchange", block))
 
     def _send(self, source: int, target: int, size: int, key: Key) -> None:
         self._network.send(source, target, size, lambda: self._deliver(key))

@@ -39,10 +39,12 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Script(msgspec.Struct, frozen=True, kw_only=True):
-    """What every rank does in one batch: before the blocks, in each block, and after them."""
+    """What every rank does in one batch: before the blocks, in each block, and after them. causal: later parts wait for
+    earlier ones, and never the other way round."""
 
     blocks: int
     ring: bool
+    causal: bool
     steps: tuple[tuple[tuple[Step, ...], tuple[Step, ...], tuple[Step, ...]], ...]
 
     def posted_bytes(self) -> int:
@@ -64,7 +66,7 @@ def script(model: ModelSpec, plan: ExecutionPlan, batch: int) -> Script:
     size = payload_bytes(plan.wire, batch * plan.sent_rows(model.tokens)[0] * model.width)
     ring = plan.ranks > 1 and plan.uses_ring(size, model.causal)
     by_rank = [_by_phase(_ordered(graph, rank, plan.ranks == 1)) for rank in range(plan.ranks)]
-    return Script(blocks=model.blocks, ring=ring, steps=tuple(by_rank))
+    return Script(blocks=model.blocks, ring=ring, causal=model.causal, steps=tuple(by_rank))
 
 
 def sides(step: Step, cost: CostModel) -> tuple[float, float]:

@@ -284,3 +284,14 @@ def test_a_causal_part_waits_for_earlier_parts_only():
         span.rank: span.sources for span in trace.spans if span.op == "exchange" and span.received_bytes
     }
     assert waited == {1: (0,), 2: (0, 1)}
+
+
+def test_an_earlier_part_that_runs_ahead_waits_for_its_receiver():
+    """Rank 0 of a causal model waits for nobody. Its messages leave when rank 1 can take them, a block ahead: all at
+    once they would share the air with the rows that rank 1 needs to begin at all."""
+
+    def rows_there(blocks: int) -> int:
+        trace = run(FULL2, msgspec.structs.replace(GPT, blocks=blocks), over=link(5.0))
+        return max(s.end_ns for s in trace.spans if s.rank == 1 and s.op == "scatter")
+
+    assert rows_there(3) == rows_there(30)
