@@ -31,6 +31,7 @@ import simpy
 from prism.backend import Workload
 from prism.cost import load_profile
 from prism.plan import ExecutionPlan, Mode
+from prism.policy import FixedPolicy
 from prism.spec import LinkSpec, ModelSpec
 from prism.trace import Trace
 from sim.backend import SimBackend, identical
@@ -38,7 +39,7 @@ from sim.grid import over_processes, solve
 from sim.program import script
 from sim.question import Axes, Study
 from sim.queue import Arrivals
-from sim.scenario import FixedPolicy, Scenario, simulate
+from sim.scenario import Scenario, simulate
 from sim.study import Point, plan_of, predict
 
 MODEL = ModelSpec(

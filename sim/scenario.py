@@ -1,59 +1,19 @@
 """Serving: requests through a queue to devices that may fail, with the policy in the loop."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
 
 import msgspec
 import numpy as np
 import simpy
 
-from prism.plan import ExecutionPlan, Mode
+from prism.plan import ExecutionPlan
+from prism.policy import LOCAL, Decision, Objective, Observation, Policy, State, Table
 from prism.spec import ModelSpec
 from sim.backend import Machines
 from sim.engine import Process
 from sim.fleet import Fault, Fleet
 from sim.queue import Arrivals, Batching, Queue, Request, serve, source
 from sim.study import Point, summary
-
-LOCAL = ExecutionPlan(mode=Mode.LOCAL)
-
-
-class Observation(msgspec.Struct, frozen=True, kw_only=True):
-    """What a policy may know before a batch: its size, the devices it can reach, the link's nominal rate,
-    how many requests wait behind it."""
-
-    batch: int
-    devices: int
-    bandwidth_bps: float | None
-    queued: int
-    at_s: float
-
-
-class Decision(Protocol):
-    """What a policy answers; the plan is what counts here."""
-
-    @property
-    def plan(self) -> ExecutionPlan: ...
-
-
-class Policy(Protocol):
-    """prism.policy's interface."""
-
-    def decide(self, observation: Observation, map_: Any, objective: Any) -> Decision: ...
-
-
-class Chosen(msgspec.Struct, frozen=True):
-    plan: ExecutionPlan
-
-
-class FixedPolicy:
-    """One plan as long as its devices are there; local otherwise."""
-
-    def __init__(self, plan: ExecutionPlan) -> None:
-        self._plan = plan
-
-    def decide(self, observation: Observation, map_: Any, objective: Any) -> Chosen:
-        return Chosen(self._plan if observation.devices >= self._plan.ranks else LOCAL)
 
 
 class Scenario(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,12 +56,15 @@ class PredictingPolicy:
         self._machines, self._model, self._plans = machines, model, (LOCAL, *plans)
         self._known: dict[tuple[int, int], ExecutionPlan] = {}
 
-    def decide(self, observation: Observation, map_: Any, objective: Any) -> Chosen:
+    def decide(
+        self, observation: Observation, table: Table | None, objective: Objective, state: State
+    ) -> Decision:
         key = (observation.batch, observation.devices)
         if key not in self._known:
             possible = [plan for plan in self._plans if plan.ranks <= observation.devices]
             self._known[key] = min(possible, key=lambda plan: self._latency(plan, observation.batch))
-        return Chosen(self._known[key])
+        plan = self._known[key]
+        return Decision(plan=plan, why="predicted to be fastest", state=State(plan=plan))
 
     def _latency(self, plan: ExecutionPlan, batch: int) -> float:
         machines = self._machines
@@ -110,20 +73,25 @@ class PredictingPolicy:
 
 
 def simulate(
-    machines: Machines, scenario: Scenario, policy: Policy, map_: Any = None, objective: Any = "latency"
-) -> Served:
+    machines: Machines, scenario: Scenario, policy: Policy, table: Table | None = None,
+    objective: Objective = Objective(),
+) -> Served:  # fmt: skip
     """Serve the scenario's requests to the end. Raises ConfigError for a fault that can't be."""
     env = simpy.Environment()
     queue = Queue(env)
     fleet = Fleet(env, machines, scenario.model, scenario.faults, scenario.timeout_s, scenario.seed)
 
+    state = State()
+
     def run(batch: list[Request]) -> Process:
+        nonlocal state
         observation = Observation(
             batch=len(batch), devices=fleet.reachable, bandwidth_bps=machines.link.rate_bps,
             queued=len(queue.waiting), at_s=env.now / 1e9,
         )  # fmt: skip
-        plan = policy.decide(observation, map_, objective).plan
-        return (yield from fleet.run(plan, len(batch)))
+        decision = policy.decide(observation, table, objective, state)
+        state = decision.state
+        return (yield from fleet.run(decision.plan, len(batch)))
 
     if not scenario.arrivals.closed:
         env.process(source(env, queue, scenario.arrivals, scenario.seed))

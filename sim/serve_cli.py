@@ -9,6 +9,7 @@ from rich.console import Console
 from prism.cost import load_profile
 from prism.errors import ConfigError
 from prism.plan import ExecutionPlan, Mode
+from prism.policy import FixedPolicy, Policy
 from prism.spec import ModelSpec
 from prism.units import parse_seconds
 from sim import options, report
@@ -16,7 +17,7 @@ from sim.backend import Machines, identical
 from sim.fleet import Fault
 from sim.options import link_of, model_of, usual_segments
 from sim.queue import Batching, parse_arrivals
-from sim.scenario import FixedPolicy, Policy, PredictingPolicy, Scenario, simulate
+from sim.scenario import PredictingPolicy, Scenario, simulate
 from sim.study import Point, outside_of, plan_of
 
 

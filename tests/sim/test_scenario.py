@@ -9,11 +9,12 @@ from prism.backend import Workload
 from prism.errors import ConfigError
 from prism.metrics import summarise
 from prism.plan import ExecutionPlan, Mode
+from prism.policy import LOCAL, Decision, FixedPolicy
 from prism.spec import LinkSpec
 from sim.backend import SimBackend, identical
 from sim.fleet import Fault
 from sim.queue import Arrivals, Batching, Queue, parse_arrivals, serve, source
-from sim.scenario import LOCAL, Chosen, FixedPolicy, PredictingPolicy, Scenario, simulate
+from sim.scenario import PredictingPolicy, Scenario, simulate
 
 FULL3 = ExecutionPlan(mode=Mode.FULL, devices=3)
 MACHINES = identical(profile(), profile().model(), 3, LinkSpec(kind="shaper", rate_bps=300e6))
@@ -119,8 +120,8 @@ def test_a_lost_device_fails_one_batch_and_the_rest_go_on_without_it(silent):
     two = ExecutionPlan(mode=Mode.FULL, devices=2)
 
     class Widest:
-        def decide(self, observation, map_, objective):
-            return Chosen({3: FULL3, 2: two, 1: LOCAL}[observation.devices])
+        def decide(self, observation, table, objective, state):
+            return Decision(plan={3: FULL3, 2: two, 1: LOCAL}[observation.devices], why="widest")
 
     found = simulate(MACHINES, served, Widest())
     assert found.requests == 200 and set(found.modes) == {"full"}

@@ -1,0 +1,189 @@
+"""The policy: what it chooses, when it stays, and that it is pure."""
+
+import itertools
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.simulated import MODELS, simulated, trace_set
+
+from prism.errors import ConfigError
+from prism.perfmap import PerformanceMap, build_map
+from prism.plan import ExecutionPlan, Mode
+from prism.policy import (
+    LOCAL,
+    Decision,
+    FixedPolicy,
+    LookupPolicy,
+    Objective,
+    Observation,
+    OraclePolicy,
+    PrismPolicy,
+    State,
+    Table,
+)
+
+RATES = (20, 60, 200, 1000)
+FULL = ExecutionPlan(mode=Mode.FULL, devices=2)
+MEANS = ExecutionPlan(mode=Mode.SEGMENT_MEANS, devices=2, segments=10)
+LATENCY = Objective()
+
+
+@pytest.fixture(scope="module")
+def map_() -> PerformanceMap:
+    models = {"vit768": MODELS["vit768"]}
+    return build_map(trace_set(simulated(rates_mbps=RATES, batches=(1, 4, 8), models=models)))
+
+
+@pytest.fixture(scope="module")
+def table(map_: PerformanceMap) -> Table:
+    return Table([map_], "vit768")
+
+
+def seen(mbps: float | None, batch: int = 4, devices: int = 2, at_s: float = 100.0, **fields) -> Observation:
+    rate = None if mbps is None else mbps * 1e6
+    return Observation(batch=batch, devices=devices, bandwidth_bps=rate, at_s=at_s, **fields)
+
+
+def test_between_cells_it_is_as_the_physics_has_it(map_, table):
+    """Latency is linear in 1 / rate: half-way between two cells' seconds a bit is half-way between their milliseconds."""
+    cells = {c.bandwidth_mbps: c.latency_ms.p50 for c in map_.cells if c.plan == FULL and c.batch == 4}
+    middle = 2 / (1 / 20 + 1 / 60)
+    found = next(e for e in table.expected(seen(middle), LATENCY) if e.plan == FULL)
+    assert found.ms == pytest.approx((cells[20] + cells[60]) / 2)
+    batches = {c.batch: c.latency_ms.p50 for c in map_.cells if c.plan == LOCAL}
+    local = next(e for e in table.expected(seen(60, batch=6), LATENCY) if e.plan == LOCAL)
+    assert local.ms == pytest.approx((batches[4] + batches[8]) / 2)
+    assert next(e for e in table.expected(seen(5), LATENCY) if e.plan == FULL).deviation > found.deviation
+
+
+def test_it_distributes_where_the_link_is_fast_and_not_where_it_is_slow(table):
+    policy = PrismPolicy()
+    slow = policy.decide(seen(20), table, LATENCY, State())
+    fast = policy.decide(seen(1000), table, LATENCY, State())
+    assert slow.plan == LOCAL and fast.plan in (FULL, MEANS)
+    assert slow.expected.ms <= slow.runner_up.ms
+    assert policy.decide(seen(None), table, LATENCY, State()).plan == LOCAL, "an unknown link carries nothing"
+    assert policy.decide(seen(1000, devices=1), table, LATENCY, State()).plan == LOCAL
+
+
+def test_it_leaves_at_once_a_plan_that_cannot_run(table):
+    state = State(plan=MEANS, since_s=99.99)
+    found = PrismPolicy().decide(seen(1000, devices=1), table, LATENCY, state)
+    assert found.plan == LOCAL and "can't be kept" in found.why and found.state.since_s == 100.0
+
+
+def test_a_small_gain_changes_nothing(table):
+    every = table.expected(seen(1000), LATENCY)
+    near = PrismPolicy(hysteresis=10.0).decide(seen(1000), table, LATENCY, State(plan=LOCAL))
+    assert near.plan == LOCAL and "doubt" in near.why and near.runner_up.plan == every[0].plan
+    assert PrismPolicy().decide(seen(1000), table, LATENCY, State(plan=LOCAL)).plan == every[0].plan
+
+
+def test_a_young_change_waits_unless_it_is_urgent(table):
+    young = State(plan=LOCAL, since_s=99.5)
+    assert "too young" in PrismPolicy(urgent=1e9).decide(seen(1000), table, LATENCY, young).why
+    assert PrismPolicy(urgent=1.0).decide(seen(1000), table, LATENCY, young).plan != LOCAL
+
+
+def test_doubt_about_the_bandwidth_keeps_the_plan(table):
+    policy, state = PrismPolicy(hysteresis=0.0, doubt=1.0), State(plan=LOCAL)
+    sure = policy.decide(seen(300, bandwidth_deviation=0.0), table, LATENCY, state)
+    unsure = policy.decide(seen(300, bandwidth_deviation=5.0), table, LATENCY, state)
+    assert sure.plan != LOCAL and unsure.plan == LOCAL and "doubt" in unsure.why
+
+
+@pytest.mark.parametrize("minimise", ["p50", "p95", "weighted", "energy"])
+def test_the_quick_cost_is_the_cost(map_, minimise):
+    """Plans are sorted by a short cut, which must say what the whole figures say."""
+    cells = tuple(msgspec.structs.replace(c, energy_j=c.latency_ms.p50 * c.plan.ranks) for c in map_.cells)
+    table = Table([msgspec.structs.replace(map_, cells=cells)], "vit768")
+    for mbps in (5, 33, 400, 5000):
+        for batch in (1, 3, 8, 20):
+            costs = [
+                e.cost
+                for e in table.expected(seen(mbps, batch=batch), Objective(minimise=minimise, joule_ms=0.5))
+            ]
+            assert costs == sorted(costs) and len(costs) == 3
+
+
+def test_constraints_come_before_the_objective(map_):
+    accuracy = {LOCAL: 0.95, MEANS: 0.90}
+    table = Table([map_], "vit768", accuracy)
+    strict = Objective(least_accuracy=0.94)
+    assert PrismPolicy().decide(seen(300), table, LATENCY, State()).plan == MEANS
+    assert PrismPolicy().decide(seen(300), table, strict, State()).plan == LOCAL
+    full = next(e for e in table.expected(seen(300), LATENCY) if e.plan == FULL)
+    assert full.accuracy == 0.95, "an exact exchange answers as local does"
+    none = PrismPolicy().decide(seen(300), table, Objective(least_accuracy=0.99), State())
+    assert "no plan keeps the constraints" in none.why
+    late = PrismPolicy().decide(seen(300, left_ms=1.0), table, LATENCY, State())
+    assert late.plan == MEANS and "no plan keeps" in late.why
+
+
+def test_energy_that_was_not_measured_chooses_nothing_over_what_was(map_):
+    cells = tuple(msgspec.structs.replace(c, energy_j=1.0 if c.plan == LOCAL else None) for c in map_.cells)
+    table = Table([msgspec.structs.replace(map_, cells=cells)], "vit768")
+    assert PrismPolicy().decide(seen(1000), table, Objective(minimise="energy"), State()).plan == LOCAL
+
+
+def test_measured_cells_stand_before_simulated_ones(map_):
+    replace = msgspec.structs.replace
+    cells = tuple(
+        replace(c, source="measured", latency_ms=replace(c.latency_ms, p50=1.0))
+        for c in map_.cells
+        if c.plan == LOCAL
+    )
+    measured = replace(map_, cells=cells)
+    for maps in ([measured, map_], [map_, measured]):
+        found = next(e for e in Table(maps, "vit768").expected(seen(60), LATENCY) if e.plan == LOCAL)
+        assert found.ms == 1.0 and found.source == "measured"
+
+
+def test_a_map_without_local_is_refused(map_):
+    cells = tuple(cell for cell in map_.cells if cell.plan != LOCAL)
+    with pytest.raises(ConfigError, match="no local cell"):
+        Table([msgspec.structs.replace(map_, cells=cells)], "vit768")
+    with pytest.raises(ConfigError, match="another"):
+        Table([map_], "another")
+
+
+def test_the_other_policies(table):
+    assert FixedPolicy(FULL).decide(seen(60), None, LATENCY, State()).plan == FULL
+    assert FixedPolicy(FULL).decide(seen(60, devices=1), None, LATENCY, State()).plan == LOCAL
+    assert LookupPolicy().decide(seen(19), table, LATENCY, State()).plan == LOCAL
+    assert LookupPolicy().decide(seen(990), table, LATENCY, State()).plan != LOCAL
+    oracle = OraclePolicy({100.0: {LOCAL: 2.0, FULL: 1.0}})
+    assert oracle.decide(seen(20), None, LATENCY, State()).plan == FULL
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(5, 2000), st.integers(1, 8), st.integers(1, 2)), min_size=1, max_size=30),
+    st.floats(0.0, 0.3),
+)
+def test_the_same_observations_give_the_same_decisions(table, walk, doubt):
+    def log() -> list[Decision]:
+        state, found = State(), []
+        for k, (mbps, batch, devices) in enumerate(walk):
+            one = seen(mbps, batch, devices, at_s=0.2 * k, bandwidth_deviation=doubt)
+            found.append(PrismPolicy().decide(one, table, LATENCY, state))
+            state = found[-1].state
+        return found
+
+    first = log()
+    assert first == log()
+    for (_, _, devices), each in zip(walk, first, strict=True):
+        assert each.plan.ranks <= devices, "a plan never asks for devices that are not there"
+
+
+def test_noise_about_a_break_even_does_not_make_it_flap(table):
+    at = next(mbps for mbps in range(20, 1000) if table.expected(seen(mbps), LATENCY)[0].plan != LOCAL)
+    state, plans = State(), []
+    for k in range(200):
+        one = seen(at * (1.04 if k % 2 else 0.96), at_s=0.1 * k, bandwidth_deviation=0.05)
+        found = PrismPolicy().decide(one, table, LATENCY, state)
+        plans.append(found.plan)
+        state = found.state
+    assert sum(a != b for a, b in itertools.pairwise(plans)) <= 1
