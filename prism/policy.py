@@ -138,6 +138,7 @@ class Table:
         ] = {}  # equal ones are one, so that a place is looked up once
         sizes: dict[tuple[int, ...], list[int]] = {}
         self.grids = [_grid(plan, cells, accuracy, axes, sizes) for plan, cells in by_plan.items()]
+        self._by_plan = {grid.plan: grid for grid in self.grids}
 
     def expected(self, observation: Observation, objective: Objective) -> list[Expected]:
         """Every plan that its devices and its link allow, the best by the objective first."""
@@ -160,7 +161,7 @@ class Table:
     def of(self, plan: ExecutionPlan, observation: Observation, objective: Objective) -> Expected | None:
         """One plan's figures, None where it can't run."""
         rate = observation.bandwidth_bps
-        grid = next((each for each in self.grids if each.plan == plan), None)
+        grid = self._by_plan.get(plan)
         if grid is None or plan.ranks > observation.devices or (plan.ranks > 1 and not rate):
             return None
         return _expected(grid, observation, objective, 1 / rate if rate else 0.0)

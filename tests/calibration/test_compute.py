@@ -26,7 +26,7 @@ def test_the_bootstrap_says_how_far_a_term_may_be_off() -> None:
 def test_without_a_lone_rank_the_slowdown_is_not_invented() -> None:
     found = fit(steps_of(simulated(PLANS[1:]), MODELS))
     assert found["together.slowdown"] == 0.0
-    assert found["gemm.s_per_flop"] == pytest.approx(1.3 * KNOWN["gemm.s_per_flop"], rel=0.01)
+    assert found["memory.s_per_byte"] == pytest.approx(1.3 * KNOWN["memory.s_per_byte"], rel=0.01)
 
 
 def test_the_features_of_a_local_block_are_all_its_kernels() -> None:
