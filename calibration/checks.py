@@ -22,12 +22,12 @@ def checked(traces: TraceSet) -> tuple[TraceSet, tuple[str, ...]]:
     sound = [file for file in traces.files if not _jump(file.trace)]
     jumped = [f"{file.name}: {_jump(file.trace)}" for file in traces.files if _jump(file.trace)]
     measured = [file for file in sound if file.trace.header.source == "measured"]
+    files = tuple(measured or sound)
     messages = [
         *traces.left_out,
         *jumped,
-        *(f"{f.name}: was cut short and counts as far as it goes" for f in measured if f.trace.cut),
+        *(f"{f.name}: was cut short and counts as far as it goes" for f in files if f.trace.cut),
     ]
-    files = tuple(measured or sound)
     if not files:
         raise TraceError(
             f"no usable trace: {messages[0] if messages else 'none given'}; measure with prism-hw profile"

@@ -201,3 +201,15 @@ def test_traces_that_carry_no_answer_are_refused_in_one_line(tmp_path, arguments
     flags = measured(tmp_path, "seen")
     error = run(tmp_path, *arguments, *(flags if "none.json" in arguments else []), code=2)
     assert words in error and error.count("\n") == 1
+
+
+def test_damaged_traces_are_named_and_the_others_used(tmp_path):
+    flags = measured(tmp_path, "seen")
+    whole = (tmp_path / "seen" / "0.jsonl").read_bytes()
+    (tmp_path / "seen" / "old.jsonl").write_bytes(whole.replace(b'"schema":1', b'"schema":99', 1))
+    (tmp_path / "seen" / "0.jsonl").write_bytes(whole + b'{"type":"span","batch":1,"ra')
+    found = json.loads(run(tmp_path, "calibrate", "seen", "-o", "pair.json", "--json", *flags))
+    said = "\n".join(found["messages"])
+    assert "old.jsonl" in said and "99" in said
+    assert "0.jsonl" in said and "cut short" in said
+    assert found["visits"] == 36
