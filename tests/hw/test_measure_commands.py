@@ -19,20 +19,26 @@ def prism(*args, timeout=200):
     )
 
 
+def measured_link(*args, good):
+    """The report of prism-hw link; up to three times, since other work on the machine disturbs a short measurement. A
+    link that is wrong by itself stays wrong."""
+    for _ in range(3):
+        done = prism("link", *args, "--json")
+        assert done.returncode == 0, done.stderr
+        report = json.loads(done.stdout)
+        if good(report):
+            break
+    return report
+
+
 @root
 @pytest.mark.parametrize(("link", "mbps"), [("testbed:100Mbps", 100), ("testbed:400Mbps,2ms", 400)])
 def test_the_link_bench_finds_the_testbeds_rate_and_latency(tmp_path, link, mbps):
     page, raw = tmp_path / "link.html", tmp_path / "raw.jsonl"
-    for _ in range(
-        3
-    ):  # other work on the machine slows a link down; a link that is too slow by itself stays so
-        done = prism(
-            "link", "--link", link, "--budget", "12", "--json", "--output", str(page), "--trace", str(raw)
-        )
-        assert done.returncode == 0, done.stderr
-        report = json.loads(done.stdout)
-        if report["goodput_over_configured"] > 0.95:
-            break
+    report = measured_link(
+        "--link", link, "--budget", "12", "--output", str(page), "--trace", str(raw),
+        good=lambda found: found["goodput_over_configured"] > 0.95,
+    )  # fmt: skip
     (pair,) = report["pairs"]
     assert report["configured_mbps"] == mbps and report["expected_goodput_mbps"] == mbps / 2
     assert 0.95 < report["goodput_over_configured"] < 1.05
@@ -47,12 +53,16 @@ def test_the_link_bench_finds_the_testbeds_rate_and_latency(tmp_path, link, mbps
 
 @root
 def test_three_stations_share_the_air():
-    done = prism("link", "--link", "testbed:200Mbps", "--devices", "3", "--budget", "12", "--json")
-    report = json.loads(done.stdout)
+    def shares(found):
+        """Of the air, in either collective: every rank's bytes go to two others, six payloads that cross it twice."""
+        return [row["beta_mbps"] * 12 / 200 for row in found["collectives"]]
+
+    report = measured_link(
+        "--link", "testbed:200Mbps", "--devices", "3", "--budget", "12",
+        good=lambda found: all(0.85 < share < 1.15 for share in shares(found)),
+    )  # fmt: skip
     assert [(pair["a"], pair["b"]) for pair in report["pairs"]] == [(0, 1), (0, 2), (1, 2)]
-    # every rank's bytes go to two others, in both collectives: six payloads cross the air twice
-    for row in report["collectives"]:
-        assert 0.85 < row["beta_mbps"] * 12 / 200 < 1.15
+    assert len(shares(report)) == 2 and all(0.85 < share < 1.15 for share in shares(report))
 
 
 def test_probe_covers_operations_and_exchanges(tmp_path):
