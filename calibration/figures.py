@@ -115,6 +115,7 @@ def residual_figure(residuals: Sequence[Residual]) -> "Figure":
                 one.plot(measured, [100 * each.error for each in chosen], "o", markersize=3, color=colour,
                          label=mode.replace("_", " "))  # fmt: skip
         one.set(xscale="log", xlabel="measured ms")
+        one.xaxis.set_minor_formatter("")  # within one decade matplotlib labels these too, one over the other
         one.set_title(short(model), loc="left", fontsize=9)
     axes[0].set_ylabel("fitted less measured, per cent")
     axes[0].legend(frameon=False)
