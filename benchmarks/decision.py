@@ -14,8 +14,9 @@ import msgspec
 from prism.metrics import Latency
 from prism.perfmap import Cell, PerformanceMap, Provenance
 from prism.plan import ExecutionPlan, Mode
-from prism.policy import Objective, Observation, PrismPolicy, State, Table
+from prism.policy import PrismPolicy, State
 from prism.spec import LinkSpec
+from prism.table import Objective, Observation, Table, table_of
 
 PLANS, BATCHES, RATES = 25, (1, 2, 4, 8, 16, 32, 64, 128), 50
 DECISIONS, REPEATS, GOAL_US = 2000, 11, 50.0
@@ -33,7 +34,7 @@ def table() -> Table:
         for rate in (rates if plan.ranks > 1 else rates[:1])
     ]
     print(f"{len(cells)} cells")
-    return Table([PerformanceMap(created="", command="", cells=tuple(cells))], "m")
+    return table_of([PerformanceMap(created="", command="", cells=tuple(cells))], "m")
 
 
 def _cell(plan: ExecutionPlan, batch: int, rate: float) -> Cell:

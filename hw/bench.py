@@ -37,7 +37,7 @@ from prism.trace import (
 
 PERIOD_S = 0.01  # between two power samples
 IDLE_S = 1.2  # how long an idle device is measured, once a model
-WINDOW_S = 110 * PERIOD_S  # a little over the 100 samples that an energy figure needs
+WINDOW_S = 1.25 * 100 * PERIOD_S  # an energy figure needs 100 samples, and a busy machine misses some
 
 
 class Tail(msgspec.Struct, frozen=True, kw_only=True):

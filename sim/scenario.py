@@ -7,8 +7,9 @@ import numpy as np
 import simpy
 
 from prism.plan import ExecutionPlan
-from prism.policy import LOCAL, Decision, Objective, Observation, Policy, State, Table
+from prism.policy import Decision, Policy, State
 from prism.spec import ModelSpec
+from prism.table import LOCAL, Objective, Observation, Table
 from sim.backend import Machines
 from sim.engine import Process
 from sim.fleet import Fault, Fleet

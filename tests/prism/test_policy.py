@@ -11,18 +11,8 @@ from support.simulated import MODELS, simulated, trace_set
 from prism.errors import ConfigError
 from prism.perfmap import PerformanceMap, build_map
 from prism.plan import ExecutionPlan, Mode
-from prism.policy import (
-    LOCAL,
-    Decision,
-    FixedPolicy,
-    LookupPolicy,
-    Objective,
-    Observation,
-    OraclePolicy,
-    PrismPolicy,
-    State,
-    Table,
-)
+from prism.policy import Decision, FixedPolicy, LookupPolicy, OraclePolicy, PrismPolicy, State
+from prism.table import LOCAL, Expected, Objective, Observation, Table, table_of
 
 RATES = (20, 60, 200, 1000)
 FULL = ExecutionPlan(mode=Mode.FULL, devices=2)
@@ -38,7 +28,7 @@ def map_() -> PerformanceMap:
 
 @pytest.fixture(scope="module")
 def table(map_: PerformanceMap) -> Table:
-    return Table([map_], "vit768")
+    return table_of([map_], "vit768")
 
 
 def seen(mbps: float | None, batch: int = 4, devices: int = 2, at_s: float = 100.0, **fields) -> Observation:
@@ -46,16 +36,20 @@ def seen(mbps: float | None, batch: int = 4, devices: int = 2, at_s: float = 100
     return Observation(batch=batch, devices=devices, bandwidth_bps=rate, at_s=at_s, **fields)
 
 
+def expected(table: Table, observation: Observation, objective: Objective) -> list[Expected]:
+    return list(table.ranked(observation, objective))
+
+
 def test_between_cells_it_is_as_the_physics_has_it(map_, table):
     """Latency is linear in 1 / rate: half-way between two cells' seconds a bit is half-way between their milliseconds."""
     cells = {c.bandwidth_mbps: c.latency_ms.p50 for c in map_.cells if c.plan == FULL and c.batch == 4}
     middle = 2 / (1 / 20 + 1 / 60)
-    found = next(e for e in table.expected(seen(middle), LATENCY) if e.plan == FULL)
+    found = next(e for e in expected(table, seen(middle), LATENCY) if e.plan == FULL)
     assert found.ms == pytest.approx((cells[20] + cells[60]) / 2)
     batches = {c.batch: c.latency_ms.p50 for c in map_.cells if c.plan == LOCAL}
-    local = next(e for e in table.expected(seen(60, batch=6), LATENCY) if e.plan == LOCAL)
+    local = next(e for e in expected(table, seen(60, batch=6), LATENCY) if e.plan == LOCAL)
     assert local.ms == pytest.approx((batches[4] + batches[8]) / 2)
-    assert next(e for e in table.expected(seen(5), LATENCY) if e.plan == FULL).deviation > found.deviation
+    assert next(e for e in expected(table, seen(5), LATENCY) if e.plan == FULL).deviation > found.deviation
 
 
 def test_it_distributes_where_the_link_is_fast_and_not_where_it_is_slow(table):
@@ -75,7 +69,7 @@ def test_it_leaves_at_once_a_plan_that_cannot_run(table):
 
 
 def test_a_small_gain_changes_nothing(table):
-    every = table.expected(seen(1000), LATENCY)
+    every = expected(table, seen(1000), LATENCY)
     near = PrismPolicy(hysteresis=10.0).decide(seen(1000), table, LATENCY, State(plan=LOCAL))
     assert near.plan == LOCAL and "doubt" in near.why and near.runner_up.plan == every[0].plan
     assert PrismPolicy().decide(seen(1000), table, LATENCY, State(plan=LOCAL)).plan == every[0].plan
@@ -98,23 +92,23 @@ def test_doubt_about_the_bandwidth_keeps_the_plan(table):
 def test_the_quick_cost_is_the_cost(map_, minimise):
     """Plans are sorted by a short cut, which must say what the whole figures say."""
     cells = tuple(msgspec.structs.replace(c, energy_j=c.latency_ms.p50 * c.plan.ranks) for c in map_.cells)
-    table = Table([msgspec.structs.replace(map_, cells=cells)], "vit768")
+    table = table_of([msgspec.structs.replace(map_, cells=cells)], "vit768")
     for mbps in (5, 33, 400, 5000):
         for batch in (1, 3, 8, 20):
             costs = [
                 e.cost
-                for e in table.expected(seen(mbps, batch=batch), Objective(minimise=minimise, joule_ms=0.5))
+                for e in expected(table, seen(mbps, batch=batch), Objective(minimise=minimise, joule_ms=0.5))
             ]
             assert costs == sorted(costs) and len(costs) == 3
 
 
 def test_constraints_come_before_the_objective(map_):
     accuracy = {LOCAL: 0.95, MEANS: 0.90}
-    table = Table([map_], "vit768", accuracy)
+    table = table_of([map_], "vit768", accuracy)
     strict = Objective(least_accuracy=0.94)
     assert PrismPolicy().decide(seen(300), table, LATENCY, State()).plan == MEANS
     assert PrismPolicy().decide(seen(300), table, strict, State()).plan == LOCAL
-    full = next(e for e in table.expected(seen(300), LATENCY) if e.plan == FULL)
+    full = next(e for e in expected(table, seen(300), LATENCY) if e.plan == FULL)
     assert full.accuracy == 0.95, "an exact exchange answers as local does"
     none = PrismPolicy().decide(seen(300), table, Objective(least_accuracy=0.99), State())
     assert "no plan keeps the constraints" in none.why
@@ -124,7 +118,7 @@ def test_constraints_come_before_the_objective(map_):
 
 def test_energy_that_was_not_measured_chooses_nothing_over_what_was(map_):
     cells = tuple(msgspec.structs.replace(c, energy_j=1.0 if c.plan == LOCAL else None) for c in map_.cells)
-    table = Table([msgspec.structs.replace(map_, cells=cells)], "vit768")
+    table = table_of([msgspec.structs.replace(map_, cells=cells)], "vit768")
     assert PrismPolicy().decide(seen(1000), table, Objective(minimise="energy"), State()).plan == LOCAL
 
 
@@ -137,16 +131,16 @@ def test_measured_cells_stand_before_simulated_ones(map_):
     )
     measured = replace(map_, cells=cells)
     for maps in ([measured, map_], [map_, measured]):
-        found = next(e for e in Table(maps, "vit768").expected(seen(60), LATENCY) if e.plan == LOCAL)
+        found = next(e for e in expected(table_of(maps, "vit768"), seen(60), LATENCY) if e.plan == LOCAL)
         assert found.ms == 1.0 and found.source == "measured"
 
 
 def test_a_map_without_local_is_refused(map_):
     cells = tuple(cell for cell in map_.cells if cell.plan != LOCAL)
     with pytest.raises(ConfigError, match="no local cell"):
-        Table([msgspec.structs.replace(map_, cells=cells)], "vit768")
+        table_of([msgspec.structs.replace(map_, cells=cells)], "vit768")
     with pytest.raises(ConfigError, match="another"):
-        Table([map_], "another")
+        table_of([map_], "another")
 
 
 def test_the_other_policies(table):
@@ -179,7 +173,7 @@ def test_the_same_observations_give_the_same_decisions(table, walk, doubt):
 
 
 def test_noise_about_a_break_even_does_not_make_it_flap(table):
-    at = next(mbps for mbps in range(20, 1000) if table.expected(seen(mbps), LATENCY)[0].plan != LOCAL)
+    at = next(mbps for mbps in range(20, 1000) if expected(table, seen(mbps), LATENCY)[0].plan != LOCAL)
     state, plans = State(), []
     for k in range(200):
         one = seen(at * (1.04 if k % 2 else 0.96), at_s=0.1 * k, bandwidth_deviation=0.05)

@@ -9,8 +9,9 @@ from prism.backend import Workload
 from prism.errors import ConfigError
 from prism.metrics import summarise
 from prism.plan import ExecutionPlan, Mode
-from prism.policy import LOCAL, Decision, FixedPolicy
+from prism.policy import Decision, FixedPolicy
 from prism.spec import LinkSpec
+from prism.table import LOCAL
 from sim.backend import SimBackend, identical
 from sim.fleet import Fault
 from sim.queue import Arrivals, Batching, Queue, parse_arrivals, serve, source

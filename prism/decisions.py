@@ -1,0 +1,134 @@
+"""The log of a served day: what was observed, decided and served, and whether the same policy decides it again.
+
+JSON lines, a header first, written line by line: a killed process leaves a file that loads.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from prism.errors import TraceError
+from prism.plan import ExecutionPlan
+from prism.policy import AnyPolicy, Decision, State
+from prism.table import Objective, Observation, Row, Table
+
+VERSION = 1
+
+
+class LogHeader(msgspec.Struct, frozen=True, kw_only=True, tag="decisions", tag_field="type"):
+    """Everything but the observations that decisions depend on, and what made them. rows: the table as it was at the
+    start; map_hash: of the file it came from."""
+
+    version: int = VERSION
+    created: str
+    command: str
+    model: str
+    policy: AnyPolicy
+    objective: Objective
+    rows: tuple[Row, ...]
+    map_hash: str = ""
+    link: str = ""
+    host: dict[str, Any] = {}
+
+
+class Decided(msgspec.Struct, frozen=True, kw_only=True, tag="decided", tag_field="type"):
+    """One decision, with the epoch of the group that it was made for."""
+
+    number: int
+    epoch: int
+    observation: Observation
+    plan: ExecutionPlan
+    why: str
+    expected_ms: float | None
+    runner_up: ExecutionPlan | None
+    runner_up_ms: float | None
+
+
+class Answered(msgspec.Struct, frozen=True, kw_only=True, tag="answered", tag_field="type"):
+    """How a decided batch went. ms: until its answer. ran: the plan that gave it, which is local after a failure."""
+
+    number: int
+    at_s: float
+    ms: float
+    ran: ExecutionPlan
+    failed: str = ""
+
+
+class Corrected(msgspec.Struct, frozen=True, kw_only=True, tag="corrected", tag_field="type"):
+    """From here on the table's latencies of a plan count times a factor. version: of the table, from 1 on; batches: how
+    many it rests on."""
+
+    at_s: float
+    version: int
+    plan: ExecutionPlan
+    factor: float
+    batches: int
+
+
+Entry = Decided | Answered | Corrected
+
+
+def decided(number: int, epoch: int, observation: Observation, decision: Decision) -> Decided:
+    """A decision as a line of the log."""
+    expected, other = decision.expected, decision.runner_up
+    return Decided(
+        number=number, epoch=epoch, observation=observation, plan=decision.plan, why=decision.why,
+        expected_ms=None if expected is None else expected.ms, runner_up=None if other is None else other.plan,
+        runner_up_ms=None if other is None else other.ms,
+    )  # fmt: skip
+
+
+class DecisionLog(msgspec.Struct, frozen=True):
+    """A log as read. cut: its last line was not whole, and is left out."""
+
+    header: LogHeader
+    entries: tuple[Entry, ...]
+    cut: bool = False
+
+
+def read_decisions(path: Path) -> DecisionLog:
+    """Raises TraceError for a file that is no decision log."""
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise TraceError(f"{path}: can't be read ({error}); give a log that prism-hw serve wrote") from None
+    cut, whole = bool(lines[-1]), [line for line in lines[:-1] if line]
+    try:
+        header = msgspec.json.decode(whole[0] if whole else b"", type=LogHeader)
+        entries = tuple(msgspec.json.decode(line, type=Entry) for line in whole[1:])
+    except msgspec.DecodeError as error:
+        raise TraceError(f"{path}: is no decision log of version {VERSION} ({error})") from None
+    return DecisionLog(header, entries, cut)
+
+
+class Replay(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether the same policy decides the same. first_difference: number of a decision, and both plans with reasons."""
+
+    decisions: int
+    identical: bool
+    first_difference: str = ""
+
+
+def replayed(log: DecisionLog) -> Iterator[tuple[Decided, Decided]]:
+    """Each decision as logged, and as the policy makes it from what was observed."""
+    header = log.header
+    table, state, factors = Table(header.rows), State(), dict[ExecutionPlan, float]()
+    for entry in log.entries:
+        if isinstance(entry, Corrected):
+            factors[entry.plan] = entry.factor
+            table = Table(header.rows).corrected(factors)
+        elif isinstance(entry, Decided):
+            again = header.policy.decide(entry.observation, table, header.objective, state)
+            state = again.state
+            yield entry, decided(entry.number, entry.epoch, entry.observation, again)
+
+
+def replay(log: DecisionLog) -> Replay:
+    count, first = 0, ""
+    for logged, again in replayed(log):
+        count += 1
+        if logged != again and not first:
+            first = f"decision {logged.number}: {logged.plan.mode.value} ({logged.why}) in the log, {again.plan.mode.value} ({again.why}) again"
+    return Replay(decisions=count, identical=not first, first_difference=first)

@@ -1,0 +1,304 @@
+"""What every plan is expected to cost at an observation: cells of a performance map, and the lines between them.
+
+Latency between cells is linear in the batch and in the seconds a bit takes (1 / rate): what crosses the link is bytes
+over the rate on top of work. Beyond the cells the nearest ends go on, with a wider deviation.
+"""
+
+import bisect
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from prism.errors import ConfigError
+from prism.perfmap import Cell, PerformanceMap
+from prism.plan import ExecutionPlan, Mode
+from prism.spec import Positive
+
+LOCAL = ExecutionPlan(mode=Mode.LOCAL)
+LEAST_DEVIATION = 0.01  # of a latency: no cell is known better than this
+BEYOND = 0.3  # deviation added per factor e outside of the cells
+PREDICTED_DEVIATION = 0.08  # of a cell that was simulated, where its profile doesn't say another
+Share = float
+Source = Literal["measured", "simulated"]
+
+
+class Objective(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is minimised, and what a plan must keep. joule_ms: with "weighted", the milliseconds that a joule is worth.
+    least_accuracy: of a plan, by the accuracy table; a plan that the table lacks doesn't keep it."""
+
+    minimise: Literal["p50", "p95", "energy", "weighted"] = "p50"
+    joule_ms: float = 0.0
+    most_ms: float | None = None
+    most_joules: float | None = None
+    least_accuracy: Share | None = None
+
+
+class Observation(msgspec.Struct, frozen=True, kw_only=True):
+    """What may be known before a batch: its size, the devices that can be reached, the link's rate with the relative
+    deviation of that estimate, how many requests wait behind it, and what is left of its first one's deadline."""
+
+    batch: Positive
+    devices: Positive
+    bandwidth_bps: float | None
+    bandwidth_deviation: float = 0.0
+    queued: int = 0
+    left_ms: float | None = None
+    at_s: float
+
+
+class Expected(msgspec.Struct, frozen=True, kw_only=True):
+    """A plan's figures at an observation. deviation: relative, of ms. source: of the cells that they come from."""
+
+    plan: ExecutionPlan
+    ms: float
+    p95_ms: float
+    deviation: float
+    joules: float | None
+    accuracy: float | None
+    source: Source
+    cost: float
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """One cell as a policy needs it. rate_bps: of the medium; null for a plan on one device. deviation: relative, of
+    ms. wire_ms: what of ms the terminal waits for the link."""
+
+    plan: ExecutionPlan
+    batch: Positive
+    rate_bps: float | None
+    ms: float
+    p95_ms: float
+    wire_ms: float
+    deviation: float
+    joules: float | None = None
+    accuracy: Share | None = None
+    source: Source = "measured"
+
+
+MS, P95, JOULES, WIRE, DEVIATION = range(5)  # columns of a grid
+
+
+class _Corners(NamedTuple):
+    """The cells around an observation with their weights, how far outside of the cells it lies in factors e, and what
+    a figure is multiplied with where it lies beyond a single batch."""
+
+    weights: list[tuple[int, float]]
+    outside: float
+    scale: float
+
+
+class _Axes(NamedTuple):
+    """Where a plan has cells: batches, and for each the seconds a bit takes, ascending. Plans share equal ones."""
+
+    batches: tuple[int, ...]
+    lines: tuple[tuple[float, ...], ...]
+    starts: tuple[int, ...]
+
+    def corners(self, batch: int, per_bit: float) -> _Corners:
+        place, share, beyond = _between(self.batches, batch)
+        weights, outside = self._along(place, per_bit, 1 - share)
+        if share:
+            others, further = self._along(place + 1, per_bit, share)
+            weights, outside = weights + others, max(outside, further)
+        single = beyond and len(self.batches) == 1  # one batch alone is known: all grows with it
+        return _Corners(weights, beyond + outside, batch / self.batches[0] if single else 1.0)
+
+    def _along(self, line: int, per_bit: float, weight: float) -> tuple[list[tuple[int, float]], float]:
+        left, share, beyond = _between(self.lines[line], per_bit)
+        first = self.starts[line] + left
+        if not share:
+            return [(first, weight)], beyond
+        return [(first, weight * (1 - share)), (first + 1, weight * share)], beyond
+
+
+class _Grid(NamedTuple):
+    """A plan's cells: a list for each column, in the order of its axes."""
+
+    plan: ExecutionPlan
+    accuracy: float | None
+    source: Source
+    axes: _Axes
+    columns: tuple[list[float], ...]
+
+
+class Table:
+    """Rows of one model, arranged for decisions. Raises ConfigError where none is local."""
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self.rows = tuple(rows)
+        if not any(row.plan.ranks == 1 for row in self.rows):
+            raise ConfigError("the table has no local row; a policy needs one to fall back to")
+        by_plan: dict[ExecutionPlan, list[Row]] = {}
+        for row in self.rows:
+            by_plan.setdefault(row.plan, []).append(row)
+        known: dict[_Axes, _Axes] = {}
+        self.grids = [_grid(plan, rows, known) for plan, rows in by_plan.items()]
+        self._by_plan = {grid.plan: grid for grid in self.grids}
+
+    @property
+    def plans(self) -> list[ExecutionPlan]:
+        return list(self._by_plan)
+
+    def ranked(self, observation: Observation, objective: Objective) -> Iterator[Expected]:
+        """Every plan that its devices and its link allow, the best by the objective first; made one by one, for a
+        decision looks at few, and their costs alone are quick."""
+        per_bit = _per_bit(observation)
+        able = [grid for grid in self.grids if _able(grid, observation)]
+        corners: dict[int, _Corners] = {}
+        for grid in able:
+            if id(grid.axes) not in corners:
+                corners[id(grid.axes)] = grid.axes.corners(observation.batch, per_bit)
+        costs = [_cost(grid, corners[id(grid.axes)], objective) for grid in able]
+        for place in sorted(range(len(able)), key=costs.__getitem__):
+            yield _expected(able[place], corners[id(able[place].axes)], costs[place], observation)
+
+    def of(self, plan: ExecutionPlan, observation: Observation, objective: Objective) -> Expected | None:
+        """One plan's figures, None where it can't run."""
+        grid = self._by_plan.get(plan)
+        if grid is None or not _able(grid, observation):
+            return None
+        corners = grid.axes.corners(observation.batch, _per_bit(observation))
+        return _expected(grid, corners, _cost(grid, corners, objective), observation)
+
+    def nearest(self, plan: ExecutionPlan, observation: Observation) -> float | None:
+        """Milliseconds of the plan's nearest cell, nothing between them; None where it can't run."""
+        grid = self._by_plan[plan]
+        if not _able(grid, observation):
+            return None
+        batches, rate = grid.axes.batches, observation.bandwidth_bps or 1.0
+        line = min(range(len(batches)), key=lambda k: abs(batches[k] - observation.batch))
+        xs = grid.axes.lines[line]
+        near = min(range(len(xs)), key=lambda k: abs(math.log((xs[k] or 1.0) * rate)))
+        return grid.columns[MS][grid.axes.starts[line] + near]
+
+    def rate_of(self, plan: ExecutionPlan, batch: int, wire_ms: float) -> tuple[float, float] | None:
+        """The rate, in bit/s, at which a batch waits for the link as long as this one did, and its relative deviation.
+        No faster than twice what the cells know. None where they don't say how the wait depends on the rate."""
+        grid = self._by_plan.get(plan)
+        if grid is None or plan.ranks == 1:
+            return None
+        xs = grid.axes.lines[_between(grid.axes.batches, batch)[0]]
+        waits = [_figure(grid, WIRE, grid.axes.corners(batch, x)) for x in xs]
+        right = min(max(bisect.bisect_left(waits, wire_ms), 1), len(xs) - 1)
+        if right < 1 or waits[right] <= waits[right - 1]:
+            return None
+        slope = (waits[right] - waits[right - 1]) / (xs[right] - xs[right - 1])
+        x = max(xs[right] + (wire_ms - waits[right]) / slope, xs[0] / 2)
+        corners = grid.axes.corners(batch, x)
+        noise_ms = _deviation(grid, corners) * _figure(grid, MS, corners)
+        return 1 / x, max(noise_ms / (slope * x), LEAST_DEVIATION)
+
+    def corrected(self, factors: Mapping[ExecutionPlan, float]) -> "Table":
+        """The table with plans' latencies times a factor."""
+        replace = msgspec.structs.replace
+        return Table(
+            replace(row, ms=row.ms * factors.get(row.plan, 1.0), p95_ms=row.p95_ms * factors.get(row.plan, 1.0))
+            for row in self.rows
+        )  # fmt: skip
+
+
+def table_of(
+    maps: Sequence[PerformanceMap], model: str, accuracy: Mapping[ExecutionPlan, Share] | None = None
+) -> Table:
+    """The cells of one model. Measured ones stand before simulated ones of the same plan, batch and rate. accuracy: of a
+    plan, as a share; a plan that exchanges everything in fp32 has local's. Raises ConfigError where none is local."""
+    chosen: dict[tuple[ExecutionPlan, int, float | None], Row] = {}
+    for cell in (cell for map_ in maps for cell in map_.cells if cell.model == model):
+        if cell.plan.ranks > 1 and not cell.link.rate_bps:
+            continue
+        row = _row(cell, accuracy)
+        key = (row.plan, row.batch, row.rate_bps)
+        if row.source == "measured" or key not in chosen or chosen[key].source == "simulated":
+            chosen[key] = row
+    if not any(plan.ranks == 1 for plan, _, _ in chosen):
+        raise ConfigError(f"the map has no local cell of {model}; a policy needs one to fall back to")
+    return Table(chosen.values())
+
+
+def _row(cell: Cell, accuracy: Mapping[ExecutionPlan, Share] | None) -> Row:
+    low, high = cell.spread_ms
+    spread = (high - low) / 2 / cell.latency_ms.p50 if cell.visits > 1 else PREDICTED_DEVIATION
+    exact = cell.plan.mode is not Mode.SEGMENT_MEANS and cell.plan.wire == "fp32"
+    known = None if accuracy is None else accuracy.get(cell.plan, accuracy.get(LOCAL) if exact else None)
+    return Row(
+        plan=cell.plan, batch=cell.batch, rate_bps=None if cell.plan.ranks == 1 else cell.link.rate_bps,
+        ms=cell.latency_ms.p50, p95_ms=cell.latency_ms.p95, wire_ms=cell.split_ms.get("wire", 0.0),
+        deviation=max(spread, LEAST_DEVIATION), joules=cell.energy_j, accuracy=known, source=cell.source,
+    )  # fmt: skip
+
+
+def _grid(plan: ExecutionPlan, rows: list[Row], known: dict[_Axes, _Axes]) -> _Grid:
+    by_batch: dict[int, dict[float, Row]] = {}
+    for row in rows:
+        by_batch.setdefault(row.batch, {})[1 / row.rate_bps if row.rate_bps else 0.0] = row
+    batches = tuple(sorted(by_batch))
+    lines = tuple(tuple(sorted(by_batch[batch])) for batch in batches)
+    starts = tuple(sum(map(len, lines[:k])) for k in range(len(lines)))
+    ordered = [by_batch[batch][x] for batch, line in zip(batches, lines, strict=True) for x in line]
+    columns = (
+        [row.ms for row in ordered], [row.p95_ms for row in ordered],
+        [math.inf if row.joules is None else row.joules for row in ordered], [row.wire_ms for row in ordered],
+        [row.deviation for row in ordered],
+    )  # fmt: skip
+    axes = _Axes(batches, lines, starts)
+    source: Source = "measured" if all(row.source == "measured" for row in rows) else "simulated"
+    return _Grid(plan, rows[0].accuracy, source, known.setdefault(axes, axes), columns)
+
+
+def _able(grid: _Grid, observation: Observation) -> bool:
+    ranks = grid.plan.ranks
+    return ranks == 1 or (ranks <= observation.devices and bool(observation.bandwidth_bps))
+
+
+def _per_bit(observation: Observation) -> float:
+    return 1 / observation.bandwidth_bps if observation.bandwidth_bps else 0.0
+
+
+def _expected(grid: _Grid, corners: _Corners, cost: float, seen: Observation) -> Expected:
+    ms, joules = _figure(grid, MS, corners), _figure(grid, JOULES, corners)
+    deviation = math.hypot(_deviation(grid, corners), BEYOND * corners.outside)
+    if grid.plan.ranks > 1 and seen.bandwidth_deviation:
+        slower = grid.axes.corners(seen.batch, _per_bit(seen) * (1 + seen.bandwidth_deviation))
+        deviation = math.hypot(deviation, abs(_figure(grid, MS, slower) / ms - 1))
+    return Expected(
+        plan=grid.plan, ms=ms, p95_ms=_figure(grid, P95, corners), deviation=deviation,
+        joules=None if joules == math.inf else joules, accuracy=grid.accuracy, source=grid.source, cost=cost,
+    )  # fmt: skip
+
+
+def _cost(grid: _Grid, corners: _Corners, objective: Objective) -> float:
+    """By the objective; infinite where a figure it needs was not measured."""
+    if objective.minimise == "p50":
+        return _figure(grid, MS, corners)
+    if objective.minimise == "p95":
+        return _figure(grid, P95, corners)
+    joules = _figure(grid, JOULES, corners)
+    if objective.minimise == "energy":
+        return joules
+    return _figure(grid, MS, corners) + objective.joule_ms * joules
+
+
+def _figure(grid: _Grid, field: int, corners: _Corners) -> float:
+    """A column mixed by the corners' weights; infinite where one of them lacks it."""
+    column, value = grid.columns[field], 0.0
+    for place, weight in corners.weights:
+        value += weight * column[place]
+    if not value < math.inf:  # also where a negative weight made it no number
+        return math.inf
+    return max(value * corners.scale, 1e-6)
+
+
+def _deviation(grid: _Grid, corners: _Corners) -> float:
+    return max(grid.columns[DEVIATION][place] for place, _ in corners.weights)
+
+
+def _between(xs: Sequence[float], x: float) -> tuple[int, float, float]:
+    """Left neighbour, share of the way to the right one, and how far outside. Beyond the last the line through the last
+    two goes on; before the first it would fall below what was ever seen, so the first stands."""
+    if x <= xs[0] or len(xs) == 1:  # local's one place is 0: it uses no link
+        return 0, 0.0, abs(math.log(x / xs[0])) if x > 0 and xs[0] > 0 else 0.0
+    right = min(bisect.bisect_left(xs, x), len(xs) - 1)
+    share = (x - xs[right - 1]) / (xs[right] - xs[right - 1])
+    return right - 1, share, math.log(x / xs[-1]) if x > xs[-1] else 0.0
