@@ -139,6 +139,9 @@ def comparison_view(found: Comparison) -> RenderableType:
         head = Text(
             f"{agree} of {len(found.differences)} cells agree within their spread ({found.share:.0%})"
         )
+        if found.share_by_chance is not None:
+            head.append(f"; of two runs alike {found.share_by_chance:.0%} would: ")
+            head.append("the same" if found.same else "NOT the same", style="green" if found.same else "red")
     table = Table("cell", "first ms", "second ms", "change", "agree")
     for column in table.columns[1:]:
         column.justify, column.no_wrap = "right", True

@@ -6,12 +6,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import msgspec
+from scipy.stats import binom
 
 from prism.perfmap import Cell, PerformanceMap
 from prism.plan import ExecutionPlan
 from prism.spec import LinkSpec
 
 Kind = Literal["at", "never", "always"]
+WHOLE = 5  # visits up to which a spread is their whole range
 
 
 class Crossover(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,10 +132,15 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     """Cell by cell, the largest relative difference first. only_*: cells that the other map lacks.
-    share: of the common cells, how many agree; null without any. machines: facts in which they differ."""
+    share: of the common cells, how many agree; null without any. machines: facts in which they differ.
+    share_by_chance: how many would of two runs between which nothing changed. same: whether as many agree as such
+    runs give in 97.5 % of cases. Both null where a cell has more than five visits: its spread is then cut.
+    """
 
     differences: tuple[Difference, ...]
     share: float | None
+    share_by_chance: float | None
+    same: bool | None
     only_first: tuple[str, ...]
     only_second: tuple[str, ...]
     machines: tuple[str, ...]
@@ -144,13 +151,28 @@ def compare(first: PerformanceMap, second: PerformanceMap) -> Comparison:
     ours, theirs = ({_key(cell): cell for cell in each.cells} for each in (first, second))
     both = [(cell, theirs[key]) for key, cell in ours.items() if key in theirs]
     rows = sorted((_difference(a, b) for a, b in both), key=lambda row: -abs(row.relative))
+    agree = sum(row.agrees for row in rows)
+    chances = [chance_of_agreement(a.visits, b.visits) for a, b in both if max(a.visits, b.visits) <= WHOLE]
+    chance = sum(chances) / len(chances) if rows and len(chances) == len(rows) else None
     return Comparison(
         differences=tuple(rows),
-        share=sum(row.agrees for row in rows) / len(rows) if rows else None,
+        share=agree / len(rows) if rows else None,
+        share_by_chance=chance,
+        same=None if chance is None else bool(agree >= binom.ppf(0.025, len(rows), chance)),
         only_first=tuple(cell.label for key, cell in ours.items() if key not in theirs),
         only_second=tuple(cell.label for key, cell in theirs.items() if key not in ours),
         machines=tuple(sorted({text for a, b in both for text in _machines(a, b)})),
     )
+
+
+def chance_of_agreement(first: int, second: int) -> float:
+    """That the median of either of two runs' visits lies within the other's range, where all visits are alike: they
+    don't when the lower half of all visits up to one median is of one run and the upper half of the other. Exact for odd
+    numbers of visits; the widening of a spread to the quartiles of its batches is left out."""
+    low, high = first // 2 + 1, second // 2 + 1
+    rest = first + second - low - high
+    apart = 2 * math.comb(rest, first - low) / math.comb(first + second, first)
+    return 1 - apart
 
 
 def _key(cell: Cell) -> tuple[Any, ...]:

@@ -2,12 +2,13 @@ import itertools
 import math
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.visits import FULL, HOST, LOCAL, MEANS, MS, header, powered, records, visit, write
 
-from prism.crossover import compare, crossing, crossovers, ratio
+from prism.crossover import chance_of_agreement, compare, crossing, crossovers, ratio
 from prism.errors import TraceError
 from prism.metrics import summarise
 from prism.perfmap import Workload, build_map, load_map, plan_label
@@ -289,6 +290,29 @@ def test_compare_counts_what_agrees_within_the_spread(tmp_path):
     assert found.machines == ()
     same = compare(map_of(first), map_of(first))
     assert same.share == 1 and all(row.relative == 0 for row in same.differences)
+
+
+def test_how_many_cells_agree_by_chance():
+    """Against a count of orders: five visits each of two runs that are alike."""
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 40_000, 5))
+    inside = [
+        (np.median(x, 1) >= y.min(1)) & (np.median(x, 1) <= y.max(1)) for x, y in ((a, b), (b, a))
+    ]
+    assert chance_of_agreement(5, 5) == pytest.approx(np.mean(inside[0] | inside[1]), abs=0.004)
+    assert chance_of_agreement(1, 1) == 0.0, "two single visits have no spread"
+
+
+def test_runs_that_differ_everywhere_are_not_the_same(tmp_path):
+    batches = range(1, 31)
+    for name, factor in (("1", 1.0), ("2", 1.0), ("3", 1.2)):
+        (tmp_path / name).mkdir()
+        for size in batches:
+            visits = [[100 * factor + (k + size) % 5] for k in range(5)]
+            visit(tmp_path / name, LOCAL, "loopback", visits, batch=size)
+    maps = [map_of(tmp_path / name) for name in "123"]
+    assert compare(maps[0], maps[1]).same is True
+    assert compare(maps[0], maps[2]).same is False
 
 
 def test_compare_names_machines_that_differ(tmp_path):
