@@ -10,7 +10,7 @@ import msgspec
 import typer
 from rich.console import Console
 
-from hw import job, launch, measure_cli
+from hw import job, launch, measure_cli, serving_cli
 from hw.measure_cli import Json
 from hw.scratch import scratch
 from hw.terminal import bar
@@ -30,6 +30,7 @@ app = typer.Typer(
 )  # fmt: skip
 
 app.add_typer(measure_cli.app)
+app.add_typer(serving_cli.app)
 
 
 def main() -> None:

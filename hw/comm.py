@@ -161,6 +161,7 @@ class GlooExchange:
         self.rank = dist.get_rank()
         self.world_size = dist.get_world_size()
         self._stager, self._recorder, self._medium = stager, recorder, medium
+        self.deadline_s: float | None = None  # on time.monotonic(): no wait goes on beyond it
         self._generation = 0
         self._leaving: list[_Send] = []
         self._expected: dict[tuple[str, int], dict[int, tuple[dist.Work, Tensor]]] = {}
@@ -228,7 +229,18 @@ class GlooExchange:
         while self._leaving and self._leaving[0][0] <= generation:
             _, peer, work, _ = self._leaving.pop(0)
             with _lost_peer(peer, op, block):
-                work.wait()
+                self.finish(work)
+
+    def finish(self, work: dist.Work) -> None:
+        """Wait for a message: until the deadline where there is one, else the group's timeout. After a wait in vain
+        the group is dead. Raises RuntimeError, as gloo does."""
+        if self.deadline_s is None:
+            work.wait()
+            return
+        left = self.deadline_s - time.monotonic()
+        if left <= 0:
+            raise RuntimeError("the batch's deadline has passed")
+        work.wait(timedelta(seconds=left))
 
     def arrived(self, parts: dict[int, Tensor], op: str, block: int, ring: bool) -> dict[int, Tensor]:
         """Hold the parts back until a shaped link would have them here, then stage them."""
@@ -267,7 +279,7 @@ class _Posted:
         exchange.finish_sends(self._generation - 1, op, block)
         for peer, (work, _) in self._works.items():
             with _lost_peer(peer, op, block):
-                work.wait()
+                exchange.finish(work)
         parts = (
             self._ring
             if self._ring is not None

@@ -46,11 +46,11 @@ class Pass:
     # -- getting the input and returning the answer ---------------------------------------------------
 
     def run_terminal(
-        self, x_BND: Tensor, mask_BN: Tensor | None, rows: Rows, number: int, scatter: bool
+        self, x_BND: Tensor, mask_BN: Tensor | None, rows: Rows, number: int, epoch: int, scatter: bool
     ) -> Tensor:
         """Terminal: hand out the rows, run the own part, put together what the head reads: [B, R, D]."""
         if scatter:
-            self._scatter(x_BND, mask_BN, rows, number)
+            self._scatter(x_BND, mask_BN, rows, number, epoch)
         back: dict[int, Expected] = {}
         for peer in range(1, self._plan.ranks):
             if count := returned_rows(rows, *self._partition.bounds(peer)):
@@ -62,10 +62,12 @@ class Pass:
         self._recorder.switch("compute", "head", last)
         return _joined(_selected(own_BnD, rows, 0), [arrived[p] for p in sorted(arrived)], rows, self._tokens)
 
-    def _scatter(self, x_BND: Tensor, mask_BN: Tensor | None, rows: Rows, number: int) -> None:
+    def _scatter(
+        self, x_BND: Tensor, mask_BN: Tensor | None, rows: Rows, number: int, epoch: int
+    ) -> None:  # fmt: skip
         """Header, mask and rows to each rank, posted at once."""
         header = BatchHeader(
-            number=number, plan=self._plan, batch=self._batch, tokens=self._tokens, rows=rows,
+            number=number, epoch=epoch, plan=self._plan, batch=self._batch, tokens=self._tokens, rows=rows,
             padded=mask_BN is not None, dtype=str(x_BND.dtype).removeprefix("torch."),
         )  # fmt: skip
         peers = range(1, self._plan.ranks)

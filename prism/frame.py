@@ -1,5 +1,7 @@
 """What the terminal tells the other ranks before each batch: one small message of fixed size."""
 
+from typing import Annotated
+
 import msgspec
 import torch
 from torch import Tensor
@@ -10,17 +12,21 @@ from prism.exchange import Expected
 from prism.plan import ExecutionPlan, Rows
 from prism.workload import HEADER_BYTES
 
+MOST_PROBE = 1 << 24
 FRAME_BYTES = HEADER_BYTES  # room for a BatchHeader of the longest plan; one message, so no length goes first
 FRAME: Expected = ((FRAME_BYTES,), torch.uint8)
 
 
 class BatchHeader(msgspec.Struct, frozen=True, kw_only=True):
-    """What the terminal tells the others before each batch. Without a plan: stop.
+    """What the terminal tells the others before each batch. Without a plan: stop; or, with `probe`, answer with so many
+    bytes. epoch: of the group, so that nothing of another one is ever taken for this one's.
 
     batch, tokens, rows, padded and dtype are set when the terminal embeds; else each rank knows them.
     """
 
     number: int
+    epoch: int = 0
+    probe: Annotated[int, msgspec.Meta(ge=0, le=MOST_PROBE)] = 0
     plan: ExecutionPlan | None = None
     batch: int = 0
     tokens: int = 0

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from prism.adapters import adapter_for
 from prism.adapters.base import bind
 from prism.errors import ExchangeError, PeerLostError, PlanError
-from prism.exchange import Exchange
+from prism.exchange import Exchange, Expected
 from prism.forward import Pass
 from prism.frame import FRAME, BatchHeader, pack, parse
 from prism.plan import ExecutionPlan, Rows
@@ -33,9 +33,14 @@ class _Embedded(Exception):
 
 
 def distribute(
-    model: nn.Module, plan: ExecutionPlan, exchange: Exchange, recorder: Recorder | None = None
+    model: nn.Module,
+    plan: ExecutionPlan,
+    exchange: Exchange,
+    recorder: Recorder | None = None,
+    epoch: int = 0,
 ) -> "DistributedTransformer":
     """Wrap a model for the ranks of `exchange`. On one rank, or in local mode, calls go to the model as it is.
+    epoch: of the group; ranks of another one are refused.
 
     Raises UnsupportedModelError (with the list of what can be distributed) and PlanError before
     anything is sent.
@@ -44,7 +49,7 @@ def distribute(
         raise PlanError(
             f"the plan wants {plan.ranks} devices, the group has {exchange.world_size}: start more ranks or lower --devices"
         )
-    return DistributedTransformer(model, plan, exchange, recorder or NullRecorder())
+    return DistributedTransformer(model, plan, exchange, recorder or NullRecorder(), epoch)
 
 
 class DistributedTransformer(nn.Module):
@@ -53,12 +58,15 @@ class DistributedTransformer(nn.Module):
     `plan` may be replaced between batches: the terminal sends it with each.
     """
 
-    def __init__(self, model: nn.Module, plan: ExecutionPlan, exchange: Exchange, recorder: Recorder) -> None:
+    def __init__(
+        self, model: nn.Module, plan: ExecutionPlan, exchange: Exchange, recorder: Recorder, epoch: int
+    ) -> None:  # fmt: skip
         super().__init__()
         self.model = model
         self.plan = plan
         self._exchange = exchange
         self._recorder = recorder
+        self._epoch = epoch
         self._adapter = adapter_for(model)
         self._blocks = list(self._adapter.blocks())
         self._number = 0
@@ -81,16 +89,24 @@ class DistributedTransformer(nn.Module):
         """Take part in one batch as a worker; False when the terminal has stopped. With a plan of
         embed="each" the arguments are the terminal's own; else there are none."""
         header = parse(self._exchange.start({}, {0: FRAME}, "header", -1).wait()[0])
+        if header.epoch != self._epoch:
+            raise ExchangeError(f"a batch of epoch {header.epoch} came to a group of epoch {self._epoch}")
+        if header.probe:
+            self._exchange.start({0: torch.zeros(header.probe, dtype=torch.uint8)}, {}, "probe", -1)
+            return self._await_next()
         if header.plan is None:
             return False
         self._recorder.begin(header.number)
         try:
             self._take_part(header, header.plan, args, kwargs)
-            self._exchange.flush()
-            with contextlib.suppress(PeerLostError):  # whoever waits for the next batch will meet it
-                self._exchange.expect({0: FRAME}, "header", -1)  # before the terminal has it
+            return self._await_next()
         finally:
             self._recorder.end()
+
+    def _await_next(self) -> bool:
+        self._exchange.flush()
+        with contextlib.suppress(PeerLostError):  # whoever waits for the next batch will meet it
+            self._exchange.expect({0: FRAME}, "header", -1)  # before the terminal has it
         return True
 
     def _take_part(
@@ -112,9 +128,23 @@ class DistributedTransformer(nn.Module):
         device = next(self.model.parameters()).device
         return Pass(self._adapter, self._blocks, plan, self._exchange, self._recorder, device, batch, tokens)
 
+    def probe(self, size: int) -> None:
+        """Have rank 1 send `size` bytes, on the terminal, and take them: what that takes says how the link is."""
+        self._announce(BatchHeader(number=self._number, epoch=self._epoch, probe=size), 2)
+        self._exchange.start({}, {1: ((size,), torch.uint8)}, "probe", -1).wait()
+        self._exchange.flush()
+
+    def keep_alive(self) -> None:
+        """Let every other rank hear of the terminal, and the terminal of each."""
+        ranks = self._exchange.world_size
+        self._announce(BatchHeader(number=self._number, epoch=self._epoch, probe=1), ranks)
+        expected: Expected = ((1,), torch.uint8)
+        self._exchange.start({}, dict.fromkeys(range(1, ranks), expected), "probe", -1).wait()
+        self._exchange.flush()
+
     def stop(self) -> None:
         """Tell the workers, on the terminal, that no batch follows."""
-        self._announce(BatchHeader(number=self._number), self._exchange.world_size)
+        self._announce(BatchHeader(number=self._number, epoch=self._epoch), self._exchange.world_size)
         self._exchange.flush()
 
     def _announce(self, header: BatchHeader, ranks: int) -> None:
@@ -142,12 +172,12 @@ class DistributedTransformer(nn.Module):
         each = self.plan.embed == "each"
         self._recorder.switch("compute", "embed", -1)
         if each:
-            self._announce(BatchHeader(number=number, plan=self.plan), self.plan.ranks)
+            self._announce(BatchHeader(number=number, epoch=self._epoch, plan=self.plan), self.plan.ranks)
 
         def run(x_BND: Tensor, *_: Any, **__: Any) -> Tensor:
             rows = self._adapter.rows(arguments, x_BND.shape[1])
             pass_ = self._pass(self.plan, *x_BND.shape[:2])
-            read = pass_.run_terminal(x_BND, mask_BN, rows, number, scatter=not each)
+            read = pass_.run_terminal(x_BND, mask_BN, rows, number, self._epoch, scatter=not each)
             return self._adapter.place(read, x_BND.shape[1])
 
         shell = _with_stack(self.model, self._adapter.stack_path, run)

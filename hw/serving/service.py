@@ -1,0 +1,248 @@
+"""A terminal or a member put together: what `prism-hw serve` and `prism-hw join` run, and what experiments use."""
+
+import contextlib
+import hashlib
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import msgspec
+import torch
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from torch import nn
+
+from hw import comm, host
+from hw.loading import fingerprint
+from hw.recorder import SpanRecorder
+from hw.serving.batching import Batcher
+from hw.serving.channel import load_key
+from hw.serving.http import Endpoint, Server, inputs_of
+from hw.serving.member import follow
+from hw.serving.members import Meeting, Members
+from hw.serving.runtime import AdaptiveRuntime, DecisionWriter
+from hw.staging import CudaStager, HostStager
+from prism.adapters import adapter_for
+from prism.decisions import LogHeader
+from prism.errors import ConfigError
+from prism.perfmap import load_map
+from prism.policy import AnyPolicy, PrismPolicy
+from prism.spec import Port
+from prism.table import Objective, Row, table_of
+from prism.trace import now_text
+from prism.zoo import Loaded, load_model
+
+Seconds = Annotated[float, msgspec.Meta(gt=0)]
+
+
+class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`prism-hw serve` as one file. key_file: without one nobody can join, and everything is local."""
+
+    model: str = "fashion-vit"
+    weights: str | None = None
+    seed: int = 0
+    map: str = ""
+    key_file: str = ""
+    join_address: str = "127.0.0.1"
+    join_port: Port | None = None
+    devices: Annotated[int, msgspec.Meta(ge=1, le=64)] = 2
+    http_address: str = "127.0.0.1"
+    http_port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 8000
+    token_file: str = ""
+    max_batch: Annotated[int, msgspec.Meta(ge=1)] = 8
+    max_wait_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    max_queue: Annotated[int, msgspec.Meta(ge=1)] = 256
+    deadline_s: Seconds | None = None
+    timeout_s: Seconds = 2.0
+    threads: Annotated[int, msgspec.Meta(ge=1)] = 1
+    policy: AnyPolicy = msgspec.field(default_factory=PrismPolicy)
+    objective: Objective = Objective()
+    learn: bool = True
+    decisions: str = ""
+
+
+class JoinConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """`prism-hw join`: where the terminal is, and what this device holds."""
+
+    address: str
+    port: int
+    name: str
+    key_file: str
+    model: str = "fashion-vit"
+    weights: str | None = None
+    seed: int = 0
+    threads: int = 1
+    timeout_s: float = 2.0
+
+
+class _Device(NamedTuple):
+    loaded: Loaded
+    fingerprint: str
+    recorder: SpanRecorder
+    exchange: Callable[[], comm.GlooExchange]
+
+
+class Terminal(NamedTuple):
+    """What serves: submit to `batcher`, or over HTTP at `server.port`."""
+
+    model: nn.Module
+    members: Members | None
+    runtime: AdaptiveRuntime
+    batcher: Batcher
+    server: Server
+
+
+class _Alone:
+    """Membership of a terminal that nobody can join."""
+
+    def __init__(self) -> None:
+        self.using = threading.Lock()
+
+    def group(self) -> None:
+        return None
+
+    def broken(self, epoch: int, why: str) -> None:
+        """There is no group that could break."""
+
+
+@contextlib.contextmanager
+def terminal(config: ServeConfig, command: str) -> Iterator[Terminal]:
+    """Serve as long as the context lasts. Raises PrismError for what a user can mend."""
+    if not config.map:
+        raise ConfigError(
+            "no map: a terminal decides by measured cells; make one with prism-hw profile and map"
+        )
+    token = _token(config.token_file)
+    endpoint = Endpoint(address=config.http_address, port=config.http_port, token=token)
+    endpoint.check()
+    table = table_of([load_map(Path(config.map))], config.model)
+    device = _device(config.model, config.weights, config.seed, config.threads)
+    with contextlib.ExitStack() as stack:
+        members = None
+        if config.key_file:
+            meeting = Meeting(
+                address=config.join_address, port=config.join_port or 0, devices=config.devices,
+                interface=comm.interface_to(config.join_address), timeout_s=config.timeout_s,
+            )  # fmt: skip
+            members = stack.enter_context(
+                Members(
+                    meeting,
+                    load_key(Path(config.key_file)),
+                    config.model,
+                    device.fingerprint,
+                    device.exchange,
+                )
+            )
+        log = _log(config, table.rows, command)
+        if log is not None:
+            stack.callback(log.close)
+        model: nn.Module = device.loaded.model
+        runtime = stack.enter_context(
+            AdaptiveRuntime(
+                model,
+                members or _Alone(),
+                device.recorder,
+                table,
+                config.policy,
+                config.objective,
+                timeout_s=config.timeout_s,
+                learn=config.learn,
+                log=log,
+            )
+        )
+        batcher = stack.enter_context(
+            Batcher(
+                runtime,
+                largest=config.max_batch,
+                patience_s=config.max_wait_s,
+                queue=config.max_queue,
+                deadline_s=config.deadline_s,
+            )
+        )
+        registry = CollectorRegistry()
+        registry.register(_Metrics(runtime, batcher, members))
+        inputs = inputs_of(device.loaded.kind, _width(device.loaded))
+        server = stack.enter_context(Server(endpoint, config.model, inputs, batcher, registry))
+        yield Terminal(model, members, runtime, batcher, server)
+
+
+def join(config: JoinConfig, say: Callable[[str], None], stopped: threading.Event) -> None:
+    """Serve with a terminal until `stopped`. Raises PrismError for what a user can mend."""
+    key = load_key(Path(config.key_file))
+    device = _device(config.model, config.weights, config.seed, config.threads)
+    meeting = Meeting(
+        address=config.address, port=config.port, interface=comm.interface_to(config.address),
+        timeout_s=config.timeout_s,
+    )  # fmt: skip
+    follow(
+        meeting, key, config.name, config.model, device.loaded.model, device.fingerprint, device.exchange, say,
+        stopped,
+    )  # fmt: skip
+
+
+def _device(model: str, weights: str | None, seed: int, threads: int) -> _Device:
+    torch.set_grad_enabled(False)
+    torch.set_num_threads(threads)
+    where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    cuda = where.type == "cuda"
+    loaded = load_model(model, weights, seed, str(where))
+    adapter_for(loaded.model)
+    recorder = SpanRecorder(0, torch.cuda.synchronize if cuda else lambda: None)
+
+    def exchange() -> comm.GlooExchange:
+        return comm.GlooExchange(CudaStager(where, recorder) if cuda else HostStager(), recorder)
+
+    return _Device(loaded, fingerprint(loaded.model), recorder, exchange)
+
+
+def _log(config: ServeConfig, rows: tuple[Row, ...], command: str) -> DecisionWriter | None:
+    if not config.decisions:
+        return None
+    header = LogHeader(
+        created=now_text(), command=command, model=config.model, policy=config.policy, objective=config.objective,
+        rows=rows, map_hash=hashlib.blake2b(Path(config.map).read_bytes(), digest_size=8).hexdigest(),
+        host=host.describe(config.threads),
+    )  # fmt: skip
+    return DecisionWriter(Path(config.decisions), header)
+
+
+def _token(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8").strip() if path else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"token file {path} can't be read ({error}); write the token into it") from None
+
+
+def _width(loaded: Loaded) -> tuple[int, ...]:
+    return tuple(loaded.image["input_size"]) if loaded.image else ()
+
+
+class _Metrics:
+    """For Prometheus, read off when asked."""
+
+    def __init__(self, runtime: AdaptiveRuntime, batcher: Batcher, members: Members | None) -> None:
+        self._runtime, self._batcher, self._members = runtime, batcher, members
+
+    def collect(self) -> Iterator[Metric]:
+        runtime, estimate = self._runtime, self._runtime.estimate
+        served = CounterMetricFamily("prism_batches", "Batches answered, by the plan's mode", labels=["mode"])
+        for mode, count in list(runtime.served.items()):
+            served.add_metric([mode], count)
+        yield served
+        yield CounterMetricFamily(
+            "prism_failures",
+            "Batches that were answered locally after another plan failed",
+            value=runtime.failures,
+        )
+        yield CounterMetricFamily("prism_corrections", "Corrections of the table", value=runtime.corrections)
+        yield CounterMetricFamily(
+            "prism_probe_seconds", "Seconds spent on probes of the link", value=runtime.probe_s
+        )
+        yield GaugeMetricFamily("prism_queue", "Requests that wait", value=self._batcher.waiting)
+        group = self._members.group() if self._members else None
+        yield GaugeMetricFamily("prism_devices", "Devices that serve", value=group.devices if group else 1)
+        if estimate is not None:
+            yield GaugeMetricFamily(
+                "prism_bandwidth_bits_per_second", "What is believed of the medium", value=estimate.rate_bps
+            )

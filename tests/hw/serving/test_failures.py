@@ -1,0 +1,143 @@
+"""Members that die, freeze, come late or are strangers: every batch is answered, and answered right."""
+
+import os
+import signal
+import socket
+import time
+
+import pytest
+import torch
+from support.serving import FULL, Member, images, key_file, local_answer, serving, until
+
+from hw.serving.channel import answer
+from prism.plan import Mode
+from prism.table import LOCAL
+
+TIMEOUT_S = 1.0
+
+
+@pytest.fixture
+def pair(tmp_path):
+    with serving(tmp_path, timeout_s=TIMEOUT_S) as service, Member(service.members.port, tmp_path) as member:
+        assert service.members.wait(30), service.members.history
+        yield service, member
+
+
+def ask(service, x):
+    started = time.monotonic()
+    served = service.runtime.run({"x": x})
+    torch.testing.assert_close(served.output, local_answer(service, x), rtol=1e-4, atol=1e-4)
+    return served, time.monotonic() - started
+
+
+def test_a_batch_runs_on_both_devices(pair):
+    service, _ = pair
+    served, _ = ask(service, images(3))
+    assert served.ran == FULL and not served.failed
+    assert service.runtime.served == {"full": 1}
+
+
+def test_a_killed_member_costs_no_answer_and_a_new_one_is_taken_in(pair):
+    service, member = pair
+    x = images(2)
+    ask(service, x)
+    member.process.kill()
+    for _ in range(5):
+        _, seconds = ask(service, x)
+        assert seconds < TIMEOUT_S + 2
+    assert until(lambda: service.members.group() is None)
+    member.start()
+    assert service.members.wait(30)
+    served, _ = ask(service, x)
+    assert served.ran == FULL
+
+
+def test_a_frozen_member_is_noticed_and_comes_back_quickly(pair):
+    service, member = pair
+    x = images(2)
+    ask(service, x)
+    member.process.send_signal(signal.SIGSTOP)
+    served, seconds = ask(service, x)
+    assert served.ran == LOCAL and served.failed and seconds < TIMEOUT_S + 1
+    assert until(lambda: service.members.group() is None)
+    time.sleep(1.5)
+    member.process.send_signal(signal.SIGCONT)
+    back = time.monotonic()
+    assert service.members.wait(10)
+    assert time.monotonic() - back < 3
+    assert ask(service, x)[0].ran == FULL
+
+
+def test_an_idle_death_is_found_without_a_batch(pair):
+    service, member = pair
+    member.process.send_signal(signal.SIGSTOP)
+    assert until(lambda: service.members.group() is None, 4)
+    member.process.send_signal(signal.SIGCONT)
+
+
+def test_a_late_joiner_is_taken_in_between_batches(tmp_path):
+    with serving(tmp_path, timeout_s=TIMEOUT_S, devices=3) as service, Member(service.members.port, tmp_path):
+        assert service.members.wait(30)
+        first = service.members.group().epoch
+        with Member(service.members.port, tmp_path, "garden"):
+            assert service.members.wait(30, devices=3)
+            assert service.members.group().epoch > first
+            assert ask(service, images(2))[0].ran == FULL
+        assert until(lambda: (g := service.members.group()) is not None and g.devices == 2, 10)
+        assert ask(service, images(2))[0].ran == FULL
+
+
+def test_other_weights_are_refused_with_both_hashes(tmp_path):
+    with serving(tmp_path) as service:
+        member = Member(service.members.port, tmp_path, "kitchen", None, "--weights", "random")
+        said, _ = member.process.communicate(timeout=60)
+        assert member.process.returncode == 2 and "copy the terminal's model there" in said
+        assert service.members.group() is None
+
+
+def test_a_stranger_with_another_key_does_not_join(tmp_path):
+    (tmp_path / "other").mkdir()
+    other = key_file(tmp_path / "other", "another key of some length")
+    with serving(tmp_path) as service, Member(service.members.port, tmp_path, "stranger", other):
+        assert until(lambda: service.members.refusals > 0, 30)
+        assert service.members.group() is None
+
+
+def test_garbage_neither_stops_nor_fills_the_terminal(pair):
+    service, _ = pair
+    rng = __import__("random").Random(0)
+    resident = _resident()
+    for k in range(500):
+        with socket.create_connection(("127.0.0.1", service.members.port), timeout=5) as sock:
+            raw = rng.randbytes(rng.randint(0, 400))
+            try:
+                sock.sendall((b"\xff\xff" if k % 3 == 0 else b"") + raw)
+                if k % 5 == 0:
+                    sock.shutdown(socket.SHUT_WR)
+                    sock.settimeout(5)
+                    while sock.recv(4096):
+                        pass
+            except OSError:
+                pass  # it hung up on us, which is its right
+    assert ask(service, images(2))[0].ran == FULL
+    assert _resident() - resident < 50 << 20
+
+
+def test_a_message_cannot_be_replayed(tmp_path):
+    """What a member said on one connection means nothing on another, and no second time on its own."""
+    from hw.serving.channel import Channel, ChannelError, Ping
+
+    a, b = socket.socketpair()
+    one, two = Channel(a, b"k" * 32, b"terminal", b"worker"), Channel(b, b"k" * 32, b"worker", b"terminal")
+    two.send(Ping())
+    raw = a.recv(4096)
+    b.sendall(raw + raw)
+    assert isinstance(one.receive(1), Ping)
+    with pytest.raises(ChannelError, match="proof is wrong"):
+        one.receive(1)
+    assert answer is not None and Mode.LOCAL is LOCAL.mode
+
+
+def _resident() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
