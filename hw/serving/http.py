@@ -76,7 +76,9 @@ class Server:
         started.wait()
         if failed and isinstance(failed[0], OSError):
             where = f"{self._endpoint.address}:{self._endpoint.port}"
-            raise ConfigError(f"{where} can't be listened on ({failed[0].strerror}); choose another with --http")
+            raise ConfigError(
+                f"{where} can't be listened on ({failed[0].strerror}); choose another with --http"
+            )
         if failed:
             raise failed[0]
         return self

@@ -39,6 +39,7 @@ def follow(
     """Serve until `stopped`. meeting: address and port are the terminal's. Raises ExchangeError where the terminal
     refuses this device for good."""
     hello = Hello(name=name, model=label, fingerprint=fingerprint)
+    say(f"{name} calls {meeting.address}:{meeting.port}")
     while not stopped.is_set():
         try:
             channel = _join(meeting, key, hello)

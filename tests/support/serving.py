@@ -42,7 +42,12 @@ def cell(plan, batch, mbps, ms, wire_ms=0.0):
 def map_file(folder: Path) -> str:
     """A map by which full exchange is always the better plan."""
     cells = [cell(LOCAL, b, None, 100.0 * b) for b in (1, 8)]
-    cells += [cell(p, b, m, 50.0 * b + 10 + 1000 / m, 1000 / m) for p in (FULL, MEANS) for b in (1, 8) for m in (10, 1000)]
+    cells += [
+        cell(p, b, m, 50.0 * b + 10 + 1000 / m, 1000 / m)
+        for p in (FULL, MEANS)
+        for b in (1, 8)
+        for m in (10, 1000)
+    ]
     path = folder / "map.json"
     path.write_bytes(msgspec.json.encode(PerformanceMap(created="", command="", cells=tuple(cells))))
     return str(path)
@@ -58,7 +63,13 @@ def key_file(folder: Path, text: str = "a shared key of some length") -> str:
 @contextlib.contextmanager
 def serving(folder: Path, **fields):
     config = ServeConfig(
-        **{"map": map_file(folder), "key_file": key_file(folder), "http_port": 0, "policy": FixedPolicy(FULL), **fields}
+        **{
+            "map": map_file(folder),
+            "key_file": key_file(folder),
+            "http_port": 0,
+            "policy": FixedPolicy(FULL),
+            **fields,
+        }
     )
     with terminal(config, "test") as service:
         yield service
@@ -67,7 +78,9 @@ def serving(folder: Path, **fields):
 class Member:
     """`prism-hw join` as a process; killed at the end of the context."""
 
-    def __init__(self, port: int, folder: Path, name: str = "kitchen", key: str | None = None, *more: str) -> None:
+    def __init__(
+        self, port: int, folder: Path, name: str = "kitchen", key: str | None = None, *more: str
+    ) -> None:
         self.command = [
             sys.executable, "-m", "hw.cli", "join", f"127.0.0.1:{port}", "--key-file", key or str(folder / "key"),
             "--name", name, *more,

@@ -39,7 +39,9 @@ def test_an_existing_client_gets_predictions(service, binary):
         given.set_data_from_numpy(x.numpy(), binary_data=binary)
         wanted = client.InferRequestedOutput("logits", binary_data=binary)
         answer = triton.infer(MODEL, [given], outputs=[wanted], request_id="9")
-    np.testing.assert_allclose(answer.as_numpy("logits"), local_answer(service, x).numpy(), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        answer.as_numpy("logits"), local_answer(service, x).numpy(), rtol=1e-4, atol=1e-4
+    )
     assert answer.get_response()["id"] == "9"
     assert answer.get_response()["parameters"]["mode"] == "local"
 
@@ -95,7 +97,10 @@ def test_the_slow_are_told_so(tmp_path, monkeypatch):
     monkeypatch.setattr(http, "HEAD_S", 0.5)
     monkeypatch.setattr(http, "BODY_S", 0.5)
     with serving(tmp_path, key_file="") as service:
-        for begun in (b"POST /v2/mod", f"POST /v2/models/{MODEL}/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{{".encode()):
+        for begun in (
+            b"POST /v2/mod",
+            f"POST /v2/models/{MODEL}/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{{".encode(),
+        ):
             with socket.create_connection(("127.0.0.1", service.server.port), timeout=10) as sock:
                 started = time.monotonic()
                 sock.sendall(begun)
@@ -123,19 +128,23 @@ def test_a_token_is_asked_for(tmp_path):
     ],
 )
 def test_what_is_open_to_anybody_or_missing_is_refused(tmp_path, fields, said):
-    with pytest.raises(ConfigError, match=said):
-        with serving(tmp_path, **{"key_file": "", **fields}):
-            pass
+    with pytest.raises(ConfigError, match=said), serving(tmp_path, **{"key_file": "", **fields}):
+        pass
 
 
 def test_a_key_that_others_can_read_or_guess_is_refused(tmp_path):
-    for text, mode, said in (("short", 0o600, "at least 16"), ("long enough to be a key", 0o644, "chmod 600")):
+    for text, mode, said in (
+        ("short", 0o600, "at least 16"),
+        ("long enough to be a key", 0o644, "chmod 600"),
+    ):
         (tmp_path / "key").write_text(text)
         (tmp_path / "key").chmod(mode)
         from support.serving import map_file
 
         with pytest.raises(ConfigError, match=said):
-            with terminal(ServeConfig(map=map_file(tmp_path), key_file=str(tmp_path / "key"), http_port=0), "test"):
+            with terminal(
+                ServeConfig(map=map_file(tmp_path), key_file=str(tmp_path / "key"), http_port=0), "test"
+            ):
                 pass
 
 
@@ -161,7 +170,9 @@ def test_fuzzed_requests_are_refused_and_nothing_else():
             if rng.random() < 0.5:
                 raw[place] = rng.randrange(256)
             else:
-                raw[place : place + rng.randint(0, 9)] = rng.choice([b"", b"[" * 50, b"-1", b"1e400", b"null", b"99999999999"])
+                raw[place : place + rng.randint(0, 9)] = rng.choice(
+                    [b"", b"[" * 50, b"-1", b"1e400", b"null", b"99999999999"]
+                )
         try:
             _, tensors = v2.parse(bytes(raw), rng.choice([None, len(raw), rng.randint(0, 2 * len(raw))]))
             assert v2.checked(tensors, inputs)["x"].shape[1:] == (1, 4, 4)
