@@ -24,6 +24,7 @@ from sim.calibrate_cli import calibrate_command, compare_command
 from sim.flip import crossover, sensitivity
 from sim.options import link_of, model_of, points_of, usual_segments
 from sim.question import load_study
+from sim.replay_cli import replay_command
 from sim.serve_cli import serve_sim
 from sim.study import Axis, Point, Prediction, outside_of, plan_of, predict
 
@@ -43,6 +44,7 @@ app.command(
 app.command(
     "compare", epilog="Example: prism-sim compare out/held_out --profile pair.json --output report.html"
 )(compare_command)
+app.command("replay", epilog="Example: prism-sim replay decisions.jsonl --profile x86-core")(replay_command)
 DistributedMode = Annotated[Literal["full", "segment_means"], typer.Option(help="The distributed plan.")]
 
 
