@@ -4,7 +4,10 @@ Two devices as namespaces around an access point (needs root), ViT-Base, one ima
 of results/scaled_grid. A trace gives the medium's rate for each of 300 slots, which stand for 2 s each. In every slot each
 contender answers one batch, in a shuffled order: the adaptive runtime, which knows only what it observed itself; static
 local; static segment means; in every fourth slot static full exchange. The oracle has the quickest of the static ones of the
-slot; the published look-up the plan of the nearest cell at the true rate, and that plan's measured time.
+slot; the published look-up the plan of the nearest cell at the true rate of the slot before, and that plan's measured time.
+
+Beside it the same policy, filter and table in the simulator: latencies and waits by the profile x86-core at each slot's
+rate, a probe with its stated deviation in every slot that was local.
 """
 
 import argparse
@@ -25,15 +28,19 @@ import torch
 from rich.progress import track
 
 from hw.netns import enter
-from hw.serving.runtime import AdaptiveRuntime
+from hw.serving.runtime import PROBE_DEVIATION, AdaptiveRuntime
 from hw.serving.service import ServeConfig, terminal
 from hw.testbed import NamespaceTestbed
+from prism.cost import load_profile
 from prism.decisions import read_decisions, replay
+from prism.observe import RateEstimate, Sample, updated
 from prism.perfmap import PerformanceMap, load_map
 from prism.plan import ExecutionPlan, Mode
-from prism.policy import FixedPolicy, LookupPolicy, State
+from prism.policy import FixedPolicy, LookupPolicy, PrismPolicy, State
 from prism.spec import LinkSpec
 from prism.table import LOCAL, Objective, Observation, table_of
+from sim.options import model_of
+from sim.study import Point, summary
 
 HERE = Path(__file__).parent
 MODEL, PORT, SLOTS, SLOT_S = "vit_base_patch16_224", 29500, 300, 2.0
@@ -151,11 +158,49 @@ def measured(rates: list[float], folder: Path) -> tuple[list[dict[str, Any]], di
             driver.wait(30)
 
 
-def judged(rows: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
+def simulated(rates: list[float]) -> list[dict[str, Any]]:
+    """The same slots in the simulator."""
+    profile, model, rng = load_profile("x86-core"), model_of(MODEL), random.Random(3)
+    table, policy, state, rows = table_of([known_map()], MODEL), PrismPolicy(), State(), []
+    estimate: RateEstimate | None = None
+    for slot, rate in enumerate(rates):
+        at_s = SLOT_S * slot
+        link = LinkSpec(kind="testbed", rate_bps=rate)
+        found = {
+            name: summary(profile, profile.model(), Point(model=model, plan=plan, batch=1, link=link))
+            for name, plan in STATIC.items()
+        }  # fmt: skip
+        seen = Observation(
+            batch=1, devices=2, at_s=at_s, bandwidth_bps=estimate.rate_bps if estimate else None,
+            bandwidth_deviation=estimate.deviation_at(at_s) if estimate else 0.0,
+        )  # fmt: skip
+        decision = policy.decide(seen, table, Objective(), state)
+        state = decision.state
+        name = next(name for name, plan in STATIC.items() if plan == decision.plan)
+        row = {name: each.latency_ms.p50 for name, each in found.items()}
+        split = found[name].split_ms
+        told = table.rate_of(decision.plan, 1, split["wire"] + split["wait"])
+        sample = Sample(
+            at_s=at_s, rate_bps=told[0] if told else rate * math.exp(PROBE_DEVIATION * rng.gauss(0, 1)),
+            deviation=told[1] if told else PROBE_DEVIATION, source="batch" if told else "probe",
+        )  # fmt: skip
+        estimate = updated(estimate, sample)
+        rows.append({
+            "slot": slot, "rate_bps": rate, **row, "adaptive": row[name], "mode": decision.plan.mode.value, "failed": "",
+            "believed_bps": estimate.rate_bps,
+        })  # fmt: skip
+    return rows
+
+
+def judged(rows: list[dict[str, Any]]) -> dict[str, Any]:
     table = table_of([known_map()], MODEL)
+    before = rows[0]["rate_bps"]
     for row in rows:
-        seen = Observation(batch=1, devices=2, bandwidth_bps=row["rate_bps"], at_s=SLOT_S * row["slot"])
-        by_lookup = LookupPolicy().decide(seen, table, Objective(), State()).plan
+        at_s = SLOT_S * row["slot"]
+        looked_up = Observation(batch=1, devices=2, bandwidth_bps=before, at_s=at_s)
+        before = row["rate_bps"]
+        seen = Observation(batch=1, devices=2, bandwidth_bps=row["rate_bps"], at_s=at_s)
+        by_lookup = LookupPolicy().decide(looked_up, table, Objective(), State()).plan
         row["lookup"] = row.get(next(name for name, plan in STATIC.items() if plan == by_lookup))
         row["oracle"] = min(row[name] for name in STATIC if name in row)
         row["best_by_map"] = next(table.ranked(seen, Objective())).plan.mode.value
@@ -166,8 +211,6 @@ def judged(rows: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
     paired = [row for row in rows if "full" in row]
     looked = [row for row in rows if row["lookup"] is not None]
     modes, best = [row["mode"] for row in rows], [row["best_by_map"] for row in rows]
-    log = read_decisions(folder / "decisions.jsonl")
-    again = replay(log)
     return {
         "slots": len(rows),
         "adaptive_over_oracle": total("adaptive", rows) / total("oracle", rows),
@@ -180,7 +223,6 @@ def judged(rows: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
         "crossings": sum(a != b for a, b in itertools.pairwise(best)),
         "failed": sum(bool(row["failed"]) for row in rows),
         "rate_error_p50": float(np.median([abs(math.log(r["believed_bps"] / r["rate_bps"])) for r in rows if r["believed_bps"]])),
-        "replay_identical": again.identical, "decisions": again.decisions,
     }  # fmt: skip
 
 
@@ -229,14 +271,17 @@ def main() -> None:
     known_map().save(folder / "map.json")
     began = time.monotonic()
     rows, spent = measured(TRACES[options.trace](random.Random(2))[: options.slots], folder)
-    summary = {
+    again = replay(read_decisions(folder / "decisions.jsonl"))
+    found = {
         "trace": options.trace, "command": f"python experiments/adaptive.py --trace {options.trace}",
-        **judged(rows, folder), **spent, "wall_s": time.monotonic() - began,
+        **judged(rows), **spent, "wall_s": time.monotonic() - began,
+        "replay_identical": again.identical, "decisions": again.decisions,
+        "in_the_simulator": judged(simulated([row["rate_bps"] for row in rows])),
     }  # fmt: skip
     (folder / "slots.json").write_text(json.dumps(rows))
-    (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    (folder / "summary.json").write_text(json.dumps(found, indent=1) + "\n")
     plot(rows, f"ViT-Base over a {options.trace} trace", folder / "adaptive.png")
-    print(json.dumps(summary, indent=1))
+    print(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def serve(
     max_batch: Annotated[int | None, typer.Option(help="Samples that go together at most.")] = None,
     max_wait: Annotated[str | None, typer.Option(help="How long the first of a batch waits for others.")] = None,
     timeout: Annotated[str | None, typer.Option(help="For the other devices, before a batch is answered here.")] = None,
-    learn: Annotated[bool | None, typer.Option(help="Correct the map by what is served.")] = None,
+    learn: Annotated[bool | None, typer.Option("--learn/--no-learn", help="Correct the map by what is served.")] = None,
     decisions: Annotated[str | None, typer.Option(help="Log of decisions (JSON lines), for prism-sim replay.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads to compute with.")] = None,
 ) -> None:  # fmt: skip

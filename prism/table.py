@@ -63,7 +63,7 @@ class Expected(msgspec.Struct, frozen=True, kw_only=True):
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
     """One cell as a policy needs it. rate_bps: of the medium; null for a plan on one device. deviation: relative, of
-    ms. wire_ms: what of ms the terminal waits for the link."""
+    ms. wire_ms: what of ms the terminal waits for others, link or rank: who serves can't tell them apart at once."""
 
     plan: ExecutionPlan
     batch: Positive
@@ -224,7 +224,7 @@ def _row(cell: Cell, accuracy: Mapping[ExecutionPlan, Share] | None) -> Row:
     known = None if accuracy is None else accuracy.get(cell.plan, accuracy.get(LOCAL) if exact else None)
     return Row(
         plan=cell.plan, batch=cell.batch, rate_bps=None if cell.plan.ranks == 1 else cell.link.rate_bps,
-        ms=cell.latency_ms.p50, p95_ms=cell.latency_ms.p95, wire_ms=cell.split_ms.get("wire", 0.0),
+        ms=cell.latency_ms.p50, p95_ms=cell.latency_ms.p95, wire_ms=cell.split_ms.get("wire", 0.0) + cell.split_ms.get("wait", 0.0),
         deviation=max(spread, LEAST_DEVIATION), joules=cell.energy_j, accuracy=known, source=cell.source,
     )  # fmt: skip
 

@@ -85,6 +85,7 @@ class Members:
         self._store: RelayStore | None = None
         self._epoch = 0
         self._flaps: dict[str, int] = {}
+        self._invited: tuple[str, ...] = ()
         self._strangers = threading.BoundedSemaphore(STRANGERS)
         self._closing = False
         self.refusals = 0
@@ -266,6 +267,8 @@ class Members:
             if why:
                 with self._news:
                     self._note(f"epoch {self._epoch} could not be formed: {why[0]}")
+                    for name in self._invited:
+                        self._flaps[name] = self._flaps.get(name, 0) + 1
                 time.sleep(self._meeting.ping_s)
 
     def _wanted(self) -> tuple[str, ...]:
@@ -291,6 +294,7 @@ class Members:
         with self._news:
             names = self._wanted()
             peers = [self._peers[name] for name in names]
+            self._invited = names
             self._epoch += 1
             epoch = self._epoch
 

@@ -141,8 +141,11 @@ def test_a_key_that_others_can_read_or_guess_is_refused(tmp_path):
         (tmp_path / "key").chmod(mode)
         from support.serving import map_file
 
-        with pytest.raises(ConfigError, match=said), terminal(
-            ServeConfig(map=map_file(tmp_path), key_file=str(tmp_path / "key"), http_port=0), "test"
+        with (
+            pytest.raises(ConfigError, match=said),
+            terminal(
+                ServeConfig(map=map_file(tmp_path), key_file=str(tmp_path / "key"), http_port=0), "test"
+            ),
         ):
             pass
 

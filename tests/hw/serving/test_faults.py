@@ -1,0 +1,24 @@
+"""The campaign of faults in a short version: real namespaces, a real shaped link, real kills. Needs root."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[3] / "experiments" / "faults.py"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+def test_every_batch_under_faults_is_answered_right(tmp_path):
+    ran = subprocess.run(
+        [sys.executable, str(SCRIPT), "--faults", "10", "--output", str(tmp_path), "--seed", "5"],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    found = json.loads((tmp_path / "summary.json").read_text())
+    assert found["faults_injected"] == found["faults_survived"] == 10
+    assert set(found["by_kind"].values()) == {2}, "each kind in each mode"
+    assert found["wrong"] == 0 and found["too_long"] == 0 and found["distributed"] > 20
