@@ -38,12 +38,19 @@ def main() -> None:
     command.run(app, "prism-hw")
 
 
-@app.command(epilog="Example: prism-hw doctor --json")
-def doctor(as_json: Json = False) -> None:
+@app.command(epilog="Example: prism-hw doctor --secure 10.8.0.1")
+def doctor(
+    secure: Annotated[
+        str | None,
+        typer.Option(help="An address: ask instead whether what goes there is hidden from others."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Say what this machine has and lacks, each with the remedy."""
-    from hw.doctor import examine
+    from hw import doctor
+    from hw import secure as security
 
-    checks = examine()
+    checks = doctor.examine() if secure is None else security.examine(secure)
     if as_json:
         print(msgspec.json.encode(checks).decode())
         return

@@ -186,7 +186,7 @@ def _namespaces() -> Check:
 
 
 def _qdiscs() -> Check:
-    have = [name for name in QDISCS if _module(name)]
+    have = [name for name in QDISCS if has_module(name)]
     lacking = [name for name in QDISCS if name not in have]
     return Check(
         name="qdiscs", status="ok" if not lacking else "note",
@@ -195,7 +195,7 @@ def _qdiscs() -> Check:
     )  # fmt: skip
 
 
-def _module(name: str) -> bool:
+def has_module(name: str) -> bool:
     """Whether the running kernel has a scheduler or device type: built in, loaded, or loadable."""
     release = os.uname().release
     modules = Path("/lib/modules") / release
