@@ -43,7 +43,6 @@ TIMEOUT_S = 1.0
 FULL = ExecutionPlan(mode=Mode.FULL, devices=2)
 MEANS = ExecutionPlan(mode=Mode.SEGMENT_MEANS, devices=2, segments=5)
 KINDS = ("kill", "freeze", "link", "slow", "port")
-SLACK_S = 0.5  # over timeout and local time, on a machine that is shared
 
 
 # -- the terminal, in a process of its own inside its namespace -----------------------------------------------------
@@ -252,14 +251,14 @@ def campaign(count: int, plan: ExecutionPlan, folder: Path, seed: int) -> list[d
 # -- what came of it --------------------------------------------------------------------------------------------------
 
 
-def judged(faults: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
+def judged(faults: list[dict[str, Any]], folder: Path, slack_s: float) -> dict[str, Any]:
     served = [json.loads(line) for line in (folder / "served.jsonl").read_text().splitlines()]
     took = np.array([row[1] for row in served])
     errors = np.array([row[3] for row in served])
     local_s = float(
         np.percentile([row[1] for row in served if row[2] == "local" and not row[4]] or [0.0], 99)
     )
-    limit = TIMEOUT_S + local_s + SLACK_S
+    limit = TIMEOUT_S + local_s + slack_s
     rejoins = [fault["rejoin_s"] for fault in faults if fault["rejoin_s"] is not None]
     survived = [fault for fault in faults if fault["rejoin_s"] is not None]
     return {
@@ -295,6 +294,12 @@ def main() -> int:
     )
     parser.add_argument("--faults", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--slack",
+        type=float,
+        default=0.5,
+        help="seconds over timeout and local time, on a machine that is shared",
+    )
     parser.add_argument("--output", type=Path, default=Path("out/faults"))
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--plan", default="full", help=argparse.SUPPRESS)
@@ -308,7 +313,7 @@ def main() -> int:
         faults += campaign(options.faults // 2, MEANS, options.output, options.seed + 1)
     summary = {
         "command": f"python experiments/faults.py --faults {options.faults} --seed {options.seed}",
-        **judged(faults, options.output),
+        **judged(faults, options.output, options.slack),
     }
     (options.output / "faults.json").write_text(json.dumps(faults, indent=1))
     (options.output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")

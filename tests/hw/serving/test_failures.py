@@ -1,6 +1,7 @@
 """Members that die, freeze, come late or are strangers: every batch is answered, and answered right."""
 
 import os
+import random
 import signal
 import socket
 import time
@@ -9,17 +10,17 @@ import pytest
 import torch
 from support.serving import FULL, Member, images, key_file, local_answer, serving, until
 
-from hw.serving.channel import answer
-from prism.plan import Mode
+from hw.serving.channel import Channel, ChannelError, Ping
 from prism.table import LOCAL
 
 TIMEOUT_S = 1.0
+SOON_S = 10.0  # a hang is forever; how soon is measured by experiments/faults.py
 
 
 @pytest.fixture
 def pair(tmp_path):
     with serving(tmp_path, timeout_s=TIMEOUT_S) as service, Member(service.members.port, tmp_path) as member:
-        assert service.members.wait(30), service.members.history
+        assert service.members.wait(60), service.members.history
         yield service, member
 
 
@@ -44,10 +45,10 @@ def test_a_killed_member_costs_no_answer_and_a_new_one_is_taken_in(pair):
     member.process.kill()
     for _ in range(5):
         _, seconds = ask(service, x)
-        assert seconds < TIMEOUT_S + 2
+        assert seconds < TIMEOUT_S + SOON_S
     assert until(lambda: service.members.group() is None)
     member.start()
-    assert service.members.wait(30)
+    assert service.members.wait(60)
     served, _ = ask(service, x)
     assert served.ran == FULL
 
@@ -58,29 +59,27 @@ def test_a_frozen_member_is_noticed_and_comes_back_quickly(pair):
     ask(service, x)
     member.process.send_signal(signal.SIGSTOP)
     served, seconds = ask(service, x)
-    assert served.ran == LOCAL and served.failed and seconds < TIMEOUT_S + 1
+    assert served.ran == LOCAL and served.failed and seconds < TIMEOUT_S + SOON_S
     assert until(lambda: service.members.group() is None)
     time.sleep(1.5)
     member.process.send_signal(signal.SIGCONT)
-    back = time.monotonic()
-    assert service.members.wait(10)
-    assert time.monotonic() - back < 3
+    assert service.members.wait(SOON_S)
     assert ask(service, x)[0].ran == FULL
 
 
 def test_an_idle_death_is_found_without_a_batch(pair):
     service, member = pair
     member.process.send_signal(signal.SIGSTOP)
-    assert until(lambda: service.members.group() is None, 4)
+    assert until(lambda: service.members.group() is None, SOON_S)
     member.process.send_signal(signal.SIGCONT)
 
 
 def test_a_late_joiner_is_taken_in_between_batches(tmp_path):
     with serving(tmp_path, timeout_s=TIMEOUT_S, devices=3) as service, Member(service.members.port, tmp_path):
-        assert service.members.wait(30)
+        assert service.members.wait(60)
         first = service.members.group().epoch
         with Member(service.members.port, tmp_path, "garden"):
-            assert service.members.wait(30, devices=3)
+            assert service.members.wait(60, devices=3)
             assert service.members.group().epoch > first
             assert ask(service, images(2))[0].ran == FULL
         assert until(lambda: (g := service.members.group()) is not None and g.devices == 2, 10)
@@ -99,15 +98,15 @@ def test_a_stranger_with_another_key_does_not_join(tmp_path):
     (tmp_path / "other").mkdir()
     other = key_file(tmp_path / "other", "another key of some length")
     with serving(tmp_path) as service, Member(service.members.port, tmp_path, "stranger", other):
-        assert until(lambda: service.members.refusals > 0, 30)
+        assert until(lambda: service.members.refusals > 0, 60)
         assert service.members.group() is None
 
 
 def test_garbage_neither_stops_nor_fills_the_terminal(pair):
     service, _ = pair
-    rng = __import__("random").Random(0)
+    rng = random.Random(0)
     resident = _resident()
-    for k in range(500):
+    for k in range(3000):
         with socket.create_connection(("127.0.0.1", service.members.port), timeout=5) as sock:
             raw = rng.randbytes(rng.randint(0, 400))
             try:
@@ -125,8 +124,6 @@ def test_garbage_neither_stops_nor_fills_the_terminal(pair):
 
 def test_a_message_cannot_be_replayed(tmp_path):
     """What a member said on one connection means nothing on another, and no second time on its own."""
-    from hw.serving.channel import Channel, ChannelError, Ping
-
     a, b = socket.socketpair()
     one, two = Channel(a, b"k" * 32, b"terminal", b"worker"), Channel(b, b"k" * 32, b"worker", b"terminal")
     two.send(Ping())
@@ -135,7 +132,6 @@ def test_a_message_cannot_be_replayed(tmp_path):
     assert isinstance(one.receive(1), Ping)
     with pytest.raises(ChannelError, match="proof is wrong"):
         one.receive(1)
-    assert answer is not None and Mode.LOCAL is LOCAL.mode
 
 
 def _resident() -> int:
