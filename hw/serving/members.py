@@ -5,7 +5,7 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import msgspec
@@ -82,6 +82,7 @@ class Members:
         self._group: Group | None = None
         self._formed_at = 0.0
         self._stack = contextlib.ExitStack()
+        self._inside = False  # a group that the stack will leave
         self._store: RelayStore | None = None
         self._epoch = 0
         self._flaps: dict[str, int] = {}
@@ -106,10 +107,12 @@ class Members:
             self._closing = True
             peers = list(self._peers.values())
             self._news.notify_all()
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that waits in accept()
         self._listener.close()
         for peer in peers:
             peer.channel.close()
-        for thread in self._threads[1:]:  # accept() may not see its socket closed; it is a daemon
+        for thread in self._threads:
             thread.join(self._meeting.form_s + 1)
         with self.using:
             self._stack.close()
@@ -260,13 +263,10 @@ class Members:
                 if self._closing:
                     return
                 self._group = None
-            with self.using:
-                self._stack.close()
-            with self._forming() as why:
-                pass
-            if why:
+            self._leave()
+            if why := self._why_not_formed():
                 with self._news:
-                    self._note(f"epoch {self._epoch} could not be formed: {why[0]}")
+                    self._note(f"epoch {self._epoch} could not be formed: {why}")
                     for name in self._invited:
                         self._flaps[name] = self._flaps.get(name, 0) + 1
                 time.sleep(self._meeting.ping_s)
@@ -275,20 +275,27 @@ class Members:
         return tuple(self._peers)[: self._meeting.devices - 1]
 
     def _outdated(self) -> bool:
-        wanted = self._wanted()
-        return bool(wanted) and (self._group is None or self._group.names != wanted)
+        """A group is broken and not yet left, or isn't the one of those who are there."""
+        if self._group is None:
+            return self._inside or bool(self._wanted())
+        return self._group.names != self._wanted()
 
-    @contextlib.contextmanager
-    def _forming(self) -> Iterator[list[str]]:
-        """Form the group of those who are there, or say why not."""
-        why: list[str] = []
+    def _leave(self) -> None:
+        """Destroy what is left of a group, so that whoever still waits in it fails at once."""
+        with self.using:
+            self._stack.close()
+            self._inside = False
+
+    def _why_not_formed(self) -> str:
+        """Form the group of those who are there, if anybody is; or why that failed."""
+        if not self._wanted():
+            return ""
         try:
             self._form()
         except (ExchangeError, RuntimeError) as error:
-            why.append(str(error))
-            with self.using:
-                self._stack.close()
-        yield why
+            self._leave()
+            return str(error)
+        return ""
 
     def _form(self) -> None:
         with self._news:
@@ -315,6 +322,7 @@ class Members:
                 epoch=epoch,
             )
         )
+        self._inside = True
         exchange = self._exchange()
         with self._news:
             there = self._news.wait_for(
