@@ -100,7 +100,7 @@ class AdaptiveRuntime:
         self._residuals: dict[ExecutionPlan, deque[float]] = {}
         self._factors: dict[ExecutionPlan, float] = {}
         self._round_trips: deque[float] = deque(maxlen=16)
-        self._quiet_since = self._next_probe = 0.0
+        self._all_heard_s = self._next_probe = 0.0
         self._stopping = threading.Event()
         self.served: Counter[str] = Counter()
         self.failures = 0
@@ -172,7 +172,8 @@ class AdaptiveRuntime:
             model.plan = plan
             group.exchange.deadline_s = time.monotonic() + self._timeout_s - (self._clock() - start)
             output = model(**call)
-            self._quiet_since = self._clock()
+            if plan.ranks == group.devices:
+                self._all_heard_s = self._clock()
         except (ExchangeError, RuntimeError) as error:
             self._recorder.take()
             self._estimate = None  # what was believed of the link no longer holds
@@ -181,9 +182,20 @@ class AdaptiveRuntime:
         finally:
             self._members.using.release()
         spans, _, _ = self._recorder.take()
+        self._keep_idle_members(group)
         waited_ms = sum(span.end_ns - span.start_ns for span in spans if span.kind == "wire") / 1e6
         self._learn_rate(plan, len(next(iter(call.values()))), waited_ms)
         return output, ""
+
+    def _keep_idle_members(self, group: Group) -> None:
+        """Batches without a pause leave the ticker no turn, and a member that takes part in none would hear nothing."""
+        if self._clock() - self._all_heard_s > self._timeout_s / 2 and self._members.using.acquire(
+            blocking=False
+        ):
+            try:
+                self._ask(group, probe=False)
+            finally:
+                self._members.using.release()
 
     def _of(self, group: Group) -> DistributedTransformer | None:
         """The model over a group that is still there. Members.using is held."""
@@ -238,7 +250,7 @@ class AdaptiveRuntime:
             probe = now >= self._next_probe and (
                 self._estimate is None or now - self._estimate.at_s > PROBE_EVERY_S
             )
-            if not probe and now - self._quiet_since < self._timeout_s / 4:
+            if not probe and now - self._all_heard_s < self._timeout_s / 4:
                 continue
             if self._members.using.acquire(blocking=False):  # else a batch is under way, which does as well
                 try:
@@ -256,14 +268,14 @@ class AdaptiveRuntime:
             started = self._clock()
             if not probe or not self._round_trips:
                 model.keep_alive()
-                self._round_trips.append(self._clock() - started)
+                self._all_heard_s = self._clock()
+                self._round_trips.append(self._all_heard_s - started)
             else:
                 model.probe(PROBE_BYTES)
                 self._probed(self._clock() - started)
         except (ExchangeError, RuntimeError) as error:
             self._estimate = None
             self._members.broken(group.epoch, str(error))
-        self._quiet_since = self._clock()
 
     def _probed(self, seconds: float) -> None:
         now = self._clock()
