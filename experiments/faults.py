@@ -221,7 +221,7 @@ def campaign(count: int, plan: ExecutionPlan, folder: Path, seed: int) -> list[d
             if driver.formed_after(0.0, 60) is None:
                 raise SystemExit("the group never formed")
             for number in track(range(count), description=plan.mode.value):
-                time.sleep(rng.uniform(0.1, 1.2))
+                time.sleep(rng.uniform(0.3, 2.0))
                 kind = KINDS[number % len(KINDS)] if number < len(KINDS) else rng.choice(KINDS)
                 seconds, began = length(kind, rng), time.monotonic()
                 back = inject(kind, seconds, bed, peer)

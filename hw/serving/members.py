@@ -31,7 +31,7 @@ from prism.errors import ExchangeError
 
 STRANGERS = 16  # connections that may be under challenge at once
 FLAP_S = 1.0  # a group that broke before it was this old was a flap of whoever broke it
-FLAPS = 3  # in a row, before a peer is kept waiting
+FLAPS = 5  # in a row, before a peer is kept waiting
 LONGEST_WAIT_S = 60.0
 
 
@@ -86,6 +86,7 @@ class Members:
         self._store: RelayStore | None = None
         self._epoch = 0
         self._flaps: dict[str, int] = {}
+        self._until: dict[str, float] = {}
         self._invited: tuple[str, ...] = ()
         self._strangers = threading.BoundedSemaphore(STRANGERS)
         self._closing = False
@@ -199,12 +200,20 @@ class Members:
                 f"{hello.name} holds {hello.model} with weights {hello.fingerprint}, the terminal {self._model} with "
                 f"{self._fingerprint}; copy the terminal's model there"
             )
-        over = self._flaps.get(hello.name, 0) - FLAPS
-        if over >= 0:
-            self._flaps[hello.name] += 1  # waiting is part of the back-off; a long life in a group ends it
-            wait = min(2.0**over, LONGEST_WAIT_S)
-            return Refused(f"{hello.name} broke {FLAPS} groups in a row; wait {wait:g} s", wait)
+        left = self._until.get(hello.name, 0.0) - time.monotonic()
+        if left > 0:
+            return Refused(f"{hello.name} broke {FLAPS} groups in a row; wait {left:.1f} s", left)
         return None
+
+    def _judge(self, names: tuple[str, ...], young: bool) -> None:
+        """A group ended. Who breaks one young group after the other waits longer each time before it may join again;
+        an old group's end is forgiven. The lock is held."""
+        for name in names:
+            flaps = self._flaps[name] = self._flaps.get(name, 0) + 1 if young else 0
+            if flaps >= FLAPS:
+                wait = min(2.0 ** (flaps - FLAPS), LONGEST_WAIT_S)
+                self._until[name] = time.monotonic() + wait
+                self._note(f"{name} broke {flaps} groups in a row, and waits {wait:g} s")
 
     def _listen(self, peer: _Peer) -> None:
         while True:
@@ -238,9 +247,7 @@ class Members:
         """The lock is held."""
         group, self._group = self._group, None
         if group is not None:
-            young = time.monotonic() - self._formed_at < FLAP_S
-            for name in group.names:
-                self._flaps[name] = self._flaps.get(name, 0) + 1 if young else 0
+            self._judge(group.names, young=time.monotonic() - self._formed_at < FLAP_S)
         self._news.notify_all()
 
     def _note(self, text: str) -> None:
@@ -267,8 +274,7 @@ class Members:
             if why := self._why_not_formed():
                 with self._news:
                     self._note(f"epoch {self._epoch} could not be formed: {why}")
-                    for name in self._invited:
-                        self._flaps[name] = self._flaps.get(name, 0) + 1
+                    self._judge(self._invited, young=True)
                 time.sleep(self._meeting.ping_s)
 
     def _wanted(self) -> tuple[str, ...]:
