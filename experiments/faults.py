@@ -142,6 +142,8 @@ class Peer:
         for line in process.stderr or ():
             if " calls " in line:
                 self.called = time.monotonic()
+            elif "joined" not in line and "was lost" not in line:
+                sys.stderr.write(f"the other device: {line}")
 
 
 def inject(kind: str, seconds: float, bed: NamespaceTestbed, peer: Peer) -> float:

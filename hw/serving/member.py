@@ -105,7 +105,7 @@ class _Membership:
             form, store = order
             try:
                 self._serve(form, store, model, exchange)
-            except (ExchangeError, RuntimeError) as error:
+            except Exception as error:  # whatever a group dies of, this device joins the next one
                 self._tell(Broken(form.epoch, str(error)[:200]))
 
     def _serve(

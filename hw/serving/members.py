@@ -298,7 +298,7 @@ class Members:
             return ""
         try:
             self._form()
-        except (ExchangeError, RuntimeError) as error:
+        except Exception as error:  # whatever it was, the next try may do
             self._leave()
             return str(error)
         return ""
