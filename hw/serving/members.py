@@ -274,7 +274,8 @@ class Members:
             if why := self._why_not_formed():
                 with self._news:
                     self._note(f"epoch {self._epoch} could not be formed: {why}")
-                    self._judge(self._invited, young=True)
+                    gone = tuple(name for name in self._invited if name not in self._peers)
+                    self._judge(gone, young=True)  # who stays may be slow, and is tried again
                 time.sleep(self._meeting.ping_s)
 
     def _wanted(self) -> tuple[str, ...]:
