@@ -314,7 +314,7 @@ def main() -> int:
     if options.faults > 1:
         faults += campaign(options.faults // 2, MEANS, options.output, options.seed + 1)
     summary = {
-        "command": f"python experiments/faults.py --faults {options.faults} --seed {options.seed}",
+        "command": f"python experiments/faults.py --faults {options.faults} --seed {options.seed} --slack {options.slack:g}",
         **judged(faults, options.output, options.slack),
     }
     (options.output / "faults.json").write_text(json.dumps(faults, indent=1))
