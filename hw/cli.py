@@ -10,7 +10,7 @@ import msgspec
 import typer
 from rich.console import Console
 
-from hw import job, launch, measure_cli, serving_cli
+from hw import evaluate_cli, job, launch, measure_cli, serving_cli
 from hw.measure_cli import Json
 from hw.scratch import scratch
 from hw.terminal import bar
@@ -31,6 +31,7 @@ app = typer.Typer(
 
 app.add_typer(measure_cli.app)
 app.add_typer(serving_cli.app)
+app.add_typer(evaluate_cli.app)
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """Images and texts from the user's disk to model inputs. What can't be read is an error with its name."""
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,40 +41,55 @@ class Inputs(msgspec.Struct, frozen=True, kw_only=True):
         return tuple(self.samples[(index * size + k) % count] for k in range(size))
 
 
+class ImageReader:
+    """Opens images as a model takes them, and makes batches of them by its own preprocessing."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        from timm.data import create_transform
+
+        config = dict(loaded.image or {})
+        self._mode = "L" if config["input_size"][0] == 1 else "RGB"
+        self._transform = create_transform(**config, is_training=False)
+
+    def open(self, path: Path) -> Image.Image:
+        """Raises InputError for what is no readable image."""
+        return _open(path, self._mode)
+
+    def collate(self, batch: Sequence[Sample]) -> dict[str, Any]:
+        return {"x": torch.stack([_as_tensor(self._transform(sample.content)) for sample in batch])}
+
+
+def image_paths(folder: Path) -> list[Path]:
+    """All images below a folder. Raises InputError where it has none."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: is no folder; give a folder of images, or of one subfolder for each label")
+    paths = [path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES]
+    if not paths:
+        raise InputError(f"{folder}: holds no image ({', '.join(sorted(SUFFIXES))}); give a folder that does")
+    return sorted(paths, key=lambda path: (path.name, path))  # numbered over all labels, as the bundled ones: mixed
+
+
+def label_of(path: Path, root: Path) -> str | None:
+    """The name of an image's subfolder."""
+    return path.parent.name if path.parent != root else None
+
+
 def load_images(folder: Path | None, loaded: Loaded, resize: bool) -> Inputs:
     """Images of a folder, labelled by subfolder where there are subfolders; without one, the bundled samples.
 
     All must have one size unless `resize`: the model's own preprocessing then brings each to its input.
     """
-    from timm.data import create_transform
-
     root = folder or SAMPLE_IMAGES
-    if not root.is_dir():
-        raise InputError(f"{root}: is no folder; give a folder of images, or of one subfolder for each label")
-    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
-    if not paths:
-        raise InputError(f"{root}: holds no image ({', '.join(sorted(SUFFIXES))}); give a folder that does")
-    paths.sort(key=lambda path: (path.name, path))  # the bundled names number the test set: labels come mixed
-    config = dict(loaded.image or {})
-    mode = "L" if config["input_size"][0] == 1 else "RGB"
-    images = [_open(path, mode) for path in paths]
+    reader, paths = ImageReader(loaded), image_paths(root)
+    images = [reader.open(path) for path in paths]
     if not resize:
         _check_one_size(paths, images)
-    transform = create_transform(**config, is_training=False)
     samples = tuple(
-        Sample(
-            name=str(path.relative_to(root)),
-            label=path.parent.name if path.parent != root else None,
-            content=image,
-        )
+        Sample(name=str(path.relative_to(root)), label=label_of(path, root), content=image)
         for path, image in zip(paths, images, strict=True)
     )
-
-    def collate(batch: Sequence[Sample]) -> dict[str, Any]:
-        return {"x": torch.stack([_as_tensor(transform(sample.content)) for sample in batch])}
-
     note = "bundled Fashion-MNIST test images" if folder is None else ""
-    return Inputs(samples=samples, collate=collate, note=note)
+    return Inputs(samples=samples, collate=reader.collate, note=note)
 
 
 def _as_tensor(value: Any) -> Tensor:
@@ -113,22 +129,24 @@ def load_text(file: Path | None, loaded: Loaded, tokens: int | None) -> Inputs:
         ) from None
     if not lines:
         raise InputError(f"{path}: holds no text; give a file with one text a line")
-    encode, note = _tokenizer(loaded, tokens)
+    encode, note = tokenizer_of(loaded, tokens)
     samples = tuple(Sample(name=line[:60], label=None, content=encode(line)) for line in lines)
-
-    def collate(batch: Sequence[Sample]) -> dict[str, Any]:
-        longest = tokens or max(len(sample.content) for sample in batch)
-        ids = torch.zeros(len(batch), longest, dtype=torch.long)
-        mask = torch.zeros(len(batch), longest, dtype=torch.long)
-        for row, sample in enumerate(batch):
-            ids[row, : len(sample.content)] = torch.tensor(sample.content)
-            mask[row, : len(sample.content)] = 1
-        return {"input_ids": ids, "attention_mask": mask}
-
-    return Inputs(samples=samples, collate=collate, note=note)
+    return Inputs(samples=samples, collate=functools.partial(collate_texts, tokens=tokens), note=note)
 
 
-def _tokenizer(loaded: Loaded, tokens: int | None) -> tuple[Callable[[str], list[int]], str]:
+def collate_texts(batch: Sequence[Sample], tokens: int | None) -> dict[str, Any]:
+    """Token numbers padded on the right, to `tokens` or the longest, and the mask."""
+    longest = tokens or max(len(sample.content) for sample in batch)
+    ids = torch.zeros(len(batch), longest, dtype=torch.long)
+    mask = torch.zeros(len(batch), longest, dtype=torch.long)
+    for row, sample in enumerate(batch):
+        ids[row, : len(sample.content)] = torch.tensor(sample.content)
+        mask[row, : len(sample.content)] = 1
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def tokenizer_of(loaded: Loaded, tokens: int | None) -> tuple[Callable[[str], list[int]], str]:
+    """From a text to its token numbers, and a note on what they are."""
     config = loaded.model.config
     limit = min(tokens or config.max_position_embeddings, config.max_position_embeddings)
     if loaded.folder is None or loaded.weights.startswith("random"):

@@ -42,7 +42,7 @@ def score(
 ) -> None:
     """Add one batch: agreement with the reference, top-1 against the labels, the largest error over the
     reference's largest value, all at real tokens only."""
-    ours, theirs = (_real(_main(out), call) for out in (output, reference))
+    ours, theirs = (_real(main_tensor(out), call) for out in (output, reference))
     error = (ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-30)
     tally.max_rel_error = max(tally.max_rel_error, float(error))
     tally.samples += len(samples)
@@ -50,16 +50,17 @@ def score(
         same = ours.argmax(-1) == theirs.argmax(-1)
         tally.compared += same.numel()
         tally.agreeing += float(same.sum())
-        tally.kind = "top-1" if ours.ndim == 2 and _main(output).ndim == 2 else "token"
+        tally.kind = "top-1" if ours.ndim == 2 and main_tensor(output).ndim == 2 else "token"
     else:
         cosine = torch.nn.functional.cosine_similarity(ours.flatten(0, -2), theirs.flatten(0, -2), dim=-1)
         tally.compared += cosine.numel()
         tally.agreeing += float(cosine.sum())
         tally.kind = "cosine"
-    _predict(tally, _main(output), call, samples, labels)
+    _predict(tally, main_tensor(output), call, samples, labels)
 
 
-def _main(output: Any) -> Tensor:
+def main_tensor(output: Any) -> Tensor:
+    """Logits, or the last hidden state of a model without a head."""
     if isinstance(output, Tensor):
         return output
     return output.logits if "logits" in output else output.last_hidden_state

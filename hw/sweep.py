@@ -59,9 +59,10 @@ class SweepConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                 raise ValueError(f"{name} is empty: nothing would be measured; name at least one")
             if len(set(values)) < len(values):
                 raise ValueError(f"{name} {list(values)} names one twice")
-        if Mode.SEGMENT_MEANS in self.modes and not self.segments:
+        averaging = next((mode for mode in self.modes if mode.averages), None)
+        if averaging and not self.segments:
             raise ValueError(
-                "segments is empty; mode segment_means needs at least one, as in segments = [10]"
+                f"segments is empty; mode {averaging.value} needs at least one, as in segments = [10]"
             )
         shaped = self.link in ("shaper", "testbed")
         if self.distributed and shaped and not self.rates:
@@ -126,7 +127,7 @@ def _lines(sweep: SweepConfig, model: str) -> list[Line]:
         for batch in sweep.batches
         for ranks in sweep.devices
         for mode in sweep.distributed
-        for segments in (sweep.segments if mode is Mode.SEGMENT_MEANS else (None,))
+        for segments in (sweep.segments if mode.averages else (None,))
         for wire in sweep.wires
     ]
     kept = round(max(1, sweep.share * len(every))) if every else 0

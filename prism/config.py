@@ -21,7 +21,7 @@ T = TypeVar("T")
 def nearest(name: str, known: list[str]) -> str:
     """A hint for a misspelt name: the nearest known one, or the list of what is known."""
     close = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else "known: " + ", ".join(sorted(known))
+    return f"did you mean {close[0]!r}?" if close else "known: " + ", ".join(sorted(set(known)))
 
 
 def convert(data: Any, type_: type[T], source: str) -> T:

@@ -13,8 +13,8 @@ from prism.exchange import Exchange, Expected, Pending
 from prism.frame import BatchHeader, pack
 from prism.plan import ExecutionPlan, Rows, payload_bytes
 from prism.recording import Recorder
-from prism.segment_means import attention_bias, segment_counts, segment_means
-from prism.wire import decode, encode, payload_like
+from prism.segment_means import attention_bias, segment_counts, segment_means, segment_positions
+from prism.wire import Stream, payload_like
 from prism.workload import receivers, returned_rows
 
 
@@ -31,6 +31,7 @@ class Pass:
     ) -> None:  # fmt: skip
         self._plan, self._exchange, self._recorder, self._blocks = plan, exchange, recorder, blocks
         self._causal, self._width, self._device = adapter.causal, adapter.spec.width, device
+        self._rotation = adapter.rotation
         self._batch, self._tokens, self._rank = batch, tokens, exchange.rank
         self._partition, self._sent = plan.partition(tokens), plan.sent_rows(tokens)
         self._peers = receivers(self._rank, plan.ranks, self._causal)
@@ -40,6 +41,8 @@ class Pass:
             if self._rank in receivers(p, plan.ranks, self._causal)
         }
         self._incoming = {p: payload_like(plan.wire, shape) for p, shape in self._shapes.items()}
+        self._outgoing = Stream(plan.wire, (batch, self._sent[self._rank], self._width))
+        self._streams = {p: Stream(plan.wire, shape) for p, shape in self._shapes.items()}
         size = payload_bytes(plan.wire, batch * self._sent[0] * self._width)
         self._ring = plan.uses_ring(size, self._causal)
 
@@ -112,24 +115,40 @@ class Pass:
         start, stop = self._partition.bounds(self._rank)
         mask_BN = None if mask_BN is None else mask_BN.cpu()
         mask_Bn = None if mask_BN is None else mask_BN[:, start:stop]
-        counts = [segment_counts(mask_BN, *self._partition.bounds(p), self._sent[p]) for p in self._shapes]
+        counts = [segment_counts(mask_BN, *self._segments_of(p)) for p in self._shapes]
         bias = attention_bias(counts, stop - start, mask_Bn, causal=self._causal, dtype=dtype)
         return None if bias is None else bias.to(self._device)
+
+    def _segments_of(self, part: int) -> tuple[int, int, int, bool]:
+        """First and last token, segments, and whether the first token stands alone."""
+        return *self._partition.bounds(part), self._sent[part], self._plan.first_alone(part)
+
+    def _rotations(self, mask_BN: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """What the family makes of the positions of own and of received rows. The same in every block."""
+        if self._rotation is None:
+            return None, None
+        start, stop = self._partition.bounds(self._rank)
+        own = self._rotation(segment_positions(None, start, stop, stop - start).to(self._device))
+        mask_BN = None if mask_BN is None else mask_BN.cpu()
+        received = [segment_positions(mask_BN, *self._segments_of(p)) for p in self._shapes]
+        return own, self._rotation(torch.cat(received, dim=1).to(self._device)) if received else None
 
     def _run_blocks(
         self, x_BnD: Tensor, mask_BN: Tensor | None, bias: Tensor | None, back: dict[int, Expected]
     ) -> Tensor:
         self._recorder.switch("compute", "prepare", -1)
         mask_Bn = None if mask_BN is None else self._own_mask(mask_BN)
+        at = self._rotations(mask_BN)
         last = len(self._blocks) - 1
+        _, _, segments, first_alone = self._segments_of(self._rank)
         for index, block in enumerate(self._blocks):
             self._recorder.switch("compute", "compress", index)
-            pending = self._send(segment_means(x_BnD, self._sent[self._rank], mask_Bn), index)
+            pending = self._send(segment_means(x_BnD, segments, mask_Bn, first_alone), index)
             if index < last:
                 self._expect(index + 1)
             else:
                 self._exchange.expect(back, "collect", len(self._blocks))
-            x_BnD = self._block(block, index, x_BnD, pending, bias)
+            x_BnD = self._block(block, index, x_BnD, pending, bias, at)
         return x_BnD
 
     def _own_mask(self, mask_BN: Tensor) -> Tensor:
@@ -137,7 +156,7 @@ class Pass:
 
     def _send(self, z_BLD: Tensor, index: int) -> Pending:
         """One payload to all peers, by mesh or ring."""
-        payload = encode(self._plan.wire, z_BLD) if self._peers else z_BLD
+        payload = self._outgoing.encode(z_BLD) if self._peers else z_BLD
         if self._ring:
             return self._exchange.start_ring(payload, self._incoming, "exchange", index)
         return self._exchange.start(dict.fromkeys(self._peers, payload), self._incoming, "exchange", index)
@@ -153,17 +172,16 @@ class Pass:
         x_BnD: Tensor,
         pending: Pending,
         bias: Tensor | None,
+        at: tuple[Tensor | None, Tensor | None],
     ) -> Tensor:
         arrived = None if self._plan.overlap else pending.wait()
         self._recorder.switch("compute", "project", index)
-        query, key, value = block.project(x_BnD)
+        query, key, value = block.project(x_BnD, at[0])
         arrived = pending.wait() if arrived is None else arrived
         self._recorder.switch("compute", "attend", index)
         if arrived:
-            parts = [
-                decode(self._plan.wire, arrived[p], shape, x_BnD.dtype) for p, shape in self._shapes.items()
-            ]
-            key_z, value_z = block.project_kv(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))
+            parts = [stream.decode(arrived[p], x_BnD.dtype) for p, stream in self._streams.items()]
+            key_z, value_z = block.project_kv(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1), at[1])
             key, value = torch.cat([key, key_z], dim=2), torch.cat([value, value_z], dim=2)
         mixed = F.scaled_dot_product_attention(
             query, key, value, attn_mask=bias, dropout_p=block.dropout, scale=block.scale

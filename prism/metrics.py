@@ -46,6 +46,7 @@ def summarise(trace: Trace) -> Summary:
     spans = [span for span in trace.spans if span.batch in numbers]
     per_rank = {rank: _split(part, numbers) for rank, part in sorted(_by_rank(spans).items())}
     energy, note = _energy(trace)
+    rates = bandwidths(spans)
     total_ms = np.array([(batch.end_ns - batch.start_ns) / 1e6 for batch in done])
     return Summary(
         batches=len(done),
@@ -53,7 +54,7 @@ def summarise(trace: Trace) -> Summary:
         split_ms=per_rank.get(0, dict.fromkeys(KINDS, 0.0)),
         split_per_rank_ms=per_rank,
         bytes_per_exchange=_exchange_bytes(spans, trace.header.plan.ranks),
-        effective_bandwidth_mbps=_bandwidth(spans),
+        effective_bandwidth_mbps=float(np.median(rates)) if rates else None,
         coverage=_coverage(done, spans),
         energy=energy,
         energy_note=note,
@@ -95,10 +96,10 @@ def _exchange_bytes(spans: list[Span], ranks: int) -> int:
     return int(np.median(sent)) if sent else 0
 
 
-def _bandwidth(spans: list[Span]) -> float | None:
+def bandwidths(spans: list[Span]) -> list[float]:
     """Megabits per second that arrived while any message was under way, all ranks together: from each
-    hand-over to its arrival, overlaps counted once. Median over batches; None without messages.
-    A message that arrives while its receiver still computes is seen late, so this is a lower bound."""
+    hand-over to its arrival, overlaps counted once. One figure for each batch with messages.
+    A message that arrives while its receiver still computes is seen late, so each is a lower bound."""
     wires = [span for span in spans if span.kind == "wire"]
     issued = {(s.batch, s.op, s.block, s.rank): s.issued_ns for s in wires if s.sent_bytes}
     under_way: dict[int, list[tuple[int, int]]] = defaultdict(list)
@@ -109,12 +110,11 @@ def _bandwidth(spans: list[Span]) -> float | None:
         if sources:
             under_way[span.batch].append((min(sources), span.end_ns))
             received[span.batch] += span.received_bytes
-    rates = [
+    return [
         received[batch] * 8e3 / busy
         for batch, intervals in under_way.items()
         if (busy := _union(intervals)) > 0
     ]
-    return float(np.median(rates)) if rates else None
 
 
 def _union(intervals: list[tuple[int, int]]) -> int:

@@ -1,23 +1,33 @@
 """How one batch is executed. The terminal is rank 0: it owns part 0, the input and the answer."""
 
 from enum import Enum
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 
 from prism.errors import PlanError
 from prism.partition import Partition
 
-Wire = Literal["fp32", "fp16", "int8", "int4", "int2"]
-WIRES: tuple[Wire, ...] = ("fp32", "fp16", "int8", "int4", "int2")
+Wire = Literal["fp32", "fp16", "int8", "int4", "int2", "delta4", "delta3", "delta2", "delta1"]
+WIRES: tuple[Wire, ...] = get_args(Wire)
 GROUP = 32  # elements that share a scale and a minimum in the integer codecs
+DELTA_GROUP = 128  # elements that are rotated together and share a scale in the delta codecs
 RING_FROM_BYTES = 262_144  # from here on the ring beats the mesh for P >= 3 (measured; docs/decisions)
 
 
 class Mode(str, Enum):
+    """What crosses in each block: nothing, all rows, or means of L segments a part. The last mode keeps the first token (a
+    class token, or what attention sinks into) out of all means: it is a segment of its own."""
+
     LOCAL = "local"
     FULL = "full"
     SEGMENT_MEANS = "segment_means"
+    FIRST_AND_MEANS = "first_and_means"
+
+    @property
+    def averages(self) -> bool:
+        """Whether a plan of this mode has segments."""
+        return self in (Mode.SEGMENT_MEANS, Mode.FIRST_AND_MEANS)
 
 
 class Rows(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,7 +42,7 @@ class Rows(msgspec.Struct, frozen=True, kw_only=True):
 class ExecutionPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything the ranks must agree on; the terminal sends it with each batch.
 
-    segments: L, the means each part sends per block (mode segment_means only).
+    segments: L, the rows that each part sends per block (modes that average only).
     weights: relative speed of each device; None splits the tokens evenly.
     embed: "terminal" embeds and scatters the rows, "each" lets every rank embed an input it already has.
     collective: "mesh" posts all messages at once, "ring" is gloo's all_gather, "auto" chooses by size.
@@ -51,11 +61,12 @@ class ExecutionPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     def __post_init__(self) -> None:
         if self.devices < 1:
             raise PlanError(f"{self.devices} devices: at least 1 is needed")
-        if self.mode is Mode.SEGMENT_MEANS and (self.segments is None or self.segments < 1):
+        least = 2 if self.mode is Mode.FIRST_AND_MEANS else 1
+        if self.mode.averages and (self.segments is None or self.segments < least):
             raise PlanError(
-                f"segments {self.segments}: mode segment_means needs at least 1; pass --segments 10"
+                f"segments {self.segments}: mode {self.mode.value} needs at least {least}; pass --segments 10"
             )
-        if self.mode is not Mode.SEGMENT_MEANS and self.segments is not None:
+        if not self.mode.averages and self.segments is not None:
             raise PlanError(
                 f"segments {self.segments}: mode {self.mode.value} has none; use --mode segment_means"
             )
@@ -87,6 +98,10 @@ class ExecutionPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         sizes = self.partition(tokens).sizes
         return sizes if self.segments is None else (self.segments,) * len(sizes)
 
+    def first_alone(self, part: int) -> bool:
+        """Whether the first token of a part is a segment of its own."""
+        return self.mode is Mode.FIRST_AND_MEANS and part == 0
+
     def uses_ring(self, payload_bytes: int, causal: bool) -> bool:
         """Whether a block's exchange goes round the ring. A causal part needs only the earlier ones,
         so there a ring would carry about twice the bytes: refused when asked for, never chosen."""
@@ -98,12 +113,21 @@ class ExecutionPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 def payload_bytes(wire: Wire, elements: int) -> int:
-    """Bytes that a codec sends for `elements` values: 4 or 2 each, or k bits each in groups of 32
-    (the last one padded) with a two-byte scale and a two-byte minimum per group."""
+    """Bytes that a codec sends for `elements` values: 4 or 2 each, or k bits each in groups (the last one
+    padded): intK of 32 with a two-byte scale and a two-byte minimum, deltaK of 128 with a two-byte scale."""
     if wire == "fp32":
         return 4 * elements
     if wire == "fp16":
         return 2 * elements
-    bits = int(wire.removeprefix("int"))
-    groups = -(-elements // GROUP)
-    return groups * (4 + GROUP * bits // 8)
+    group, extra = (DELTA_GROUP, 2) if predictive(wire) else (GROUP, 4)
+    return -(-elements // group) * (extra + group * bits_of(wire) // 8)
+
+
+def bits_of(wire: Wire) -> int:
+    """k of an intK or deltaK codec."""
+    return int(wire[-1])
+
+
+def predictive(wire: Wire) -> bool:
+    """Whether a codec sends the difference to the last block's rows, and so has a state."""
+    return wire.startswith("delta")

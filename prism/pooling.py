@@ -108,7 +108,7 @@ def same(facts: Sequence[tuple[str, dict[str, Any]]], what: str) -> None:
             if known.get(key) != other.get(key):
                 raise TraceError(
                     f"{what}: {key} is {known.get(key)!r} in {first} and {other.get(key)!r} in {name}; "
-                    f"use each alone"
+                    f"use each alone, or measure both alike with prism-hw profile"
                 )
 
 

@@ -9,9 +9,12 @@ from torch import Tensor
 from prism.partition import split_sizes
 
 
-def segment_counts(mask_BN: Tensor | None, start: int, stop: int, segments: int) -> Tensor:
+def segment_counts(
+    mask_BN: Tensor | None, start: int, stop: int, segments: int, first_alone: bool = False
+) -> Tensor:
     """Real tokens in each segment of tokens [start, stop): [L] without padding, [B, L] with it."""
-    sizes = split_sizes(stop - start, segments)
+    rows = stop - start
+    sizes = (1, *split_sizes(rows - 1, segments - 1)) if first_alone and rows > 1 else split_sizes(rows, segments)
     if mask_BN is None:
         return torch.tensor(sizes, dtype=torch.float32)
     bounds = torch.tensor((0, *sizes)).cumsum(0)
@@ -19,8 +22,11 @@ def segment_counts(mask_BN: Tensor | None, start: int, stop: int, segments: int)
     return running[:, bounds].diff(dim=1)
 
 
-def segment_means(x_BnD: Tensor, segments: int, mask_Bn: Tensor | None = None) -> Tensor:
-    """Means over `segments` consecutive segments, sized as by `array_split`: [B, L, D].
+def segment_means(
+    x_BnD: Tensor, segments: int, mask_Bn: Tensor | None = None, first_alone: bool = False
+) -> Tensor:
+    """Means over `segments` consecutive segments, sized as by `array_split`: [B, L, D]. first_alone: the first row is a
+    segment of its own.
 
     Padding (mask 0) is left out of the mean; a segment without real tokens becomes zero, and its
     count of 0 drops it from attention. With L = n the rows themselves are returned, uncopied.
@@ -28,6 +34,9 @@ def segment_means(x_BnD: Tensor, segments: int, mask_Bn: Tensor | None = None) -
     rows = x_BnD.shape[1]
     if segments == rows:
         return x_BnD
+    if first_alone:
+        rest = segment_means(x_BnD[:, 1:], segments - 1, None if mask_Bn is None else mask_Bn[:, 1:])
+        return torch.cat([x_BnD[:, :1], rest], dim=1)
     if mask_Bn is not None:
         x_BnD = x_BnD * mask_Bn.unsqueeze(-1).to(x_BnD.dtype)
     size, extra = divmod(rows, segments)
@@ -37,6 +46,18 @@ def segment_means(x_BnD: Tensor, segments: int, mask_Bn: Tensor | None = None) -
     sums_BLD = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
     counts = segment_counts(mask_Bn, 0, rows, segments).to(x_BnD.device, x_BnD.dtype)
     return sums_BLD / counts.clamp(min=1).unsqueeze(-1)
+
+
+def segment_positions(
+    mask_BN: Tensor | None, start: int, stop: int, segments: int, first_alone: bool = False
+) -> Tensor:
+    """Where the mean of each segment of tokens [start, stop) stands, the centre of its real tokens: [1, L] without
+    padding, [B, L] with it. With L = n a token's own position."""
+    positions_1n1 = torch.arange(start, stop, dtype=torch.float32)[None, :, None]
+    if mask_BN is None:
+        return segment_means(positions_1n1, segments, None, first_alone)[..., 0]
+    mask_Bn = mask_BN[:, start:stop]
+    return segment_means(positions_1n1.expand(len(mask_Bn), -1, -1), segments, mask_Bn, first_alone)[..., 0]
 
 
 def attention_bias(

@@ -23,10 +23,11 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     patch_values: values of one image patch (channels * height * width); 0 where tokens are looked up.
     output_width: classes or vocabulary; 0 without a head.
     head: rows of the last block that the head reads.
+    kv_heads: heads of keys and values where groups of query heads share them; 0 for as many as heads.
     """
 
     name: str
-    family: Literal["vit", "bert", "gpt2"]
+    family: Literal["vit", "bert", "gpt2", "llama"]
     blocks: Positive
     width: Positive
     heads: Positive
@@ -38,10 +39,23 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     head: Literal["first", "mean", "all", "last"] = "first"
     causal: bool = False
     parameters: NonNegative = 0
+    kv_heads: NonNegative = 0
 
     def __post_init__(self) -> None:
         if self.prefix_tokens >= self.tokens:
             raise ValueError(f"prefix_tokens {self.prefix_tokens} must be below tokens {self.tokens}")
+        if self.kv_heads and self.heads % self.kv_heads:
+            raise ValueError(f"kv_heads {self.kv_heads} must divide heads {self.heads}")
+
+    @property
+    def kv_width(self) -> int:
+        """Channels of the keys, and of the values."""
+        return self.width * (self.kv_heads or self.heads) // self.heads
+
+    @property
+    def gated(self) -> bool:
+        """Whether the MLP has a gate: a third matrix, and a product."""
+        return self.family == "llama"
 
 
 def load_model_spec(path: Path) -> ModelSpec:

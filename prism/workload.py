@@ -4,12 +4,13 @@ One node is one operation of one rank; an edge says what must be finished before
 hardware executes the same steps, the simulator walks this graph, and both take bytes from here.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
 import networkx as nx
 
-from prism.plan import GROUP, ExecutionPlan, Rows, Wire, payload_bytes
+from prism.plan import DELTA_GROUP, GROUP, ExecutionPlan, Rows, Wire, bits_of, payload_bytes, predictive
 from prism.spec import ModelSpec
 
 OpClass = Literal["gemm", "attention", "norm", "elementwise"]
@@ -98,23 +99,56 @@ def elementwise(values: int, reads: int = 1) -> Kernel:
     return Kernel(op_class="elementwise", flops=0, memory_bytes=WORD * values * (reads + 1))
 
 
-# tensors that each kernel of an activation reads; GPT-2's own (gelu_new of transformers) is a chain, others are one
-ACTIVATIONS: dict[str, tuple[int, ...]] = {"gpt2": (1, 1, 2, 1, 1, 1, 1, 2)}
+def rms_norm(rows: int, width: int) -> tuple[Kernel, ...]:
+    """transformers' own: square, mean, two kernels over the rows, and two products."""
+    values = rows * width
+    mean = (elementwise(values, 0), elementwise(rows), elementwise(rows))
+    return (elementwise(values), *mean, norm(rows, width), elementwise(values))
+
+
+def rotary(values: int) -> tuple[Kernel, ...]:
+    """x cos + rotated sin, where half of `rotated` is negated."""
+    once = elementwise(values)
+    return (once, elementwise(values // 2), once, once, elementwise(values, 2))
+
+
+# tensors that each kernel of an activation reads; GPT-2's own (gelu_new of transformers) is a chain, Llama's is followed
+# by the product with the gate, others are one
+ACTIVATIONS: dict[str, tuple[int, ...]] = {"gpt2": (1, 1, 2, 1, 1, 1, 1, 2), "llama": (1, 2)}
 # what prism.wire's codecs read and write: bytes a value of each kernel over all values, and kernels over the groups
 ENCODE, ENCODE_GROUPS = (4, 8, 8, 8, 8, 5, 2, 1), 9
 DECODE, DECODE_GROUPS = (2, 5, 8), 5
+# the delta codecs', beside the rotation: difference, energy, levels; what was sent is added to what was there; and kernels
+# that pack and unpack, by bits
+DELTA_ENCODE, DELTA_FOLLOW, DELTA_ENCODE_GROUPS, DELTA_DECODE_GROUPS = (12, 4, 8, 8, 8, 5), (5, 8, 12), 8, 1
+DELTA_PACK, DELTA_UNPACK = {1: 6, 2: 4, 3: 13, 4: 2}, {1: 2, 2: 2, 3: 6, 4: 2}
 
 
 def codec(wire: Wire, values: int, *, decode: bool = False) -> tuple[Kernel, ...]:
     """Kernels of encoding (or decoding) values for the wire; fp32 crosses as it is."""
     if wire == "fp32":
         return ()
+    if predictive(wire):
+        return _delta_codec(bits_of(wire), values, decode)
     passes: tuple[int, ...]
     if wire == "fp16":
         passes, small = ((6,), 0) if decode else ((8, 6), 0)
     else:
         passes, small = (DECODE, DECODE_GROUPS) if decode else (ENCODE, ENCODE_GROUPS)
-    sizes = [each * values for each in passes] + [2 * WORD * (values // GROUP)] * small
+    return _passes([each * values for each in passes] + [2 * WORD * (values // GROUP)] * small)
+
+
+def _delta_codec(bits: int, values: int, decode: bool) -> tuple[Kernel, ...]:
+    groups = -(-values // DELTA_GROUP)
+    if decode:
+        passes, small = ((2,) * DELTA_UNPACK[bits] + DELTA_FOLLOW), DELTA_DECODE_GROUPS
+    else:
+        passes, small = (DELTA_ENCODE + DELTA_FOLLOW + (1,) * DELTA_PACK[bits]), DELTA_ENCODE_GROUPS
+    turn = gemm(groups, DELTA_GROUP, DELTA_GROUP)
+    return (turn, *_passes([each * values for each in passes] + [2 * WORD * groups] * small))
+
+
+def _passes(sizes: Sequence[int]) -> tuple[Kernel, ...]:
     return tuple(Kernel(op_class="elementwise", flops=0, memory_bytes=size) for size in sizes)
 
 
@@ -229,10 +263,22 @@ class _Builder:
             own = batch * self.partition.sizes[rank]
             # without overlap the exchange is waited for first, as the published system does
             before = [start[rank]] if self.plan.overlap else [start[rank], *ready[rank]]
-            project = self.compute(
-                "project", rank, block, (norm(own, m.width), gemm(own, m.width, 3 * m.width)), before
-            )
+            kernels = self._projections(own, m.width, m.kv_width, m.kv_width)
+            project = self.compute("project", rank, block, kernels, before)
             self.last[rank] = self.compute("attend", rank, block, self._attend(rank), [project, *ready[rank]])
+
+    def _norm(self, rows: int) -> tuple[Kernel, ...]:
+        width = self.model.width
+        return rms_norm(rows, width) if self.model.family == "llama" else (norm(rows, width),)
+
+    def _projections(self, rows: int, *widths: int) -> tuple[Kernel, ...]:
+        """Norm and projections to `widths`, the last one the values'. Llama has a matrix for each, and rotates all but
+        the values."""
+        width = self.model.width
+        if self.model.family != "llama":
+            return (*self._norm(rows), gemm(rows, width, sum(widths)))
+        turned = (kernel for each in widths[:-1] for kernel in rotary(rows * each))
+        return (*self._norm(rows), *(gemm(rows, width, each) for each in widths), *turned)
 
     def _attend(self, rank: int) -> tuple[Kernel, ...]:
         m, batch, own = self.model, self.batch, self.partition.sizes[rank]
@@ -240,7 +286,7 @@ class _Builder:
             self.sent[p] for p in range(self.plan.ranks) if rank in receivers(p, self.plan.ranks, m.causal)
         )
         unpacking = codec(self.plan.wire, batch * others * m.width, decode=True) if others else ()
-        remote = (norm(batch * others, m.width), gemm(batch * others, m.width, 2 * m.width)) if others else ()
+        remote = self._projections(batch * others, m.kv_width, m.kv_width) if others else ()
         rows = batch * own
         return (
             *unpacking,
@@ -248,8 +294,8 @@ class _Builder:
             attention(own, own + others, m.width, batch),
             gemm(rows, m.width, m.width),
             elementwise(rows * m.width, 2),
-            norm(rows, m.width),
-            gemm(rows, m.width, m.mlp_width),
+            *self._norm(rows),
+            *(gemm(rows, m.width, m.mlp_width),) * (2 if m.gated else 1),
             *(elementwise(rows * m.mlp_width, reads) for reads in ACTIVATIONS.get(m.family, (1,))),
             gemm(rows, m.mlp_width, m.width),
             elementwise(rows * m.width, 2),
@@ -265,8 +311,6 @@ class _Builder:
                 ready += self.transfer("collect", rank, m.blocks, values, (0,), self.last[rank]).values()
         read = self.batch * (1 if m.head != "all" else self.tokens)
         kernels = (
-            (norm(read, m.width), gemm(read, m.width, m.output_width))
-            if m.output_width
-            else (norm(read, m.width),)
+            (*self._norm(read), gemm(read, m.width, m.output_width)) if m.output_width else self._norm(read)
         )
         self.compute("head", 0, m.blocks, kernels, ready)

@@ -18,7 +18,7 @@ from prism.spec import ModelSpec
 ASSETS = Path(__file__).parent / "assets"
 BUNDLED = "fashion-vit"
 # transformers has no list of names; these are the shapes that its config classes have by default or by number
-TRANSFORMERS: dict[str, tuple[str, str, dict[str, int]]] = {
+TRANSFORMERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "bert-base-uncased": ("BertModel", "BertConfig", {}),
     "bert-large-uncased": (
         "BertModel", "BertConfig",
@@ -27,6 +27,14 @@ TRANSFORMERS: dict[str, tuple[str, str, dict[str, int]]] = {
     "gpt2": ("GPT2LMHeadModel", "GPT2Config", {}),
     "gpt2-medium": ("GPT2LMHeadModel", "GPT2Config", dict(n_embd=1024, n_layer=24, n_head=16)),
     "gpt2-large": ("GPT2LMHeadModel", "GPT2Config", dict(n_embd=1280, n_layer=36, n_head=20)),
+    "HuggingFaceTB/SmolLM2-135M": (
+        "LlamaForCausalLM", "LlamaConfig",
+        dict(
+            hidden_size=576, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3, intermediate_size=1536,
+            vocab_size=49152, max_position_embeddings=8192, tie_word_embeddings=True,
+            rope_parameters=dict(rope_type="default", rope_theta=100000.0),
+        ),
+    ),
 }  # fmt: skip
 
 
@@ -46,7 +54,7 @@ def load_model(name: str, weights: str | None = None, seed: int = 0, device: str
 
     Raises InputError that says where to put weights, or names the nearest known model.
     """
-    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["HF_HUB_OFFLINE"] = os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     torch.manual_seed(seed)
     folder = ASSETS / BUNDLED if name == BUNDLED else Path(name)
     with torch.device(device):

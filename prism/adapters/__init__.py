@@ -11,11 +11,12 @@ from prism.errors import UnsupportedModelError
 # shouldn't cost the seconds that importing transformers takes
 FAMILIES = {
     "timm": (("timm_vit", "TimmViT"),),
-    "transformers": (("bert", "Bert"), ("gpt2", "GPT2")),
+    "transformers": (("bert", "Bert"), ("gpt2", "GPT2"), ("llama", "Llama")),
 }
 SUPPORTED = (
     "timm VisionTransformer (ViT, DeiT, DINOv2; Block or ResPostBlock), "
-    "transformers BERT (BertModel, BertFor...), transformers GPT-2 (GPT2Model, GPT2LMHeadModel, GPT2For...)"
+    "transformers BERT (BertModel, BertFor...), transformers GPT-2 (GPT2Model, GPT2LMHeadModel, GPT2For...), "
+    "transformers Llama (LlamaModel, LlamaFor...)"
 )
 
 

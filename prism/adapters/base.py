@@ -7,7 +7,7 @@ Shapes: B batch, n own tokens, M rows received, H heads, C channels of a head, D
 """
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -27,11 +27,12 @@ class Block(Protocol):
     @property
     def dropout(self) -> float: ...
 
-    def project(self, x_BnD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of own rows, each [B, H, n, C]."""
+    def project(self, x_BnD: Tensor, at: Any = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of own rows, each [B, H, n, C]. `at`: what the adapter's `rotation` made
+        of their positions."""
         ...
 
-    def project_kv(self, z_BMD: Tensor) -> tuple[Tensor, Tensor]:
+    def project_kv(self, z_BMD: Tensor, at: Any = None) -> tuple[Tensor, Tensor]:
         """Keys and values of received rows, each [B, H, M, C]."""
         ...
 
@@ -46,6 +47,8 @@ class ModelAdapter(Protocol):
     stack_path: str
     causal: bool
     forced: Mapping[str, Any]  # arguments that every distributed call gets
+    # where blocks need positions: makes of [B or 1, M] positions, maybe fractions, what blocks take as `at`
+    rotation: Callable[[Tensor], Tensor] | None
 
     def __init__(self, model: Any) -> None: ...
 
@@ -93,8 +96,8 @@ def refuse(name: str, feature: str, remedy: str) -> UnsupportedModelError:
 def text_padding(arguments: Mapping[str, Any], name: str, refused: Mapping[str, str]) -> Tensor | None:
     """The padding mask of a transformers call; `refused` arguments (name to remedy) must be unset."""
     for argument, remedy in refused.items():
-        if arguments.get(argument) not in (None, False):
-            raise refuse(name, f"{argument}={type(arguments[argument]).__name__}", remedy)
+        if (value := arguments.get(argument)) is not None and value is not False:
+            raise refuse(name, f"{argument}={type(value).__name__}", remedy)
     mask = arguments.get("attention_mask")
     if mask is None:
         return None

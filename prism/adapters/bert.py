@@ -14,6 +14,7 @@ from prism.spec import ModelSpec
 _POOLED = ("BertForSequenceClassification", "BertForNextSentencePrediction", "BertForMultipleChoice")
 _REFUSED = {
     "past_key_values": "pass whole texts",
+    "cache": "pass whole texts",  # its name since transformers 5.24
     "encoder_hidden_states": "use the encoder alone",
     "output_attentions": "run it locally to read attentions",
     "output_hidden_states": "run it locally to read hidden states",
@@ -25,6 +26,7 @@ class Bert:
 
     causal = False
     forced: Mapping[str, Any] = {}
+    rotation = None
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -85,10 +87,10 @@ class BertBlock:
     def dropout(self) -> float:
         return self._attn.dropout.p if self._layer.training else 0.0
 
-    def project(self, x_BnD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x_BnD: Tensor, at: Any = None) -> tuple[Tensor, Tensor, Tensor]:
         return (split_heads(self._attn.query(x_BnD), self._attn.num_attention_heads), *self.project_kv(x_BnD))
 
-    def project_kv(self, z_BMD: Tensor) -> tuple[Tensor, Tensor]:
+    def project_kv(self, z_BMD: Tensor, at: Any = None) -> tuple[Tensor, Tensor]:
         heads = self._attn.num_attention_heads
         return split_heads(self._attn.key(z_BMD), heads), split_heads(self._attn.value(z_BMD), heads)
 

@@ -14,6 +14,7 @@ from prism.spec import ModelSpec
 
 _REFUSED = {
     "past_key_values": "pass whole prompts",
+    "cache": "pass whole prompts",  # its name since transformers 5.24
     "use_cache": "pass use_cache=False: a cache would stay spread over the ranks",
     "encoder_hidden_states": "use the decoder alone",
     "output_attentions": "run it locally to read attentions",
@@ -26,6 +27,7 @@ class GPT2:
 
     causal = True
     forced: Mapping[str, Any] = {"use_cache": False}
+    rotation = None
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -89,12 +91,12 @@ class GPT2Block:
     def dropout(self) -> float:
         return self._attn.attn_dropout.p if self._block.training else 0.0
 
-    def project(self, x_BnD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x_BnD: Tensor, at: Any = None) -> tuple[Tensor, Tensor, Tensor]:
         query, key, value = self._attn.c_attn(self._block.ln_1(x_BnD)).chunk(3, dim=-1)
         heads = self._attn.num_heads
         return split_heads(query, heads), split_heads(key, heads), split_heads(value, heads)
 
-    def project_kv(self, z_BMD: Tensor) -> tuple[Tensor, Tensor]:
+    def project_kv(self, z_BMD: Tensor, at: Any = None) -> tuple[Tensor, Tensor]:
         width, c_attn = self._attn.embed_dim, self._attn.c_attn
         rows = self._block.ln_1(z_BMD).flatten(0, 1)
         both = torch.addmm(c_attn.bias[width:], rows, c_attn.weight[:, width:])

@@ -21,6 +21,7 @@ class TimmViT:
     stack_path = "blocks"
     causal = False
     forced: Mapping[str, Any] = {}
+    rotation = None
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -92,7 +93,7 @@ class TimmBlock:
     def dropout(self) -> float:
         return self._attn.attn_drop.p if self._block.training else 0.0
 
-    def project(self, x_BnD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x_BnD: Tensor, at: Any = None) -> tuple[Tensor, Tensor, Tensor]:
         attn = self._attn
         query, key, value = attn.qkv(self._normed(x_BnD)).chunk(3, dim=-1)
         heads = attn.num_heads
@@ -102,7 +103,7 @@ class TimmBlock:
             split_heads(value, heads),
         )
 
-    def project_kv(self, z_BMD: Tensor) -> tuple[Tensor, Tensor]:
+    def project_kv(self, z_BMD: Tensor, at: Any = None) -> tuple[Tensor, Tensor]:
         attn, qkv, width = self._attn, self._attn.qkv, self._attn.attn_dim
         bias = None if qkv.bias is None else qkv.bias[width:]
         key, value = F.linear(self._normed(z_BMD), qkv.weight[width:], bias).chunk(2, dim=-1)

@@ -42,7 +42,7 @@ PLANS = {
     "means": ExecutionPlan(mode=Mode.SEGMENT_MEANS, devices=3, segments=4, wire="int4"),
     "ring": ExecutionPlan(mode=Mode.FULL, devices=2, collective="ring"),
     "waits_first": ExecutionPlan(mode=Mode.FULL, devices=2, overlap=False, embed="each"),
-    "uneven": ExecutionPlan(mode=Mode.SEGMENT_MEANS, devices=2, segments=3, weights=(2.0, 1.0)),
+    "uneven": ExecutionPlan(mode=Mode.FIRST_AND_MEANS, devices=2, segments=3, weights=(2.0, 1.0)),
 }
 OPS = {"embed", "prepare", "compress", "project", "attend", "head", "block", "header", "scatter", "exchange",
        "collect", "flush", "queued"}  # fmt: skip

@@ -1,10 +1,13 @@
 """One body over every Exchange: full exchange is the local model, whatever the split."""
 
+import msgspec
 import pytest
 import torch
 from support import cases
 from support.cases import FAMILIES, VITS, Case, in_process, relative_error
 
+from prism.exchange import run_in_process
+from prism.model import distribute
 from prism.plan import ExecutionPlan, Mode
 
 TEXT = [family for family in FAMILIES if family not in VITS]
@@ -56,7 +59,7 @@ def test_ring_with_uneven_parts(run, family, overlap):
 
 
 @pytest.mark.parametrize("padding", ["", "right", "left"])
-@pytest.mark.parametrize("family", ["vit_mean_no_class", "vit_map", "bert", "gpt2_lm"])
+@pytest.mark.parametrize("family", ["vit_mean_no_class", "vit_map", "bert", "gpt2_lm", "llama_lm"])
 @pytest.mark.parametrize("devices", [2, 4])
 def test_segment_means_with_l_of_the_part_are_exact(run, family, devices, padding):
     if family in VITS and padding:
@@ -68,30 +71,86 @@ def test_segment_means_with_l_of_the_part_are_exact(run, family, devices, paddin
 
 
 @pytest.mark.parametrize("segments", [1, 2, 5])
-def test_part_0_of_a_causal_model_is_exact_for_any_l(run, segments):
+@pytest.mark.parametrize("family", ["gpt2_lm", "llama_lm"])
+def test_part_0_of_a_causal_model_is_exact_for_any_l(run, family, segments):
     plan = ExecutionPlan(mode=Mode.SEGMENT_MEANS, devices=3, segments=segments)
-    case = Case(family="gpt2_lm", plan=plan)
+    case = Case(family=family, plan=plan)
     first = slice(0, plan.partition(cases.TOKENS).sizes[0])
     ours, theirs = run(case), cases.local(case)
     assert (ours[:, first] - theirs[:, first]).abs().max() / theirs.abs().max() < EXACT
     assert (ours - theirs).abs().max() > 1e-3  # and the later parts are an approximation
 
 
-@pytest.mark.parametrize("wire", ["fp16", "int8", "int4", "int2"])
+@torch.no_grad()
+@pytest.mark.parametrize("devices", [2, 3])
+def test_the_first_token_alone_is_in_no_mean(devices):
+    """Where all tokens but the first are alike, means of them are exact, and one that takes in the first is not."""
+    whole = cases.build("bert")
+    whole.embeddings.position_embeddings.weight.copy_(torch.ones(64))
+    ids = torch.tensor([[5] + [7] * 22, [9] + [3] * 22])
+
+    def error(mode):
+        plan = ExecutionPlan(mode=mode, devices=devices, segments=2)
+
+        def body(exchange):
+            model = distribute(whole, plan, exchange)
+            return cases.main_tensor(model(input_ids=ids)) if exchange.rank == 0 else model.follow()
+
+        out = run_in_process(devices, torch.no_grad()(body))[0]
+        theirs = cases.main_tensor(whole(input_ids=ids))
+        return float((out - theirs).abs().max() / theirs.abs().max())
+
+    assert error(Mode.FIRST_AND_MEANS) < EXACT
+    assert error(Mode.SEGMENT_MEANS) > 1e-3
+
+
+@pytest.mark.parametrize("wire", ["fp16", "int8", "int4", "int2", "delta4", "delta2"])
 def test_a_codec_changes_the_answer_by_as_much_as_it_should(run, wire):
     case = Case(family="vit", plan=full(devices=2, wire=wire))
     error = relative_error(case, run(case))
-    limits = {"fp16": (1e-6, 2e-3), "int8": (1e-5, 2e-2), "int4": (1e-3, 0.3), "int2": (1e-2, 2.0)}
+    limits = {"fp16": (1e-6, 2e-3), "int8": (1e-5, 2e-2), "int4": (1e-3, 0.3), "int2": (1e-2, 2.0),
+              "delta4": (1e-3, 0.5), "delta2": (1e-2, 2.0)}  # fmt: skip
     assert limits[wire][0] < error < limits[wire][1]
 
 
-def test_both_exchanges_give_the_same_bits(gloo):
-    for wire in ("fp32", "int4"):
-        plan = ExecutionPlan(mode=Mode.SEGMENT_MEANS, devices=3, segments=2, wire=wire)
-        case = Case(family="bert", plan=plan, padding="right", batch=3)
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            assert torch.equal(gloo(case), in_process(case))
-        finally:
-            torch.set_num_threads(threads)
+SAME = {
+    "padded means": Case(
+        family="bert", padding="right", batch=3,
+        plan=ExecutionPlan(mode=Mode.SEGMENT_MEANS, devices=3, segments=2),
+    ),
+    "first alone, padded": Case(
+        family="llama_lm", padding="left", batch=3,
+        plan=ExecutionPlan(mode=Mode.FIRST_AND_MEANS, devices=3, segments=3),
+    ),
+    "causal, padded": Case(family="gpt2_lm", padding="left", batch=3, plan=full(devices=4)),
+    "ring, uneven": Case(family="vit", plan=full(devices=3, weights=(1.0, 2.0, 3.0), collective="ring", overlap=False)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("wire", ["fp32", "int4", "delta3", "delta1"])
+@pytest.mark.parametrize("name", SAME)
+def test_both_exchanges_give_the_same_bits(gloo, name, wire):
+    case = SAME[name]
+    case = msgspec.structs.replace(case, plan=msgspec.structs.replace(case.plan, wire=wire))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert torch.equal(gloo(case), in_process(case))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_prediction_starts_anew_with_each_batch():
+    """What was sent for one batch is nothing to the next: the same case twice in one group gives the same bits."""
+    case = Case(family="bert", plan=full(devices=2, wire="delta2"))
+    whole, call = cases.build(case.family), cases.inputs(case)
+
+    def twice(exchange):
+        model = distribute(whole, case.plan, exchange)
+        with torch.no_grad():
+            if exchange.rank == 0:
+                return [cases.main_tensor(model(**call)) for _ in range(2)]
+            return [model.follow() for _ in range(2)]
+
+    first, second = run_in_process(2, twice)[0]
+    assert torch.equal(first, second)

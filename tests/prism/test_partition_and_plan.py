@@ -37,6 +37,7 @@ def test_compression_rates_are_the_published_ones():
     ("fields", "words"),
     [
         (dict(mode=Mode.SEGMENT_MEANS, devices=2), "--segments"),
+        (dict(mode=Mode.FIRST_AND_MEANS, devices=2, segments=1), "at least 2"),
         (dict(mode=Mode.FULL, devices=2, segments=3), "segment_means"),
         (dict(mode=Mode.FULL, devices=2, weights=(1.0,)), "one for each"),
         (dict(mode=Mode.FULL, devices=0), "at least 1"),

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prism.partition import split_sizes
-from prism.segment_means import attention_bias, segment_counts, segment_means
+from prism.segment_means import attention_bias, segment_counts, segment_means, segment_positions
 
 
 @settings(max_examples=40, deadline=None)
@@ -26,6 +26,24 @@ def test_padding_is_left_out_of_mean_and_count():
     mask = torch.tensor([[1, 0, 1, 1, 0, 0]], dtype=torch.uint8)
     assert segment_counts(mask, 0, 6, 3).tolist() == [[1, 2, 0]]
     assert segment_means(x, 3, mask).tolist() == [[[0, 1], [5, 6], [0, 0]]]
+
+
+def test_a_mean_stands_at_the_centre_of_its_real_tokens():
+    assert segment_positions(None, 4, 9, 2).tolist() == [[5, 7.5]]
+    assert segment_positions(None, 4, 9, 5).tolist() == [[4, 5, 6, 7, 8]]
+    mask = torch.tensor([[1] * 9, [1] * 6 + [0] * 3], dtype=torch.uint8)
+    assert segment_positions(mask, 4, 9, 2).tolist() == [[5, 7.5], [4.5, 0]]
+
+
+def test_the_first_row_may_be_a_segment_of_its_own():
+    x = torch.arange(12.0).view(1, 6, 2)
+    mask = torch.tensor([[0, 1, 1, 1, 0, 0]], dtype=torch.uint8)
+    assert segment_means(x, 3, None, first_alone=True).tolist() == [[[0, 1], [4, 5], [9, 10]]]
+    assert segment_counts(None, 0, 6, 3, first_alone=True).tolist() == [1, 3, 2]
+    assert segment_positions(None, 0, 6, 3, first_alone=True).tolist() == [[0, 2, 4.5]]
+    assert segment_means(x, 3, mask, first_alone=True)[:, 1:].tolist() == [[[4, 5], [0, 0]]]
+    assert segment_counts(mask, 0, 6, 3, first_alone=True).tolist() == [[0, 3, 0]]
+    assert segment_means(x, 6, None, first_alone=True) is x
 
 
 @pytest.mark.parametrize("padded", [False, True])

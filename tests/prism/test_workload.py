@@ -3,18 +3,21 @@
 import csv
 from pathlib import Path
 
+import msgspec
 import networkx as nx
 import pytest
 import torch
 from support.cases import build as build_model
 from support.cases import inputs
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from prism.adapters import adapter_for
 from prism.plan import ExecutionPlan, Mode
 from prism.spec import ModelSpec
-from prism.workload import build
+from prism.wire import Stream, encode
+from prism.workload import build, codec
 
 REFERENCE = Path(__file__).parents[2] / "experiments" / "reference" / "prism_compute_accuracy.csv"
 VIT = ModelSpec(
@@ -62,7 +65,7 @@ def test_bert_headline():
 
 
 @pytest.mark.parametrize(
-    "family", ["vit", "vit_mean", "vit_post", "vit_registers", "bert_classifier", "gpt2_lm"]
+    "family", ["vit", "vit_mean", "vit_post", "vit_registers", "bert_classifier", "gpt2_lm", "llama_lm"]
 )
 def test_local_gemm_and_attention_flops_are_those_of_a_counted_run(family):
     from support.cases import Case
@@ -82,25 +85,27 @@ def test_local_gemm_and_attention_flops_are_those_of_a_counted_run(family):
     assert ours == pytest.approx(counter.get_total_flops(), rel=0.01)  # a BERT's pooler is not in the graph
 
 
+@pytest.mark.parametrize("family", ["vit", "llama_lm"])
 @pytest.mark.parametrize("segments", [None, 4])
-def test_distributed_flops_are_those_of_a_counted_run(segments):
+def test_distributed_flops_are_those_of_a_counted_run(family, segments):
     from support.cases import Case, run_rank
 
     from prism.exchange import run_in_process
 
     mode = Mode.SEGMENT_MEANS if segments else Mode.FULL
-    case = Case(family="vit", plan=ExecutionPlan(mode=mode, devices=3, segments=segments), batch=2)
-    model = build_model("vit")
+    case = Case(family=family, plan=ExecutionPlan(mode=mode, devices=3, segments=segments), batch=2)
+    model, call = build_model(family), inputs(case)
     counted: dict[int, int] = {}
 
     def body(exchange):
         with FlopCounterMode(display=False) as counter:
-            run_rank(case, exchange, model, inputs(case))
+            run_rank(case, exchange, model, call)
         counted[exchange.rank] = counter.get_total_flops()
 
     with sdpa_kernel(SDPBackend.MATH):  # the counter knows no attention kernel of the CPU
         run_in_process(3, body)
-    graph = build(adapter_for(model).spec, case.plan, 2)
+    spec = adapter_for(model).spec
+    graph = build(spec, case.plan, 2, call["input_ids"].shape[1] if "input_ids" in call else spec.tokens)
     for rank in range(3):
         kernels = [
             k for op in graph.operations(rank) for k in op.kernels if k.op_class in ("gemm", "attention")
@@ -132,3 +137,46 @@ def test_overlap_is_an_edge_of_the_graph(overlap):
     assert nx.is_directed_acyclic_graph(graph)
     assert nx.has_path(graph, ("exchange", 1, 3), ("project", 0, 3)) is not overlap
     assert nx.has_path(graph, ("exchange", 1, 3), ("attend", 0, 3))
+
+
+@pytest.mark.parametrize("wire", ["delta4", "delta3", "delta2", "delta1"])
+@pytest.mark.parametrize("segments", [None, 10])
+def test_a_delta_plan_sends_what_the_codec_makes_and_pays_for_its_kernels(wire, segments):
+    mode = Mode.SEGMENT_MEANS if segments else Mode.FULL
+    plan = ExecutionPlan(mode=mode, devices=2, segments=segments, wire=wire)
+    plain = msgspec.structs.replace(plan, wire="fp32")
+    rows = plan.sent_rows(VIT.tokens)
+    made = sum(encode(wire, torch.randn(2, count, VIT.width)).nbytes for count in rows)
+    assert build(VIT, plan, 2).block_bytes() == made
+    turns = [2 * count * VIT.width // 128 for count in rows]  # groups of the own rows turned, and of the others back
+    extra = 2 * 128 * 128 * sum(turns) * VIT.blocks
+    assert build(VIT, plan, 2).flops(0) - build(VIT, plain, 2).flops(0) == extra
+
+
+@pytest.mark.parametrize("wire", ["delta4", "delta3", "delta2", "delta1"])
+def test_the_kernels_of_the_delta_codecs_are_those_that_run(wire):
+    """Counted in a second block."""
+    shape = (2, 32, 384)
+    sender, receiver = Stream(wire, shape), Stream(wire, shape)
+    for _ in range(2):
+        with Counted() as sent:
+            payload = sender.encode(torch.randn(shape))
+        with Counted() as taken:
+            receiver.decode(payload, torch.float32)
+    values = torch.Size(shape).numel()
+    assert sent.kernels - 1 == len(codec(wire, values))  # randn is the test's own
+    assert taken.kernels == len(codec(wire, values, decode=True))
+
+
+class Counted(TorchDispatchMode):
+    """Counts operations that compute, without views and the constant that unpacking shifts by."""
+
+    FREE = ("view", "slice", "unsqueeze", "detach", "expand", "permute", "select", "aten.t.", "arange")
+
+    def __init__(self):
+        super().__init__()
+        self.kernels = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.kernels += not any(word in str(function) for word in self.FREE)
+        return function(*args, **(kwargs or {}))

@@ -14,6 +14,8 @@ from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
     GPT2Model,
+    LlamaConfig,
+    LlamaForCausalLM,
 )
 
 from prism.exchange import Exchange, run_in_process
@@ -40,7 +42,19 @@ GPTS = {
     "gpt2_scaled": GPT2LMHeadModel,
     "gpt2_last": GPT2LMHeadModel,
 }
-FAMILIES = (*VITS, *BERTS, *GPTS)
+LLAMA = dict(
+    hidden_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, intermediate_size=96, vocab_size=99,
+    max_position_embeddings=64, attention_bias=True, mlp_bias=True,
+)  # fmt: skip
+LLAMA3 = dict(
+    rope_type="llama3", rope_theta=100.0, factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0,
+    original_max_position_embeddings=32,
+)  # fmt: skip
+LLAMAS: dict[str, dict[str, Any]] = {
+    "llama_lm": {},
+    "llama_last": dict(num_key_value_heads=1, rope_parameters=LLAMA3),
+}
+FAMILIES = (*VITS, *BERTS, *GPTS, *LLAMAS)
 TOKENS = 23  # of a text; a multiple of no P and no L in the tests
 
 
@@ -56,7 +70,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def causal(self) -> bool:
-        return self.family in GPTS
+        return self.family in GPTS or self.family in LLAMAS
 
 
 def build(family: str, seed: int = 0) -> nn.Module:
@@ -67,6 +81,8 @@ def build(family: str, seed: int = 0) -> nn.Module:
         model = vit.VisionTransformer(**{**VIT, **VITS[family]})
     elif family in BERTS:
         model = BERTS[family](BertConfig(**BERT))
+    elif family in LLAMAS:
+        model = LlamaForCausalLM(LlamaConfig(**{**LLAMA, **LLAMAS[family]}))
     else:
         options = dict(scale_attn_by_inverse_layer_idx=True) if family == "gpt2_scaled" else {}
         model = GPTS[family](GPT2Config(**GPT, **options))
@@ -84,7 +100,7 @@ def inputs(case: Case) -> dict[str, Any]:
     call: dict[str, Any] = {"input_ids": ids}
     if case.padding:
         call["attention_mask"] = mask(case)
-    if case.family == "gpt2_last":
+    if case.family.endswith("_last"):
         call["logits_to_keep"] = 1
     if case.causal:
         call["use_cache"] = False

@@ -72,6 +72,25 @@ def disturbed(trace: Trace, factor: float) -> Trace:
     return msgspec.structs.replace(trace, records=records)
 
 
+def other_clock(trace: Trace, late_ns: int = 80_000, drift: float = 5e-5) -> Trace:
+    """As if rank 1 were another host: its clock, set by round trips, is `late_ns` off and goes faster by `drift`."""
+
+    def late(at_ns: int) -> int:
+        return at_ns + late_ns + round(drift * at_ns)
+
+    def moved(record: Span) -> Span:
+        return msgspec.structs.replace(record, start_ns=late(record.start_ns), end_ns=late(record.end_ns))
+
+    records = tuple(moved(r) if isinstance(r, Span) and r.rank == 1 else r for r in trace.records)
+    return msgspec.structs.replace(trace, records=records)
+
+
+def without(trace: Trace, ops: Sequence[str]) -> Trace:
+    """As if some operations had never been recorded."""
+    records = tuple(r for r in trace.records if not (isinstance(r, Span) and r.op in ops))
+    return msgspec.structs.replace(trace, records=records)
+
+
 def trace_set(traces: Sequence[Trace]) -> TraceSet:
     """As if read from files."""
     return TraceSet(

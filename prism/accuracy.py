@@ -1,0 +1,123 @@
+"""What each plan costs in accuracy: a table that `prism-hw evaluate` measures and policies read. No tensors here."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from prism.config import load_json
+from prism.errors import ConfigError
+from prism.plan import ExecutionPlan, Mode
+
+Metric = Literal["top1", "perplexity", "pearson", "cosine"]
+RISING: tuple[Metric, ...] = ("top1", "pearson", "cosine")  # the higher the better
+VERSION = 1
+
+
+class Figures(msgspec.Struct, frozen=True, kw_only=True):
+    """How good answers are. value: the metric; loss: of it against the uncompressed model, positive where these are worse (of
+    a perplexity the ratio minus 1); ci90: paired bootstrap interval of the loss. agreement: share of samples (tokens, for a
+    causal model) with the uncompressed model's answer, or the mean cosine of embeddings. worse and better: samples that became
+    wrong, or right. spearman: for rated pairs, beside Pearson's correlation. kl and the rest: against the uncompressed
+    model's output."""
+
+    value: float
+    value_ci90: tuple[float, float]
+    loss: float
+    ci90: tuple[float, float]
+    agreement: float
+    agreement_ci90: tuple[float, float]
+    worse: int
+    better: int
+    mcnemar_p: float | None
+    kl_mean: float | None
+    kl_median: float | None
+    kl_p99: float | None
+    logit_cosine: float
+    relative_l2: float
+    spearman: float | None = None
+
+
+class PlanAccuracy(Figures, frozen=True, kw_only=True):
+    """One plan over `n` samples. cr: rows and codec together, bytes of a full fp32 exchange over this plan's."""
+
+    plan: ExecutionPlan
+    cr: float
+    bytes_per_exchange: int
+    gflops_per_device: float
+    ms: float | None = None
+    joules: float | None = None
+
+
+class AccuracyTable(msgspec.Struct, frozen=True, kw_only=True):
+    """Plans of one model over one set of data."""
+
+    version: int = VERSION
+    created: str
+    command: str
+    model: str
+    weights: str
+    data: str
+    n: int
+    unreadable: tuple[str, ...] = ()
+    metric: Metric
+    tokens: int
+    config: dict[str, Any] = {}
+    host: dict[str, Any] = {}
+    rows: tuple[PlanAccuracy, ...]
+
+    def __post_init__(self) -> None:
+        if self.version != VERSION:
+            raise ValueError(f"version {self.version} is not {VERSION}; run prism-hw evaluate again")
+
+    def save(self, path: Path) -> None:
+        """Raises ConfigError where it can't be written."""
+        try:
+            path.write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n")
+        except OSError as error:
+            raise ConfigError(f"{path} can't be written ({error.strerror}); choose another place") from None
+
+
+def load_accuracy(path: Path) -> AccuracyTable:
+    """Raises ConfigError for a file that is no accuracy table."""
+    return load_json(path, AccuracyTable)
+
+
+def answers_alike(plan: ExecutionPlan) -> ExecutionPlan:
+    """The plan without what doesn't change its answer: who embeds, how rows go round, what overlaps."""
+    return ExecutionPlan(
+        mode=plan.mode, devices=plan.ranks, segments=plan.segments, wire=plan.wire, weights=plan.weights
+    )
+
+
+def is_exact(plan: ExecutionPlan) -> bool:
+    """Whether a plan gives the uncompressed model's answer whatever was measured: nothing is averaged or rounded."""
+    return plan.ranks == 1 or (plan.mode is Mode.FULL and plan.wire == "fp32")
+
+
+class Known(msgspec.Struct, frozen=True):
+    """What a policy may know of a plan's answers. accuracy: the metric, where more is better; null where not measured."""
+
+    accuracy: float | None
+    agreement: float | None
+
+
+class Answers:
+    """Looks plans up in the tables of one model. An exact plan agrees with the model, measured or not."""
+
+    def __init__(self, tables: Iterable[AccuracyTable], model: str) -> None:
+        self._known: dict[ExecutionPlan, Known] = {}
+        for table in tables:
+            if table.model != model:
+                raise ConfigError(
+                    f"the accuracy table is of {table.model!r}, the model is {model!r}; run prism-hw evaluate {model}"
+                )
+            for row in table.rows:
+                value = row.value if table.metric in RISING else None
+                self._known[answers_alike(row.plan)] = Known(value, row.agreement)
+
+    def of(self, plan: ExecutionPlan) -> Known:
+        key = ExecutionPlan(mode=Mode.LOCAL) if is_exact(plan) else answers_alike(plan)
+        found = self._known.get(key, Known(None, None))
+        return Known(found.accuracy, 1.0) if is_exact(plan) else found
