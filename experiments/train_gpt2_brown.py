@@ -1,0 +1,106 @@
+"""Train a small GPT-2 on the Brown corpus, since no package has one with English weights:
+
+    python experiments/train_gpt2_brown.py [--cache DIR]     # about ten minutes on two cores
+
+Byte-level BPE of 4,096 tokens, 4 blocks of width 256, 256 positions, trained on passages strung together. Writes models/gpt2-brown of the cache and prints the perplexity of the held-out documents.
+"""
+
+import argparse
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from asset_texts import read_lines
+from assets import cache_folder, need, once
+from tokenizers import ByteLevelBPETokenizer
+from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+VOCABULARY, CONTEXT, WIDTH, BLOCKS, HEADS = 4096, 256, 256, 4, 4
+BATCH, RATE, WARM_UP, END = 8, 2e-3, 0.05, "<|endoftext|>"
+
+
+def train_tokenizer(texts: list[str]) -> Any:
+    tokenizer = ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator(texts, vocab_size=VOCABULARY, special_tokens=[END], show_progress=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer._tokenizer, bos_token=END, eos_token=END, unk_token=END,
+        model_max_length=CONTEXT,
+    )  # fmt: skip
+
+
+def stream(tokenizer: Any, texts: list[str]) -> Tensor:
+    """All texts as one row of tokens, each begun by the end mark."""
+    return torch.tensor([token for text in texts for token in (tokenizer.eos_token_id, *tokenizer.encode(text))])
+
+
+def rate_at(done: float) -> float:
+    """Share of the full learning rate when `done` of the steps are over: linear up, then a cosine down to 2 %."""
+    if done < WARM_UP:
+        return done / WARM_UP
+    return 0.02 + 0.49 * (1 + math.cos(math.pi * min(1.0, (done - WARM_UP) / (1 - WARM_UP))))
+
+
+def train(model: Any, tokens: Tensor, steps: int) -> None:
+    """Windows begin anywhere in the row of tokens."""
+    optimiser = torch.optim.AdamW(model.parameters(), RATE, weight_decay=0.1, betas=(0.9, 0.95))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate_at((step + 1) / steps))
+    model.train()
+    for step in range(steps):
+        starts = torch.randint(len(tokens) - CONTEXT, (BATCH,))
+        ids = torch.stack([tokens[start : start + CONTEXT] for start in starts])
+        loss = model(input_ids=ids, labels=ids).loss
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        if step % 50 == 0:
+            print(f"step {step} of {steps}, loss {loss.item():.2f}", flush=True)
+    model.eval()
+
+
+@torch.no_grad()
+def perplexity(model: Any, tokens: Tensor) -> float:
+    """Of a row of tokens, cut into windows of the whole context."""
+    windows = tokens[: len(tokens) // CONTEXT * CONTEXT].view(-1, CONTEXT)
+    losses = [model(input_ids=part, labels=part).loss * len(part) for part in windows.split(16)]
+    return math.exp(sum(losses).item() / len(windows))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cache", type=Path)
+    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    cache = cache_folder(args.cache)
+    (data,) = need(cache, "data/brown")
+
+    def make(folder: Path) -> None:
+        torch.manual_seed(args.seed)
+        texts = {s: [row["text"] for row in read_lines(data / f"{s}.jsonl")] for s in ("train", "test")}
+        tokenizer = train_tokenizer(texts["train"])
+        tokens = {split: stream(tokenizer, each) for split, each in texts.items()}
+        config = GPT2Config(
+            vocab_size=len(tokenizer), n_positions=CONTEXT, n_embd=WIDTH, n_layer=BLOCKS, n_head=HEADS,
+            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        )  # fmt: skip
+        model = GPT2LMHeadModel(config)
+        began = time.perf_counter()
+        train(model, tokens["train"], args.steps)
+        seen, seconds = args.steps * BATCH * CONTEXT / len(tokens["train"]), time.perf_counter() - began
+        print(f"{args.steps} steps in {seconds:.0f} s, {seen:.1f} times over {len(tokens['train'])} tokens; perplexity "
+              f"of {len(tokens['test'])} held-out tokens {perplexity(model, tokens['test']):.1f}")  # fmt: skip
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    once(cache / "models" / "gpt2-brown", make)
+
+
+if __name__ == "__main__":
+    main()
