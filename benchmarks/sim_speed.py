@@ -2,10 +2,11 @@
 
     python benchmarks/sim_speed.py [--output FILE.json]
 
-- events per second of simulated batches over those of a bare SimPy loop with as many events: at least 0.5.
-  An event is a change of state: a step of a rank begins or ends, a message joins the medium, leaves it,
-  arrives. A model with a SimPy event for each needs about 34 a block of two devices; this one schedules fewer
-  and does the others on the way, so the ratio of what SimPy itself schedules is printed beside it.
+- events per second of simulated batches over those of a bare SimPy loop with as many events: at least 0.5 by
+  changes of state (a step of a rank begins or ends, a message joins the medium, leaves it, arrives). By what
+  SimPy itself schedules the ratio is lower, is printed beside it, and is no goal here: a rank's steps add up on
+  a clock of its own and cost no event, so the bare loop has fewer to do while the steps' own work stays. More
+  events would raise that ratio and slow every cell.
 - one predicted cell: at most 2 ms
 - a study of 10,000 cells on two cores: at most 30 s
 - growth of the time with blocks and requests: no worse than linear; with devices up to 16: no worse than P^2;
@@ -182,7 +183,7 @@ def main() -> int:
         "requests": growth([50, 100, 200, 400], of_requests, 1),
     }
     goals = {
-        "event ratio >= 0.5": events["ratio"] >= 0.5,
+        "event ratio >= 0.5, by changes of state": events["ratio"] >= 0.5,
         "cell <= 2 ms": cell <= 2e-3,
         "10,000 cells <= 30 s": seconds * 10_000 / cells <= 30,
         "blocks <= linear": grown["blocks"]["exponent"] <= 1.05,
@@ -191,7 +192,12 @@ def main() -> int:
         "tokens <= linear": grown["tokens"]["exponent"] <= 1.0,
     }
     print(
-        f"events: {events['per_s']:,.0f}/s, bare SimPy {events['bare_per_s']:,.0f}/s, ratio {events['ratio']:.2f}"
+        f"{events['events']} changes of state: {events['per_s']:,.0f}/s, a bare SimPy loop of as many "
+        f"{events['bare_per_s']:,.0f}/s: ratio {events['ratio']:.2f}"
+    )
+    print(
+        f"{events['scheduled']} events that SimPy scheduled for them: ratio to a bare loop of as many "
+        f"{events['ratio_scheduled']:.2f}; the other changes cost no event, only their own work"
     )
     print(f"one cell: {1e3 * cell:.2f} ms; {cells} cells in {seconds:.1f} s on two processes")
     for name, found in grown.items():

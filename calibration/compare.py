@@ -69,6 +69,9 @@ class Pair(msgspec.Struct, frozen=True, kw_only=True):
 
     cell: str
     model: str
+    batch: int
+    plan: str
+    bandwidth_mbps: float | None
     measured_excess: float
     predicted_excess: float
     p_wins: float
@@ -179,7 +182,8 @@ def _row(cell: Cell, guess: Guess) -> Row:
 def _pair(cell: Cell, local: Cell, guess: Guess, alone: Guess) -> Pair:
     wins = np.array(guess.draws) < np.array(alone.draws)
     return Pair(
-        cell=cell.label, model=cell.model, near_tie=cell.within_noise(local),
+        cell=cell.label, model=cell.model, batch=cell.batch, plan=plan_label(cell.plan),
+        bandwidth_mbps=cell.bandwidth_mbps, near_tie=cell.within_noise(local),
         measured_excess=cell.latency_ms.p50 / local.latency_ms.p50 - 1, predicted_excess=guess.ms / alone.ms - 1,
         p_wins=float(wins.mean()) if len(wins) else float(guess.ms < alone.ms),
     )  # fmt: skip

@@ -32,6 +32,7 @@ MEMORY = TERMS.index("memory.s_per_byte")
 ROOFLINE = "roofline.power"  # 1: FLOPs and bytes by turns, 0: the larger side; fit() decides
 # A block timed over and over finds its weights and rows in caches, a model's doesn't: by how much is fitted along
 HOT = (0.7, 1.1)
+TIED = -0.97  # correlation of two terms' estimates from which on the data hardly tell them apart
 ROOFLINE_ROUNDS = 4  # which kernels are bound by memory settles in two or three
 # A rank's block is fitted as a whole: what an exchange costs the core falls on its steps as the link has it
 MERGED = {"compress": "block", "project": "block", "attend": "block"}
@@ -150,28 +151,61 @@ def fit(steps: Sequence[Step]) -> dict[str, float]:
     if len(steps) < len(TERMS):
         raise ConfigError(f"{len(steps)} steps for {len(TERMS)} terms; measure more batches or models")
     seconds = np.array([float(np.median(step.seconds)) for step in steps])
-    summed = _fit(steps, seconds, {ROOFLINE: 1.0})
+    summed = _solved(_design(steps, {ROOFLINE: 1.0}), seconds)
     larger: tuple[dict[str, float], float] = ({}, 0.0)
     for _ in range(ROOFLINE_ROUNDS):
-        larger = _fit(steps, seconds, larger[0])
+        larger = _solved(_design(steps, larger[0]), seconds)
     power = float(summed[1] < larger[1])
     return {**(summed if power else larger)[0], ROOFLINE: power}
 
 
-def _fit(steps: Sequence[Step], seconds: Array, known: Mapping[str, float]) -> tuple[dict[str, float], float]:
-    """Values of TERMS, and the misfit."""
-    whole: dict[str, float] = defaultdict(float)
-    for step, each in zip(steps, seconds, strict=True):
-        whole[step.cell] += step.times * each
-    weight = np.array(
-        [np.sqrt(s.times * each / whole[s.cell]) for s, each in zip(steps, seconds, strict=True)]
-    )
-    design = np.array([features(s, known) for s in steps]) * (weight / seconds)[:, None]
-    together = np.array([s.together for s in steps])
-    probed = np.array([bool(s.shape) for s in steps])
+class _Design(NamedTuple):
+    """Steps as arrays of [steps]: their features, how often a batch has each, its cell, who worked beside it, and
+    which are probes. The same for every resampling of their seconds."""
 
-    told = not together.all()  # else nothing tells it from the slope
-    design = np.column_stack([design, design[:, MEMORY] * (together & told)])
+    features: Array
+    times: Array
+    cells: NDArray[np.int64]
+    together: NDArray[np.bool_]
+    probed: NDArray[np.bool_]
+
+
+def _design(steps: Sequence[Step], known: Mapping[str, float]) -> _Design:
+    numbers = {cell: number for number, cell in enumerate(dict.fromkeys(step.cell for step in steps))}
+    return _Design(
+        features=np.array([features(step, known) for step in steps]),
+        times=np.array([float(step.times) for step in steps]),
+        cells=np.array([numbers[step.cell] for step in steps]),
+        together=np.array([step.together for step in steps]),
+        probed=np.array([bool(step.shape) for step in steps]),
+    )
+
+
+def _weighted(known: _Design, seconds: Array) -> tuple[Array, Array]:
+    """[steps, TERMS] of relative seconds for one unit of a term, and the weights of the steps."""
+    share = known.times * seconds
+    weight = np.sqrt(share / np.bincount(known.cells, share)[known.cells])
+    design = known.features * (weight / seconds)[:, None]
+    told = not known.together.all()  # else nothing tells the slowdown from the slope
+    return np.column_stack([design, design[:, MEMORY] * (known.together & told)]), weight
+
+
+def tied(steps: Sequence[Step]) -> list[tuple[str, str]]:
+    """Pairs of terms that these steps hardly tell apart: what one gets, the other lacks, so that only what they come to
+    together is known, and the error of each alone is larger than its bootstrap says."""
+    design, _ = _weighted(_design(steps, fit(steps)), np.array([float(np.median(s.seconds)) for s in steps]))
+    scale = np.linalg.norm(design, axis=0)
+    told = np.flatnonzero(scale)
+    spread = np.linalg.pinv((design[:, told] / scale[told]).T @ (design[:, told] / scale[told]))
+    deviation = np.sqrt(np.diag(spread))
+    pairs = np.argwhere(np.triu(spread / np.outer(deviation, deviation) < TIED))
+    return [(TERMS[told[a]], TERMS[told[b]]) for a, b in pairs]
+
+
+def _solved(known: _Design, seconds: Array) -> tuple[dict[str, float], float]:
+    """Values of TERMS, and the misfit."""
+    design, weight = _weighted(known, seconds)
+    probed = known.probed
 
     def solved(hot: float) -> tuple[Array, float]:
         stretched = np.where(probed[:, None], hot * design, design)
@@ -188,20 +222,20 @@ def _fit(steps: Sequence[Step], seconds: Array, known: Mapping[str, float]) -> t
 
 
 def covariance(steps: Sequence[Step], draws: int = 200, seed: int = 0) -> Array:
-    """Of the relative deviations of TERMS, by a bootstrap of whole visits: noise comes in bursts. A term that is 0 in
+    """Of the relative deviations of TERMS, by a bootstrap of whole visits: noise comes in bursts. The visits of a draw
+    are the same in all cells, since a sweep visits every cell before any again. A term that is 0 in
     the fit has none. Deviations end at one: a term that may as well be 0 or twice as large is not known at all."""
     rng = np.random.default_rng(seed)
     visits = max(len(step.seconds) for step in steps)
+    seconds = np.array([[step.seconds[v % len(step.seconds)] for v in range(visits)] for step in steps])
     sides = fit(steps)
-    middle = np.array([sides[name] for name in TERMS])
-    values = np.array([
-        list(_fit(steps, _resampled(steps, rng.integers(0, visits, visits)), sides)[0].values()) for _ in range(draws)
-    ])  # fmt: skip
+    middle, design = np.array([sides[name] for name in TERMS]), _design(steps, sides)
+
+    def drawn() -> list[float]:
+        return list(_solved(design, np.median(seconds[:, rng.integers(0, visits, visits)], axis=1))[0].values())
+
+    values = np.array([drawn() for _ in range(draws)])
     known = middle > 0
     off = np.zeros_like(values)
     off[:, known] = np.clip(values[:, known] / middle[known] - 1, -1, 1)
     return np.asarray(np.cov(off.T))
-
-
-def _resampled(steps: Sequence[Step], visits: NDArray[np.int64]) -> Array:
-    return np.array([float(np.median([s.seconds[v % len(s.seconds)] for v in visits])) for s in steps])

@@ -4,7 +4,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from calibration.compare import BreakEven, Row
+import numpy as np
+
+from calibration.compare import BreakEven, Pair, Row
 from calibration.fit import Residual
 from prism.perfmap import short
 from prism.trace import KINDS
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = {"local": "#0072b2", "full": "#d55e00", "segment_means": "#009e73"}
+COLOURS = {"local": "#0072b2", "full": "#d55e00", "segment_means": "#009e73", "first_and_means": "#cc79a7"}
 INK, GREY = "#1d2430", "#c9ced6"
 MOST_LINES = 40
 
@@ -85,6 +87,31 @@ def break_even_figure(evens: Sequence[BreakEven]) -> "Figure | None":
     for end in ends.values():
         axes.axvline(end, color=GREY, linestyle=":")
     axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+    return figure
+
+
+def map_figure(pairs: Sequence[Pair]) -> "Figure | None":
+    """Who is faster, measured and predicted side by side: a line for each model, plan and batch, a column for each
+    rate; blue where distributed is, red where local is, white where they are alike or not measured."""
+    lines = list(dict.fromkeys((pair.model, pair.plan, pair.batch) for pair in pairs))
+    rates = sorted({pair.bandwidth_mbps for pair in pairs if pair.bandwidth_mbps is not None})
+    if not rates:
+        return None
+    sides = np.full((2, len(lines), len(rates)), np.nan)
+    for pair in pairs:
+        if pair.bandwidth_mbps is not None:
+            place = lines.index((pair.model, pair.plan, pair.batch)), rates.index(pair.bandwidth_mbps)
+            sides[0][place], sides[1][place] = pair.measured_excess, pair.predicted_excess
+    figure, axes = _figure(0.15 * len(lines) + 1.1, 2)
+    for one, side, title in zip(axes, np.log2(1 + sides), ("measured", "predicted"), strict=True):
+        drawn = one.imshow(side, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto", interpolation="none")
+        one.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates])
+        one.set_yticks([])
+        one.set(xlabel="Mbps", title=title)
+    names = [f"{short(model)} {plan.removesuffix(' P=2')} B={batch}" for model, plan, batch in lines]
+    axes[0].set_yticks(range(len(lines)), names, fontsize=6)
+    bar = figure.colorbar(drawn, ax=axes, shrink=min(1.0, 3 / figure.get_figheight()), extend="both")
+    bar.set_ticks([-1, 0, 1], labels=["half as long", "alike", "twice as long"])
     return figure
 
 

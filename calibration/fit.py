@@ -16,8 +16,8 @@ from scipy.optimize import least_squares
 
 from calibration.alphabeta import fit_alpha_beta
 from calibration.checks import checked
-from calibration.compute import ROOFLINE, TERMS, Step, covariance, fit, steps_of, steps_of_probes
-from prism.cost import CalibratedProfile, Taken, Term
+from calibration.compute import ROOFLINE, TERMS, Step, covariance, fit, steps_of, steps_of_probes, tied
+from prism.cost import CalibratedProfile, Taken, Term, columns
 from prism.errors import ConfigError
 from prism.perfmap import Cell, build_map
 from prism.plan import payload_bytes
@@ -29,6 +29,7 @@ Array = NDArray[np.float64]
 Simulate = Callable[[CalibratedProfile, Sequence[Cell]], Array]  # milliseconds of each cell
 LINK = ("link.gain", "link.message_s")
 LINK_START = (0.97, 5e-4)  # of the configured rate; seconds a message
+SIZES_BYTES = (100_000, 1_000_000)  # between which regimes of a message's size end
 WEAK = 0.5  # a standard error of the logarithm above this says that the data hardly bear on a term
 STAGES: dict[Literal["stage_d2h", "stage_h2d"], str] = {"stage_d2h": "d2h", "stage_h2d": "h2d"}
 
@@ -57,12 +58,24 @@ class Residual(msgspec.Struct, frozen=True, kw_only=True):
         return self.fitted_ms / self.measured_ms - 1
 
 
+class Regime(msgspec.Struct, frozen=True, kw_only=True):
+    """Cells of one collective, number of devices and regime of message sizes (the smallest and largest seen), and the
+    mean of their errors: the link's terms are the same for all, so here is seen whether they may be."""
+
+    collective: Literal["mesh", "ring"]
+    devices: int
+    bytes: tuple[int, int]
+    cells: int
+    error_pct: float
+
+
 class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     """A profile and how it came to be. left_out_mape_pct: of each model, predicted from the others alone."""
 
     profile: CalibratedProfile
     estimates: tuple[Estimate, ...]
     residuals: tuple[Residual, ...]
+    regimes: tuple[Regime, ...]
     visits: int
     probes: int
     mape_pct: float
@@ -82,6 +95,7 @@ def calibrate(
         raise ConfigError(f"traces of {', '.join(missing)}: no specification was given; add it with --model")
     probed = steps_of_probes(probes)
     profile = _profile(traces, cells, models, simulate, probed, name, note)
+    alike = tied(steps_of([file.trace for file in traces.files], models) + probed)
     fitted = simulate(profile, cells)
     own_sd = _log_sd(fitted, cells)
     others = _left_out(traces, cells, models, simulate, probed)
@@ -92,7 +106,7 @@ def calibrate(
         100 * np.mean([abs(ms / cell.latency_ms.p50 - 1) for ms, cell in zip(fitted, cells, strict=True)])
     )
     return Calibration(
-        profile=profile, estimates=tuple(_estimates(profile)), visits=len(traces.files), probes=len(probed),
+        profile=profile, estimates=tuple(_estimates(profile, {term for pair in alike for term in pair})), visits=len(traces.files), probes=len(probed),
         residuals=tuple(
             Residual(
                 cell=cell.label, model=cell.model, mode=cell.plan.mode.value, measured_ms=cell.latency_ms.p50,
@@ -100,7 +114,7 @@ def calibrate(
             )
             for cell, ms in zip(cells, fitted, strict=True)
         ),
-        mape_pct=mape, messages=messages,
+        regimes=tuple(_regimes(cells, fitted, models)), mape_pct=mape, messages=(*messages, *map(_unclear, alike)),
         left_out_mape_pct={
             model: float(100 * np.mean(np.abs(np.expm1(each)))) for model, each in others.items()
         },
@@ -144,7 +158,7 @@ def _profile(
     plans = {cell.plan for cell in cells if cell.plan.ranks > 1}
     spread = covariance(steps)
 
-    def made(link: Sequence[float], link_covariance: Any) -> CalibratedProfile:
+    def made(link: Array, link_covariance: Array) -> CalibratedProfile:
         terms = [_term(each, value, source) for each, (value, source) in known.items()]
         terms += [_term(each, float(v), "latencies, simulated") for each, v in zip(LINK, link, strict=True)]
         whole = np.zeros((len(terms), len(terms)))
@@ -159,15 +173,43 @@ def _profile(
         )  # fmt: skip
 
     shared = [cell for cell in cells if cell.plan.ranks > 1]
-    measured = np.array([cell.latency_ms.p50 for cell in shared])
 
-    def misfit(logs: Any) -> Any:
-        return np.log(simulate(made(np.exp(logs), np.zeros((2, 2))), shared) / measured)
+    def whole_ms(logs: Array) -> Array:
+        return simulate(made(np.exp(logs), np.zeros((2, 2))), shared)
+
+    profile = made(*link_terms(whole_ms, np.array([cell.latency_ms.p50 for cell in shared])))
+    return msgspec.structs.replace(profile, residual_log_sd=_log_sd(simulate(profile, cells), cells))
+
+
+def link_terms(whole_ms: Callable[[Array], Array], measured_ms: Array) -> tuple[Array, Array]:
+    """Values of LINK and the covariance of their logarithms, from whole latencies. whole_ms: what the cells take by the
+    logarithms of the terms."""
+
+    def misfit(logs: Array) -> Array:
+        return np.log(whole_ms(logs) / measured_ms)
 
     found = least_squares(misfit, np.log(LINK_START), loss="soft_l1", f_scale=0.05, diff_step=1e-2)
     noise = float(np.var(misfit(found.x)))
-    profile = made(np.exp(found.x), noise * np.linalg.pinv(found.jac.T @ found.jac))
-    return msgspec.structs.replace(profile, residual_log_sd=_log_sd(simulate(profile, cells), cells))
+    return np.exp(found.x), noise * np.linalg.pinv(found.jac.T @ found.jac)
+
+
+def _regimes(cells: Sequence[Cell], fitted: Array, models: Mapping[str, ModelSpec]) -> Iterable[Regime]:
+    found: dict[tuple[Any, ...], list[tuple[int, float]]] = defaultdict(list)
+    for cell, ms in zip(cells, fitted, strict=True):
+        if cell.plan.ranks > 1:
+            size = payload_bytes(
+                cell.plan.wire, cell.batch * cell.plan.sent_rows(cell.tokens)[0] * models[cell.model].width
+            )
+            ring = cell.plan.uses_ring(size, models[cell.model].causal)
+            regime = sum(size > edge for edge in SIZES_BYTES)
+            key = ("ring" if ring else "mesh", cell.plan.ranks, regime)
+            found[key].append((size, 100 * (ms / cell.latency_ms.p50 - 1)))
+    for (collective, devices, _), seen in sorted(found.items()):
+        sizes, errors = zip(*seen, strict=True)
+        yield Regime(
+            collective=collective, devices=devices, bytes=(min(sizes), max(sizes)), cells=len(seen),
+            error_pct=float(np.mean(errors)),
+        )  # fmt: skip
 
 
 def _term(name: str, value: float, source: str) -> Term:
@@ -232,23 +274,32 @@ def _ranges(
         found["batch"].append(cell.batch)
         found["tokens"].append(cell.tokens)
         found["width"].append(model.width)
+        found["columns"].append(columns(model))
         found["devices"].append(cell.plan.ranks)
         if cell.plan.ranks > 1:
             found["message_bytes"].append(cell.bytes_per_exchange)
         if cell.bandwidth_mbps is not None:
             found["link_mbps"].append(cell.bandwidth_mbps)
     for step in probed:
-        _, tokens, width, *_ = step.shape
+        _, tokens, width, _, mlp_width = step.shape
         found["tokens"].append(tokens)
         found["width"].append(width)
+        found["columns"].append(max(3 * width, mlp_width))
     return {name: (min(values), max(values)) for name, values in found.items()}
 
 
-def _estimates(profile: CalibratedProfile) -> Iterable[Estimate]:
+def _unclear(pair: tuple[str, str]) -> str:
+    return (
+        f"{' and '.join(pair)} can't be told apart: only what they come to together is known; measure models of other "
+        f"widths in all modes with prism-hw profile"
+    )
+
+
+def _estimates(profile: CalibratedProfile, unclear: set[str]) -> Iterable[Estimate]:
     spread = np.sqrt(np.diag(np.array(profile.covariance)))
     for term, se in zip(profile.terms, spread, strict=True):
         state: Literal["fitted", "weak", "not determined", "prior"] = "prior"
         if term.name in TERMS + LINK:
-            state = "not determined" if term.value == 0 else "weak" if se > WEAK else "fitted"
+            state = "not determined" if term.value == 0 else "weak" if se > WEAK or term.name in unclear else "fitted"
         known = float(se) if state in ("fitted", "weak") else None
         yield Estimate(name=term.name, value=term.value, log_se=known, state=state)

@@ -14,6 +14,7 @@ from calibration.fit import Calibration
 from prism.cost import CalibratedProfile
 from prism.page import frame, svg_text
 from prism.trace import now_text
+from prism.units import format_bytes
 
 PACKAGES = ("prism-edge", "numpy", "scipy", "simpy")
 WORST = 10
@@ -96,7 +97,9 @@ COMPARED = """<p class="about">{{ seen }}</p>
 {% for fact in facts %}<p>{{ fact }}</p>{% endfor %}
 <h2>Against simpler rules</h2>{{ rules }}
 <h2>Measured and predicted</h2>{{ scatter }}
+{% if map %}<h2>Which is faster</h2>{{ map }}{% endif %}
 {% if evens %}<h2>Break-evens in bandwidth</h2>{{ evens }}<p class="about">~: noise may move the measured one.</p>{% endif %}
+{% if flips %}<details><summary>All break-evens, in bandwidth and batch</summary>{{ flips }}</details>{% endif %}
 <h2>Error by span kind</h2>{{ kinds }}
 <p class="about">Of the terminal. An error in one kind may be made up for by another: who computes longer waits less.</p>
 <h2>By model</h2>{{ models }}
@@ -120,16 +123,23 @@ def comparison_page(
         }
         if evens:
             drawn["evens"] = _drawn(evens)
+        sides = figures.map_figure(report.pairs)
+        if sides:
+            drawn["map"] = _drawn(sides)
     seen = (
         f"{in_fit} of the traces were part of the profile's own fit: their cells are no test of it."
         if in_fit
         else "No trace of this comparison was part of the profile's fit."
     )
     body = _rendered(
-        COMPARED, seen=f"{seen} {about}", facts=facts(scores), **{"evens": "", **drawn},
+        COMPARED, seen=f"{seen} {about}", facts=facts(scores), **{"evens": "", "map": "", **drawn},
         goals=_table(["", "value", "goal", "reached"], [goal.row() for goal in goals(scores)]),
         rules=_table(["", "decisions right", "mean regret", "P95 regret"], rules(scores)),
         models=_table(["model", "mean absolute error"], [(k, f"{v:.1f} %") for k, v in scores.mape_by_model_pct.items()]),
+        flips=_table(["model", "plan", "held", "over", "measured", "predicted"], [
+            (e.model, e.plan, e.held, e.axis, _place(e.measured, e.measured_at), _place(e.predicted, e.predicted_at))
+            for e in report.break_evens
+        ]) if report.break_evens else "",
         worst=_table(["cell", "measured ms", "predicted ms", "error", "where it lies, of the latency"], [
             (r.cell, f"{r.measured_ms:.1f}", f"{r.predicted_ms:.1f}", f"{r.error_pct:+.0f} %", r.reason) for r in worst
         ]),
@@ -147,6 +157,9 @@ FITTED = """<p>{{ said }}</p>
 <h2>Terms</h2>{{ terms }}
 <p class="about">Standard errors are of the logarithm, from a bootstrap of whole visits. weak: the data hardly bear on it.</p>
 <h2>Residuals</h2>{{ residuals }}
+<h2>Exchanges</h2>{{ regimes }}
+<p class="about">The link's terms are the same for all of these; an error here that is large and of one sign says that
+they shouldn't be.</p>
 {% if left_out %}<h2>Each model from the others alone</h2>{{ left_out }}{% endif %}
 """
 
@@ -157,6 +170,7 @@ def fit_page(found: Calibration, command: str) -> str:
     body = _rendered(
         FITTED, said=fit_line(found), messages=found.messages, residuals=residuals,
         terms=_table(["term", "value", "standard error", ""], terms(found)),
+        regimes=_table(["exchange", "messages", "cells", "mean error"], regimes(found)),
         left_out=_table(["model", "mean absolute error"], [(k, f"{v:.1f} %") for k, v in found.left_out_mape_pct.items()])
         if found.left_out_mape_pct else "",
     )  # fmt: skip
@@ -180,6 +194,21 @@ def terms(found: Calibration) -> list[tuple[str, str, str, str]]:
         )
         for each in found.estimates
     ]
+
+
+def regimes(found: Calibration) -> list[tuple[str, str, str, str]]:
+    """Mean error of the fit by collective, devices and size of the messages."""
+    return [
+        (
+            f"{each.collective}, P={each.devices}",
+            " to ".join(format_bytes(size) for size in each.bytes), str(each.cells), f"{each.error_pct:+.1f} %",
+        )
+        for each in found.regimes
+    ]  # fmt: skip
+
+
+def _place(kind: str, at: float | None) -> str:
+    return kind if at is None else f"{at:.4g}"
 
 
 def _span(ends: tuple[float, float]) -> str:

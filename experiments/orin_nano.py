@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from prism.backend import Workload
-from prism.cost import PROFILES, CalibratedProfile, Taken, Term
+from prism.cost import PROFILES, CalibratedProfile, Taken, Term, columns
 from prism.energy import modelled_energy
 from prism.metrics import Summary, summarise
 from prism.plan import ExecutionPlan, Mode
@@ -196,7 +196,7 @@ def _described(
         residual_log_sd=float(np.sqrt(np.mean(np.square(totals)))),
         ranges={
             "batch": (min(r.batch for r in rows), max(r.batch for r in rows)), "tokens": (197, 197),
-            "width": (768, 768), "blocks": (12, 12), "devices": (1, 2), "link_mbps": (400, 400),
+            "width": (768, 768), "columns": (columns(MODEL), columns(MODEL)), "devices": (1, 2), "link_mbps": (400, 400),
             "message_bytes": (min(sizes), max(sizes)),
         },
         traces=tuple(hashlib.sha256((REFERENCE / name).read_bytes()).hexdigest() for name in TABLES[:2]),

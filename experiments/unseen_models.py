@@ -153,12 +153,21 @@ def held_against(
     return compared(measured, chosen, models, learned), measured, learned, before
 
 
+def left_out(folder: Path) -> dict[str, float]:
+    """Mean absolute error, in per cent, of each measured model, profiled or held out, from a fit to all the others."""
+    traces = read_traces([folder / name for name in ("calibration", *HELD_OUT)])
+    models = described(traces)
+    probes = read_trace(folder / "probes.jsonl").probes
+    return calibrate(traces, models, simulate(models), "all models", probes).left_out_mape_pct
+
+
 def passes(map_: PerformanceMap) -> int:
     return sum(cell.batches for cell in map_.cells)
 
 
 def summary(
-    found: Calibration, report: Report, measured: PerformanceMap, learned: PerformanceMap, before: bool
+    found: Calibration, report: Report, measured: PerformanceMap, learned: PerformanceMap, before: bool,
+    others: dict[str, float],
 ) -> Any:
     """What is committed beside the report."""
     scores = report.scores
@@ -172,7 +181,8 @@ def summary(
         "crossover_log2_median": scores.crossover_log2_median, "coverage90_pct": scores.coverage90_pct,
         "measurement_noise_pct": scores.measurement_noise_pct, "baselines": scores.baselines,
         "passes_calibration": passes(learned), "passes_held_out": passes(measured),
-        "fit_mape_pct": found.mape_pct, "leave_one_model_out_mape_pct": found.left_out_mape_pct, "scores": scores,
+        "fit_mape_pct": found.mape_pct, "leave_one_model_out_mape_pct": found.left_out_mape_pct,
+        "leave_one_of_all_out_mape_pct": others, "scores": scores,
     }  # fmt: skip
 
 
@@ -223,15 +233,19 @@ def main(
         pages.comparison_page(report, found.profile, 0, command, title, ABOUT[before])
     )
     (output / "calibration.html").write_text(pages.fit_page(found, command))
+    others = left_out(output)
     text = msgspec.json.format(
-        msgspec.json.encode(summary(found, report, measured, learned, before)), indent=1
+        msgspec.json.encode(summary(found, report, measured, learned, before, others)), indent=1
     )
     (output / "summary.json").write_bytes(text + b"\n")
     for goal in pages.goals(report.scores):
         print(*goal.row(), sep="  ")
     if publish:
         _publish(output)
-    print(f"Leave one model out: {found.left_out_mape_pct}")
+    print("Each model from the others alone, of the profiled and of all:")
+    for model, error in others.items():
+        fitted_to = found.left_out_mape_pct.get(model)
+        print(f"{model:28} {'-' if fitted_to is None else f'{fitted_to:.1f} %':>7} {error:6.1f} %")
 
 
 if __name__ == "__main__":

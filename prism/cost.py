@@ -25,12 +25,13 @@ from numpy.typing import NDArray
 from prism.config import load_json, nearest
 from prism.errors import ConfigError
 from prism.plan import Wire
-from prism.spec import PowerProfile
+from prism.spec import ModelSpec, PowerProfile
 from prism.workload import Kernel
 
 PROFILES = Path(__file__).parent / "profiles"
 PROFILE_SCHEMA = 1
 CURVES = ("d2h", "pack", "unpack", "h2d")
+OF_DEVICE = ("gemm", "attention", "memory", "kernel", "block", "exchange", *CURVES)  # whose seconds its speed divides
 REQUIRED = (
     "gemm.s_per_flop", "attention.s_per_flop", "memory.s_per_byte", "kernel.fixed_s", "block.fixed_s",
     "overlap.power", "link.gain", "link.message_s",
@@ -72,7 +73,8 @@ class CalibratedProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
     covariance: of the logarithms of the terms, in their order; empty when nothing is known of it.
     residual_log_sd: scatter of the logarithm of a whole latency about the model, beyond the terms'.
-    ranges: where the data were, inclusive (batch, tokens, width, blocks, devices, segments, link_mbps).
+    ranges: where the data were, inclusive (batch, tokens, width, columns of the widest matrix product, devices,
+    message_bytes, link_mbps).
     staged: whether tensors are copied between a device and its host.
     traces: SHA-256 of each trace or table that the fit read.
     """
@@ -126,6 +128,11 @@ class CalibratedProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
                 known = f"calibrated {low:g}..{high:g}" if low == low else "never calibrated"
                 found.append(f"{name} {value:g} ({known})")
         return found
+
+
+def columns(model: ModelSpec) -> int:
+    """Of the widest matrix product: Q, K and V, the MLP, or the head, whose vocabulary may be far wider."""
+    return max(model.width + 2 * model.kv_width, model.mlp_width, model.output_width)
 
 
 def load_profile(name: str) -> CalibratedProfile:
@@ -219,6 +226,15 @@ class CostModel:
         if factor == 1.0:
             return self
         return CostModel({**self._values, "memory.s_per_byte": factor * self._s_per_byte})
+
+    def at_speed(self, speed: float) -> "CostModel":
+        """A device `speed` times as fast in all that it computes, launches and copies; its link stays as it is."""
+        if speed == 1.0:
+            return self
+        return CostModel({
+            name: value / speed if name.split(".")[0] in OF_DEVICE and not name.endswith("bytes") else value
+            for name, value in self._values.items()
+        })  # fmt: skip
 
     def device_s(self, kernel: Kernel) -> float:
         """A kernel on the device alone, at its full clock: the roofline. Norms and elementwise kernels are bound by

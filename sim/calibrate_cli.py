@@ -13,7 +13,7 @@ from rich.table import Table
 from calibration.fit import Calibration
 from prism.command import command_line, write_file
 from prism.cost import CalibratedProfile, load_profile
-from prism.errors import ConfigError
+from prism.errors import ConfigError, InputError
 from prism.perfmap import Cell, PerformanceMap, build_map
 from prism.pooling import TraceSet, read_traces
 from prism.spec import ModelSpec
@@ -64,6 +64,10 @@ def _print_fit(found: Calibration, output: Path) -> None:
     for row in pages.terms(found):
         table.add_row(*row)
     console.print(table)
+    exchanges = Table("exchange", "messages", "cells", "mean error", box=None)
+    for row in pages.regimes(found):
+        exchanges.add_row(*row)
+    console.print(exchanges)
     for name, error in found.left_out_mape_pct.items():
         console.print(f"{name} from the other models alone: mean absolute error {error:.1f} %")
     for message in found.messages:
@@ -166,7 +170,10 @@ def _models(traces: TraceSet, given: list[str] | None) -> dict[str, ModelSpec]:
             raise ConfigError(f"model {text!r}: write NAME=SPEC.json")
         found[name] = model_of(path)
     for name in sorted({file.trace.header.model for file in traces.files} - set(found)):
-        found[name] = model_of(name)
+        try:
+            found[name] = model_of(name)
+        except InputError as error:
+            raise InputError(f"{error}; or give the shape of this model of the traces: --model {name}=SPEC.json") from None
     return found
 
 

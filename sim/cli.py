@@ -22,6 +22,7 @@ from sim import grid, options, plots, report
 from sim.backend import SimBackend, identical
 from sim.calibrate_cli import calibrate_command, compare_command
 from sim.flip import crossover, sensitivity
+from sim.map_cli import map_command
 from sim.options import link_of, model_of, points_of, usual_segments
 from sim.question import load_study
 from sim.replay_cli import replay_command
@@ -37,6 +38,9 @@ app.command(
     "serve-sim",
     epilog="Example: prism-sim serve-sim vit_base_patch16_224 --arrivals poisson:10 --max-batch 8 --mode best",
 )(serve_sim)
+app.command(
+    "map", epilog="Example: prism-sim map vit_base_patch16_224 --profile x86-core --segments 5,10 --output map.json"
+)(map_command)
 app.command(
     "calibrate",
     epilog="Example: prism-sim calibrate out/calibration --probes probe.jsonl --output pair.json --html pair.html",
@@ -225,9 +229,9 @@ def _numbers(text: str, over: str) -> tuple[float, ...]:
         values = tuple(float(part) for part in text.split(",") if part.strip())
     except ValueError:
         raise ConfigError(f"values {text!r} are no numbers; write them like 50,100,400") from None
-    if values and (len(set(values)) < 2 or min(values) <= 0):
+    if values and (len(set(values)) < 2 or not all(0 < value < float("inf") for value in values)):
         raise ConfigError(
-            f"values {text!r}: at least two different ones above 0 are needed to cross over {over}"
+            f"values {text!r}: at least two different, finite ones above 0 are needed to cross over {over}"
         )
     if over != "bandwidth" and any(value != int(value) for value in values):
         raise ConfigError(f"values {text!r}: {over} takes whole numbers alone; write them like 1,2,4")

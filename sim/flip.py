@@ -51,7 +51,7 @@ def grid_of(axis: Axis, point: Point) -> tuple[float, ...]:
     if axis == "bandwidth":
         return RATES_MBPS
     if axis == "segments":
-        if point.plan.mode is not Mode.SEGMENT_MEANS:
+        if not point.plan.mode.averages:
             raise ConfigError("--over segments needs --mode segment_means; full exchange has no segments")
         most = min(point.plan.partition(point.model.tokens).sizes)
         return tuple(sorted({float(round(v)) for v in np.geomspace(1, most, 12)}))

@@ -15,7 +15,7 @@ from prism.plan import ExecutionPlan, Mode, Wire
 from prism.spec import LinkSpec, ModelSpec
 from prism.units import parse_rate, parse_seconds, parse_share
 from sim.question import Inverse, Objective, Study
-from sim.study import Axis, Point, Prediction, at, plan_of, predict
+from sim.study import Axis, Point, Prediction, at, plan_of, predict, with_tokens
 from sim.topology import Topology
 
 CHUNK = 64  # cells of one task: about 100 ms
@@ -35,7 +35,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 class Result(msgspec.Struct, frozen=True, kw_only=True):
     """Cells in the order of the grid; indices of those that keep the constraints, of the best of them by the
     objective, and of the front: those that no other beats in latency per sample and energy both.
-    left_out: combinations that can't be, with the reason."""
+    left_out: combinations that can't be, with the reason. note: why no cell keeps the constraints, where none does."""
 
     cells: tuple[Prediction, ...]
     feasible: tuple[int, ...]
@@ -43,6 +43,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     front: tuple[int, ...]
     answers: tuple[Answer, ...]
     left_out: tuple[str, ...]
+    note: str = ""
 
 
 def points(
@@ -52,7 +53,8 @@ def points(
     grid = study.grid
     axes: tuple[Sequence[Any], ...] = (
         models, grid.tokens or (None,), grid.mode, grid.batch, grid.devices, grid.segments, grid.wire, grid.bandwidth,
-        grid.latency, grid.jitter, grid.loss, grid.topology, grid.overlap or (None,), grid.collective or (None,),
+        grid.latency, grid.jitter, grid.loss, grid.topology, grid.split, grid.overlap or (None,),
+        grid.collective or (None,),
     )  # fmt: skip
     size = math.prod(len(axis) for axis in axes)
     if size > MOST_CELLS:
@@ -61,7 +63,7 @@ def points(
     left_out: dict[str, None] = {}
     for values in itertools.product(*axes):
         try:
-            point = _point(profile, study.seed, *values)
+            point = _point(profile, study.seed, study.speeds, *values)
             if study.links and point.plan.ranks > 1:
                 link = msgspec.structs.replace(point.link, rate_bps=None, latency_s=0.0)
                 point = msgspec.structs.replace(point, edges=study.links, topology="switch", link=link)
@@ -74,23 +76,25 @@ def points(
 
 
 def _point(
-    profile: CalibratedProfile, seed: int, model: ModelSpec, tokens: int | None, mode: Mode, batch: int, devices: int,
-    segments: int, wire: Wire, bandwidth: str, latency: str, jitter: str, loss: str, topology: Topology,
-    overlap: bool | None, collective: Any,
+    profile: CalibratedProfile, seed: int, speeds: tuple[float, ...], model: ModelSpec, tokens: int | None, mode: Mode,
+    batch: int, devices: int, segments: int, wire: Wire, bandwidth: str, latency: str, jitter: str, loss: str,
+    topology: Topology, split: str, overlap: bool | None, collective: Any,
 ) -> Point:  # fmt: skip
     if tokens is not None:
-        model = msgspec.structs.replace(model, tokens=tokens)
-    if mode is Mode.LOCAL:  # nothing else plays a part
-        return Point(model=model, plan=ExecutionPlan(mode=mode), batch=batch, link=LinkSpec(), seed=seed)
+        model = with_tokens(model, tokens)
+    if mode is Mode.LOCAL:  # of all else only the terminal's speed plays a part
+        plan = ExecutionPlan(mode=mode)
+        return Point(model=model, plan=plan, batch=batch, link=LinkSpec(), speeds=speeds, seed=seed)
     plan = plan_of(
-        profile, mode, devices, segments=segments, wire=wire, overlap=overlap, collective=collective
-    )
+        profile, mode, devices, segments=segments, wire=wire, overlap=overlap, collective=collective,
+        weights=speeds[:devices] if split == "speed" else None,
+    )  # fmt: skip
     plan.partition(model.tokens)
     link = LinkSpec(
         kind="testbed", rate_bps=parse_rate(bandwidth), latency_s=parse_seconds(latency),
         jitter_s=parse_seconds(jitter), loss=parse_share(loss),
     )  # fmt: skip
-    return Point(model=model, plan=plan, batch=batch, link=link, topology=topology, seed=seed)
+    return Point(model=model, plan=plan, batch=batch, link=link, topology=topology, speeds=speeds, seed=seed)
 
 
 def cells_of(profile: CalibratedProfile, draws: int, seed: int, chunk: Sequence[Point]) -> list[Prediction]:
@@ -144,10 +148,10 @@ def solve(study: Study, models: Sequence[ModelSpec], run: Mapper) -> Result:
     cells = tuple(cell for chunk in run(task, chunks) for cell in chunk)
     feasible = tuple(k for k, cell in enumerate(cells) if study.constraints.holds(cell))
     best = min(feasible, key=lambda k: _rank(cells[k], study.objective), default=None)
-    answers = tuple(answer(profile, model, question) for model in models for question in study.inverse)
+    answers = tuple(answer(profile, model, question, study.speeds) for model in models for question in study.inverse)
     return Result(
         cells=cells, feasible=feasible, best=best, front=_front(cells, feasible), answers=answers,
-        left_out=tuple(left_out),
+        left_out=tuple(left_out), note="" if feasible else study.constraints.conflict(cells),
     )  # fmt: skip
 
 
@@ -167,11 +171,13 @@ def _front(cells: Sequence[Prediction], feasible: Sequence[int]) -> tuple[int, .
     return tuple(front)
 
 
-def answer(profile: CalibratedProfile, model: ModelSpec, question: Inverse) -> Answer:
+def answer(
+    profile: CalibratedProfile, model: ModelSpec, question: Inverse, speeds: tuple[float, ...] = ()
+) -> Answer:
     """By bisection over the bandwidth, or by trying every number of devices or segments in turn."""
     point = _point(
-        profile, 0, model, None, question.mode, question.batch, question.devices, question.segments, "fp32",
-        question.bandwidth, "0ms", "0ms", "0%", "access-point", None, None,
+        profile, 0, speeds, model, None, question.mode, question.batch, question.devices, question.segments, "fp32",
+        question.bandwidth, "0ms", "0ms", "0%", "access-point", "even", None, None,
     )  # fmt: skip
     if point.plan.ranks == 1:
         raise ConfigError(

@@ -12,7 +12,7 @@ from prism.partition import segments_for_rate
 from prism.plan import ExecutionPlan, Mode, Wire
 from prism.spec import LinkSpec, ModelSpec, load_model_spec
 from prism.units import parse_rate, parse_seconds, parse_share
-from sim.study import Point, plan_of
+from sim.study import Point, plan_of, with_tokens
 from sim.topology import Topology
 
 USUAL_RATE = 9.9  # the published compression rate
@@ -63,12 +63,13 @@ def model_of(name: str, tokens: int | None = None, image_size: int | None = None
     if image_size is not None:
         spec = msgspec.structs.replace(spec, tokens=_image_tokens(spec, image_size))
     if tokens is not None:
-        if tokens <= spec.prefix_tokens:
-            raise ConfigError(
-                f"tokens {tokens}: {spec.name} has {spec.prefix_tokens} prefix tokens; use more"
-            )
-        spec = msgspec.structs.replace(spec, tokens=tokens)
+        spec = with_tokens(spec, tokens)
     return spec
+
+
+def map_name(model: str, spec: ModelSpec) -> str:
+    """What measured maps and accuracy tables call a model: as it was given, where that is no spec file."""
+    return spec.name if model.endswith(".json") else model
 
 
 def _image_tokens(spec: ModelSpec, size: int) -> int:

@@ -22,7 +22,7 @@ def row(cell: Prediction) -> dict[str, Any]:
         "latency_ms": cell.latency_ms, "low_ms": low, "high_ms": high, "per_sample_ms": cell.per_sample_ms,
         "energy_j": cell.energy_j, "compute_ms": split["compute"],
         "staging_ms": split["stage_d2h"] + split["stage_h2d"], "wait_ms": split["wait"], "wire_ms": split["wire"],
-        "tag": cell.tag,
+        "weights": ":".join(f"{weight:g}" for weight in cell.weights or ()), "tag": cell.tag,
     }  # fmt: skip
 
 
@@ -32,7 +32,8 @@ def name_of(cell: Prediction, parts: Sequence[str] = ("wire", "devices", "bandwi
         "wire": cell.wire, "devices": f"P={cell.devices}", "bandwidth_mbps": f"{cell.bandwidth_mbps or 0:g} Mbps",
         "batch": f"B={cell.batch}",
     }  # fmt: skip
-    mode = f"means L={cell.segments}" if cell.segments else cell.mode
+    mode = f"{cell.mode.replace('segment_means', 'means')} L={cell.segments}" if cell.segments else cell.mode
+    mode += f" {':'.join(f'{weight:g}' for weight in cell.weights)}" if cell.weights else ""
     chosen = [words[part] for part in parts if cell.devices > 1 or part == "batch"]
     return " ".join([mode, *chosen])
 

@@ -1,6 +1,7 @@
 """What a study asks: the TOML file of `prism-sim what-if`, checked before anything runs."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -25,6 +26,7 @@ NEEDED = (
     "jitter",
     "loss",
     "topology",
+    "split",
 )
 Objective = Literal["latency", "energy"]
 Limit = Annotated[float, msgspec.Meta(gt=0)]
@@ -32,7 +34,7 @@ Limit = Annotated[float, msgspec.Meta(gt=0)]
 
 class Axes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The grid: every combination of these values. segments plays a part in mode segment_means alone, and
-    of local only model, tokens and batch do."""
+    of local only model, tokens and batch do. split: of the tokens, evenly or by the study's speeds."""
 
     mode: tuple[Mode, ...] = (Mode.LOCAL, Mode.FULL, Mode.SEGMENT_MEANS)
     batch: tuple[Positive, ...] = (1,)
@@ -45,6 +47,7 @@ class Axes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     jitter: tuple[str, ...] = ("0ms",)
     loss: tuple[str, ...] = ("0%",)
     topology: tuple[Topology, ...] = ("access-point",)
+    split: tuple[Literal["even", "speed"], ...] = ("even",)
     overlap: tuple[bool, ...] = ()
     collective: tuple[Literal["auto", "mesh", "ring"], ...] = ()
 
@@ -56,6 +59,18 @@ class Constraints(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     max_energy_j: Limit | None = None
     min_samples_per_s: Limit | None = None
     max_compression: Limit | None = None
+
+    def conflict(self, cells: Sequence[Prediction]) -> str:
+        """Which of the limits none of the cells keeps, or that they can't be kept together."""
+        given = {name: value for name, value in msgspec.structs.asdict(self).items() if value is not None}
+        alone = [
+            f"{name} {value:g}"
+            for name, value in given.items()
+            if not any(Constraints(**{name: value}).holds(cell) for cell in cells)
+        ]
+        if alone:
+            return f"no cell keeps {' or '.join(alone)}: loosen it, or widen the grid"
+        return f"each of {', '.join(given)} is kept by some cell, all by none: loosen one, or widen the grid"
 
     def holds(self, cell: Prediction) -> bool:
         joules = math.inf if cell.energy_j is None else cell.energy_j
@@ -81,7 +96,8 @@ class Inverse(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 class Study(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A TOML file for `prism-sim what-if`. draws: for intervals, 0 for none. links: a topology of one's own,
-    which grid.topology, grid.bandwidth and grid.latency then say nothing about."""
+    which grid.topology, grid.bandwidth and grid.latency then say nothing about. speeds: of each device beside the
+    profile's, the terminal first, as in [1, 0.5] for a second one half as fast; empty: all are like the profile's."""
 
     model: str | tuple[str, ...]
     profile: str = "orin-nano"
@@ -92,6 +108,7 @@ class Study(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     constraints: Constraints = Constraints()
     inverse: tuple[Inverse, ...] = ()
     links: tuple[Edge, ...] = ()
+    speeds: tuple[Limit, ...] = ()
 
 
 def load_study(path: Path) -> Study:
@@ -114,8 +131,14 @@ def load_study(path: Path) -> Study:
         raise ConfigError(
             f"{path}: energy is asked for, but profile {study.profile} declares no power; use latency"
         )
+    most = max(study.grid.devices)
+    if (study.speeds or "speed" in study.grid.split) and len(study.speeds) < most:
+        raise ConfigError(f"{path}: {len(study.speeds)} speeds for {most} devices: give one for each, as in speeds = [1, 0.5]")
+    for name in [name for link in study.links for name in link.between]:
+        if name.isdigit() and int(name) >= most:
+            raise ConfigError(f"{path}: a link leads to device {name}, the grid's last one is {most - 1}; mend links or devices")
     if study.links:
-        graph_of(study.links, max(study.grid.devices))
+        graph_of(study.links, most)
     return study
 
 

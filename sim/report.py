@@ -123,7 +123,7 @@ def answers(result: Result) -> list[str]:
     """What a study found, in lines."""
     lines = [f"{len(result.cells)} cells, {len(result.feasible)} keep the constraints"]
     if result.best is None:
-        lines.append("no cell keeps the constraints: loosen them, or widen the grid")
+        lines.append(result.note)
     else:
         best = result.cells[result.best]
         lines.append(f"best: {name_of(best)}, {best.latency_ms:.1f} ms, {shown(best.energy_j)} J, {best.tag}")

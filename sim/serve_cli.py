@@ -1,21 +1,25 @@
 """prism-sim serve-sim: requests that arrive, wait, and are answered."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
 import typer
 from rich.console import Console
 
+from prism.accuracy import load_accuracy
 from prism.cost import load_profile
 from prism.errors import ConfigError
+from prism.perfmap import load_map
 from prism.plan import ExecutionPlan, Mode
-from prism.policy import FixedPolicy, Policy
+from prism.policy import FixedPolicy, Policy, PrismPolicy
 from prism.spec import ModelSpec
+from prism.table import Objective, Table, table_of
 from prism.units import parse_seconds
 from sim import options, report
 from sim.backend import Machines, identical
 from sim.fleet import Fault
-from sim.options import link_of, model_of, usual_segments
+from sim.options import link_of, map_name, model_of, usual_segments
 from sim.queue import Batching, parse_arrivals
 from sim.scenario import PredictingPolicy, Scenario, simulate
 from sim.study import Point, outside_of, plan_of
@@ -30,8 +34,16 @@ def serve_sim(
     max_batch: Annotated[int, typer.Option(min=1, help="Requests that go together at most.")] = 1,
     max_wait: Annotated[str, typer.Option(help="How long the first of a batch waits for others.")] = "0ms",
     mode: Annotated[
-        Literal["local", "full", "segment_means", "best"], typer.Option(help="best: what is predicted to be fastest.")
+        Literal["local", "full", "segment_means", "best"],
+        typer.Option(help="best: what is predicted to be fastest, or what the policy of prism-hw serve chooses by --map."),
     ] = "best",
+    map_file: Annotated[Path | None, typer.Option("--map", help="Performance map that the policy decides by.")] = None,
+    accuracy: Annotated[
+        Path | None, typer.Option(help="Accuracy table of prism-hw evaluate, for --least-agreement.")
+    ] = None,
+    least_agreement: Annotated[
+        float | None, typer.Option(min=0, max=1, help="With the uncompressed model, of what the policy may choose.")
+    ] = None,
     fail: Annotated[list[str] | None, typer.Option(help="A device lost: NUMBER@TIME[,silent], as in 1@2s.")] = None,
     outage: Annotated[list[str] | None, typer.Option(help="The link out: FROM-TO, as in 3s-4s.")] = None,
     timeout: Annotated[str, typer.Option(help="After it a batch without answer has failed.")] = "60s",
@@ -58,13 +70,19 @@ def serve_sim(
         timeout_s=parse_seconds(timeout), seed=seed,
     )  # fmt: skip
     policy: Policy = PredictingPolicy(machines, spec, plans)
-    if mode != "best":
+    table = None if map_file is None else _table(map_file, accuracy, map_name(model, spec))
+    if mode == "best" and table is not None:
+        policy, plans = PrismPolicy(), [plan for plan in table.plans if plan.ranks > 1]
+    elif table is not None or accuracy is not None or least_agreement is not None:
+        raise ConfigError("--map, --accuracy and --least-agreement are the policy's: leave --mode at best, and give a --map")
+    elif mode != "best":
         chosen = [plan for plan in [ExecutionPlan(mode=Mode.LOCAL), *plans] if plan.mode.value == mode]
         if not chosen:
             raise ConfigError(f"mode {mode} needs at least 2 devices, there is {devices}; raise --devices")
         policy = FixedPolicy(chosen[0])
     found = msgspec.structs.replace(
-        simulate(machines, scenario, policy), outside=_outside(machines, spec, mode, plans, max_batch)
+        simulate(machines, scenario, policy, table, Objective(least_agreement=least_agreement)),
+        outside=_outside(machines, spec, mode, plans, max_batch)
     )
     if json:
         print(msgspec.json.encode(found).decode())
@@ -80,6 +98,10 @@ def serve_sim(
         ]
         flat = {k: str(v) if isinstance(v, (dict, list, tuple)) else v for k, v in row.items()}
         report.write(output, found, [flat], report.page("Serving", known.name, lines, "", [flat]))
+
+
+def _table(map_file: Path, accuracy: Path | None, model: str) -> Table:
+    return table_of([load_map(map_file)], model, [] if accuracy is None else [load_accuracy(accuracy)])
 
 
 def _outside(

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prism.backend import Workload
-from prism.cost import CalibratedProfile, CostModel, Tag
+from prism.cost import CalibratedProfile, CostModel, Tag, columns
+from prism.errors import ConfigError
 from prism.metrics import Summary, summarise
 from prism.plan import ExecutionPlan, Mode, payload_bytes
 from prism.spec import LinkSpec, ModelSpec
@@ -25,7 +26,8 @@ INTERVAL = (5.0, 95.0)  # percentiles
 
 class Point(msgspec.Struct, frozen=True, kw_only=True):
     """What is simulated. link.rate_bps is the nominal rate: the profile's gain makes the medium's of it.
-    edges: a topology of one's own, whose rates stand as they are."""
+    edges: a topology of one's own, whose rates stand as they are. speeds: of the devices beside the profile's, the
+    terminal first; those that aren't named are like it."""
 
     model: ModelSpec
     plan: ExecutionPlan
@@ -33,6 +35,7 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     link: LinkSpec
     topology: Topology = "access-point"
     edges: tuple[Edge, ...] = ()
+    speeds: tuple[float, ...] = ()
     seed: int = 0
 
     def features(self) -> dict[str, float]:
@@ -40,7 +43,8 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
         their number is nothing to calibrate."""
         model, plan = self.model, self.plan
         found: dict[str, float] = {
-            "batch": self.batch, "tokens": model.tokens, "width": model.width, "devices": plan.ranks,
+            "batch": self.batch, "tokens": model.tokens, "width": model.width, "columns": columns(model),
+            "devices": plan.ranks,
         }  # fmt: skip
         if plan.ranks > 1:
             sent = max(plan.sent_rows(model.tokens)) * self.batch * model.width
@@ -69,6 +73,7 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     tag: Tag
     outside: tuple[str, ...] = ()
     profile: str
+    weights: tuple[float, ...] | None = None
 
 
 def summary(profile: CalibratedProfile, cost: CostModel, point: Point) -> Summary:
@@ -76,6 +81,9 @@ def summary(profile: CalibratedProfile, cost: CostModel, point: Point) -> Summar
     ranks = point.plan.ranks
     graph = graph_of(point.edges, ranks) if point.edges else None
     machines = identical(profile, cost, ranks, point.link, kind=point.topology, graph=graph)
+    if point.speeds:
+        speeds = [*point.speeds, *[1.0] * ranks][:ranks]
+        machines = msgspec.structs.replace(machines, costs=tuple(cost.at_speed(speed) for speed in speeds))
     work = Workload(
         model=point.model, batch=point.batch, warmups=int(cost.clock.slowdown > 0), seed=point.seed
     )
@@ -106,12 +114,15 @@ def predict(
         latency_ms=found.latency_ms.p50, interval_ms=interval, per_sample_ms=found.latency_ms.p50 / point.batch,
         energy_j=found.energy.joules if found.energy else None, split_ms=found.split_ms,
         tag="extrapolated" if outside else "calibrated", outside=tuple(outside), profile=profile.name,
+        weights=plan.weights,
     )  # fmt: skip
 
 
 def outside_of(profile: CalibratedProfile, point: Point) -> list[str]:
     """In what a point differs from the data behind the profile."""
     found = profile.outside(point.features())
+    if any(speed != 1.0 for speed in point.speeds[: point.plan.ranks]):
+        found.append("devices of other speeds (calibrated: one kind)")
     if point.plan.ranks > 1:
         taken, plan = profile.taken, point.plan
         if plan.wire not in taken.wires:
@@ -143,13 +154,20 @@ def plan_of(profile: CalibratedProfile, mode: Mode, devices: int, **fields: Any)
     taken = profile.taken
     known = {"overlap": taken.overlap, "embed": taken.embed, "collective": taken.collective}
     given = {name: value for name, value in fields.items() if value is not None}
-    if mode is not Mode.SEGMENT_MEANS:
+    if not mode.averages:
         given.pop("segments", None)
     return ExecutionPlan(mode=mode, devices=devices, **{**known, **given})
 
 
 Axis = Literal["bandwidth", "batch", "devices", "tokens", "segments"]
 AXES: tuple[Axis, ...] = ("bandwidth", "batch", "devices", "tokens", "segments")
+
+
+def with_tokens(model: ModelSpec, tokens: int) -> ModelSpec:
+    """The model at another N. Raises ConfigError where that leaves none beside the prefix tokens."""
+    if tokens <= model.prefix_tokens:
+        raise ConfigError(f"tokens {tokens}: {model.name} has {model.prefix_tokens} prefix tokens; use more")
+    return msgspec.structs.replace(model, tokens=tokens)
 
 
 def at(point: Point, axis: Axis, value: float) -> Point:
@@ -161,7 +179,7 @@ def at(point: Point, axis: Axis, value: float) -> Point:
     if axis == "batch":
         return replace(point, batch=int(value))
     if axis == "tokens":
-        return replace(point, model=replace(point.model, tokens=int(value)))
+        return replace(point, model=with_tokens(point.model, int(value)))
     if point.plan.ranks == 1:
         return point
     if axis == "segments":

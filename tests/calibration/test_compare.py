@@ -70,5 +70,5 @@ def test_without_a_pair_nothing_is_compared():
 def test_the_page_says_whether_it_is_a_test(measured):
     found = report(measured, profile())
     page = pages.comparison_page(found, profile(), 3, "prism-sim compare", "a title")
-    assert "3 of the traces were part of the profile" in page and page.count("<svg") == 3
+    assert "3 of the traces were part of the profile" in page and page.count("<svg") == 4 and "Which is faster" in page
     assert "No trace of this comparison" in pages.comparison_page(found, profile(), 0, "c", "t")

@@ -1,11 +1,25 @@
 """A whole calibration on traces of known truth, and the refusal of traces that can't carry one."""
 
 import msgspec
+import numpy as np
 import pytest
-from support.simulated import FULL, KNOWN, LOCAL, MEANS, MODELS, disturbed, simulated, trace_set
+from support.simulated import (
+    FULL,
+    KNOWN,
+    LOCAL,
+    MEANS,
+    MODELS,
+    PROFILE,
+    disturbed,
+    other_clock,
+    simulated,
+    trace_set,
+    vit,
+)
 
-from calibration.fit import Calibration, calibrate
+from calibration.fit import LINK, Calibration, calibrate, link_terms
 from prism.errors import ConfigError, TraceError
+from prism.perfmap import build_map
 from prism.trace import Span
 from sim.fitting import simulate
 
@@ -79,17 +93,42 @@ def test_a_clock_that_jumps_leaves_its_trace_out():
 
 def test_two_hosts_whose_clocks_differ_within_their_error_are_kept():
     """Spans of rank 1 stand on the terminal's clock to within the error of the round trips."""
-    traces = []
-    for trace in simulated(rates_mbps=RATES):
-        late = tuple(
-            msgspec.structs.replace(r, start_ns=r.start_ns + 80_000, end_ns=r.end_ns + 80_000)
-            if isinstance(r, Span) and r.rank == 1 else r
-            for r in trace.records
-        )  # fmt: skip
-        traces.append(msgspec.structs.replace(trace, records=late))
+    traces = [other_clock(trace) for trace in simulated(rates_mbps=RATES)]
     found = calibrate(trace_set(traces), MODELS, simulate(MODELS), "two clocks")
     assert found.visits == len(traces) and found.mape_pct < 1
     assert found.profile.values()["gemm.s_per_flop"] == pytest.approx(KNOWN["gemm.s_per_flop"], rel=0.02)
+
+
+SEEDS, VISITS, LEVEL = 200, 7, 1.645  # 90 %
+
+
+@pytest.mark.parametrize("outliers", [0.0, 0.1])
+def test_the_links_terms_lie_in_their_intervals_as_often_as_stated(outliers):
+    """About the truth latencies are as good as linear in the logarithms, so the simulator is asked for the slopes once."""
+    one = {"vit192": vit(192, 197, blocks=1), "vit768": vit(768, 101, blocks=1)}
+    cells = build_map(trace_set(simulated((FULL, MEANS), models=one, batches=(1, 4), rates_mbps=(50, 200, 800)))).cells
+    truth, run = np.log([KNOWN[name] for name in LINK]), simulate(one)
+
+    def logs_at(logs: np.ndarray) -> np.ndarray:
+        values = {**KNOWN, **dict(zip(LINK, np.exp(logs), strict=True))}
+        terms = tuple(msgspec.structs.replace(term, value=float(values[term.name])) for term in PROFILE.terms)
+        return np.log(run(msgspec.structs.replace(PROFILE, terms=terms), cells))
+
+    there = logs_at(truth)
+    slopes = np.array([(logs_at(truth + step) - there) / 0.02 for step in 0.02 * np.eye(len(LINK))]).T
+
+    def whole_ms(logs: np.ndarray) -> np.ndarray:
+        return np.exp(there + slopes @ (logs - truth))
+
+    hits = np.zeros(len(LINK))
+    for seed in range(SEEDS):
+        rng = np.random.default_rng(seed)
+        gross = np.where(rng.random((len(cells), VISITS)) < outliers, rng.uniform(1.5, 5, (len(cells), VISITS)), 1)
+        noise = np.median(np.exp(0.05 * rng.standard_normal((len(cells), VISITS))) * gross, axis=1)
+        values, covariance = link_terms(whole_ms, np.exp(there) * noise)
+        hits += np.abs(np.log(values) - truth) < LEVEL * np.sqrt(np.diag(covariance))
+    # gross outliers only ever lengthen: they move every median the same way, by a part of its error
+    assert np.all(hits / SEEDS > (0.75 if outliers else 0.8)), dict(zip(LINK, hits / SEEDS, strict=True))
 
 
 def test_gross_outliers_among_the_visits_move_little():

@@ -11,6 +11,9 @@ from support.profiles import VIT
 from support.simulated import FULL, LOCAL, MODELS, simulated
 
 from prism.metrics import summarise
+from prism.perfmap import load_map
+from prism.plan import Mode
+from prism.table import Objective, Observation, table_of
 from prism.trace import read_trace, write_trace
 
 ROOT = Path(__file__).parents[2]
@@ -110,6 +113,17 @@ def test_a_trace_is_read_by_the_code_that_reads_measured_ones(tmp_path):
     assert json.loads((tmp_path / "p.json").read_bytes())["traceEvents"]
 
 
+def test_a_map_has_every_plan_that_fits(tmp_path):
+    flags = ["--modes", "full,first_and_means", "--segments", "1,5", "--batches", "1,2", "--bandwidths", "50Mbps,400Mbps"]
+    run(tmp_path, "map", "vit.json", *flags, "-o", "map.json")
+    made = load_map(tmp_path / "map.json")
+    assert {(c.plan.mode.value, c.plan.segments) for c in made.cells} == {("local", None), ("full", None), ("first_and_means", 5)}
+    assert len(made.cells) == 2 + 2 * 2 * 2 and all(cell.source == "simulated" for cell in made.cells)
+    table = table_of([made], made.cells[0].model)
+    seen = Observation(batch=2, devices=2, bandwidth_bps=400e6, at_s=0.0)
+    assert {each.plan.mode for each in table.ranked(seen, Objective())} == {Mode.LOCAL, Mode.FULL, Mode.FIRST_AND_MEANS}
+
+
 def test_serving_and_sensitivity(tmp_path):
     found = json.loads(
         run(
@@ -143,9 +157,12 @@ def test_serving_and_sensitivity(tmp_path):
         (["crossover", "vit.json", "--over", "colour"], "colour"),
         (["crossover", "vit.json", "--over", "segments", "--mode", "full"], "segment_means"),
         (["crossover", "vit.json", "--over", "batch", "--values", "1,x"], "1,x"),
+        (["crossover", "vit.json", "--over", "bandwidth", "--values", "10,nan"], "finite"),
+        (["crossover", "vit.json", "--over", "tokens", "--values", "1,500"], "1 prefix tokens"),
         (["serve-sim", "vit.json", "--fail", "0@1s"], "0 is the terminal"),
         (["serve-sim", "vit.json", "--outage", "4s-3s"], "ends before"),
         (["trace", "vit.json"], "nothing to write"),
+        (["map", "vit.json", "--modes", "full,halves", "-o", "m.json"], "first_and_means"),
         (["what-if", "none.toml"], "can't be read"),
         (["predict", "vit.json", "-o", "x.xlsx"], ".parquet"),
     ],

@@ -43,6 +43,15 @@ def test_the_built_in_profile_says_what_was_published():
     assert {term.origin for term in ORIN.terms} == {"fitted", "prior"}
 
 
+def test_a_vocabulary_wider_than_any_product_that_was_timed_is_extrapolated():
+    known, local = load_profile("x86-core"), ExecutionPlan(mode=Mode.LOCAL)
+    tags = [
+        predict(known, Point(model=msgspec.structs.replace(VIT, output_width=width), plan=local, batch=1, link=link(1))).tag
+        for width in (0, 1000, 50257)
+    ]
+    assert tags == ["calibrated", "calibrated", "extrapolated"]
+
+
 def test_what_lies_outside_of_the_data_is_said():
     away = predict(ORIN, published(Mode.SEGMENT_MEANS, 64, 250))
     assert away.tag == "extrapolated"
@@ -149,6 +158,44 @@ def test_what_can_not_be_is_left_out_and_named():
             [SMALL],
             ORIN,
         )
+    with pytest.raises(ConfigError, match="1 prefix tokens"):
+        points(msgspec.structs.replace(study, grid=Axes(tokens=(1,))), [SMALL], ORIN)
+
+
+def test_devices_of_other_speeds_wait_for_the_slow_one_unless_it_has_less_to_do():
+    study = Study(
+        model="small", profile="x86-core", speeds=(1.0, 0.5),
+        grid=Axes(mode=(Mode.LOCAL, Mode.FULL), batch=(8,), bandwidth=("1Gbps",), split=("even", "speed")),
+    )  # fmt: skip
+    local, even, split = solve(study, [VIT], over_processes(1)).cells
+    alike = solve(msgspec.structs.replace(study, speeds=(1.0, 1.0)), [VIT], over_processes(1)).cells
+    assert local.latency_ms == alike[0].latency_ms and local.tag == "calibrated"
+    assert even.latency_ms > split.latency_ms > alike[1].latency_ms
+    assert even.split_ms["wait"] > split.split_ms["wait"] and split.weights == (1.0, 0.5)
+    assert any("other speeds" in line for line in split.outside)
+
+
+def test_a_device_twice_as_fast_takes_half_the_time():
+    study = Study(model="small", speeds=(2.0,), grid=Axes(mode=(Mode.LOCAL,), devices=(1,)))
+    fast, usual = (
+        solve(msgspec.structs.replace(study, speeds=speeds), [VIT], over_processes(1)).cells[0].latency_ms
+        for speeds in ((2.0,), ())
+    )
+    assert fast == pytest.approx(usual / 2, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        (Constraints(max_latency_ms=1, min_samples_per_s=1), "no cell keeps max_latency_ms 1:"),
+        (Constraints(max_latency_ms=90, min_samples_per_s=18), "kept by some cell, all by none"),
+        (Constraints(max_latency_ms=1e6), ""),
+    ],
+)
+def test_constraints_that_nothing_keeps_are_named(limits, words):
+    study = Study(model="vit", grid=Axes(batch=(1, 32)), constraints=limits)
+    note = solve(study, [VIT], over_processes(1)).note
+    assert words in note and bool(note) == bool(words)
 
 
 LINKED = 'model = "m"\ngrid = {devices = [3]}\n'
@@ -175,6 +222,10 @@ def test_links_of_ones_own_carry_what_they_should():
         ('model = "m"\n[grid]\nbatch = [0]', "grid.batch"),
         ('model = "m"\n[grid]\nmode = ["quick"]', "quick"),
         ('model = "m"\nobjective = "cost"', "cost"),
+        ('model = "m"\nspeeds = [1]', "1 speeds for 2 devices"),
+        ('model = "m"\nspeeds = [1, 0]', "speeds"),
+        ('model = "m"\ngrid = {split = ["speed"]}', "0 speeds for 2 devices"),
+        (LINKED + "[[links]]\nbetween = ['0', '7']\nrate = '1Gbps'\n", "device 7"),
         (LINKED + "[[links]]\nbetween = ['0', '1']\nrate = '1Gbps'\n", "device 2 is isolated"),
         (
             LINKED

@@ -1,0 +1,120 @@
+"""prism-sim map: a performance map of a model that nobody measured, in the format of measured ones."""
+
+import hashlib
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.progress import track
+
+from prism.backend import Workload
+from prism.command import command_line
+from prism.cost import CalibratedProfile, load_profile
+from prism.errors import ConfigError, PlanError
+from prism.perfmap import build_map
+from prism.plan import WIRES, ExecutionPlan, Mode
+from prism.pooling import TraceFile, TraceSet
+from prism.spec import LinkSpec, ModelSpec
+from prism.units import parse_rate
+from sim import options
+from sim.backend import SimBackend, identical
+from sim.options import map_name, model_of
+from sim.study import Point, outside_of, plan_of
+
+Kind = tuple[Mode, int | None]  # and L, where it averages
+
+
+def map_command(
+    model: options.Model,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The map (JSON), for prism-hw serve and evaluate.")],
+    batches: Annotated[str, typer.Option(help="Samples per batch, as in 1,2,4,8.")] = "1,2,4,8",
+    bandwidths: Annotated[str, typer.Option(help="Rates of the medium.")] = "50Mbps,100Mbps,200Mbps,400Mbps,1Gbps",
+    devices: Annotated[str, typer.Option(help="Numbers of devices, as in 2,3.")] = "2",
+    modes: Annotated[str, typer.Option(help="As in full,segment_means,first_and_means.")] = "full,segment_means",
+    segments: Annotated[str, typer.Option(help="Means per part, as in 5,10,20.")] = "10",
+    wires: Annotated[str, typer.Option(help=f"Of {', '.join(WIRES)}.")] = "fp32",
+    profile: options.Profile = "orin-nano", tokens: options.Tokens = None, image_size: options.ImageSize = None,
+    seed: options.Seed = 0,
+) -> None:  # fmt: skip
+    """Simulate a whole performance map: every plan, batch and rate, each cell marked as simulated."""
+    known = load_profile(profile)
+    spec = model_of(model, tokens, image_size)
+    spec = msgspec.structs.replace(spec, name=map_name(model, spec))
+    rates = [parse_rate(text.strip()) for text in bandwidths.split(",")]
+    sizes = _numbers("batches", batches)
+    kinds = _kinds(modes, _numbers("segments", segments))
+    plans, misfits = _plans(known, spec, _numbers("devices", devices), kinds, wires)
+    cells = [
+        (plan, batch, rate)
+        for plan, batch in itertools.product(plans, sizes)
+        for rate in (rates if plan.ranks > 1 else rates[:1])
+    ]
+    console = Console(stderr=True)
+    files: list[TraceFile] = []
+    outside: Counter[str] = Counter()
+    for plan, batch, rate in track(cells, description="cells", console=console, transient=True):
+        link = LinkSpec(kind="testbed", rate_bps=rate)
+        trace = SimBackend(identical(known, known.model(), plan.ranks, link)).run(plan, Workload(model=spec, batch=batch, seed=seed))
+        digest = hashlib.blake2b(msgspec.json.encode(trace.header) + msgspec.json.encode(trace.records), digest_size=8)
+        files.append(TraceFile(name=f"simulated-{len(files)}", digest=digest.hexdigest(), trace=trace))
+        outside.update(outside_of(known, Point(model=spec, plan=plan, batch=batch, link=link)))
+    build_map(TraceSet(files=tuple(files)), command=command_line()).save(output)
+    for line in (*(f"left out: {text}" for text in misfits), *_extrapolated(outside)):
+        console.print(line, style="yellow", soft_wrap=True)
+    Console().print(f"{len(cells)} cells, simulated with profile {known.name}: {output}")
+
+
+def _extrapolated(outside: Counter[str]) -> list[str]:
+    """A line for each quantity that lies outside of the profile's data, with one of its values."""
+    by_name: dict[str, list[str]] = {}
+    for text in outside:
+        by_name.setdefault(text.partition(" ")[0], []).append(text)
+    return [
+        f"extrapolated: {texts[0]}{', as are others' if len(texts) > 1 else ''}, in {sum(outside[t] for t in texts)} cells"
+        for texts in by_name.values()
+    ]
+
+
+def _kinds(modes: str, segments: Sequence[int]) -> list[Kind]:
+    """Every distributed mode, with every L where it averages."""
+    known = {mode.value: mode for mode in Mode if mode is not Mode.LOCAL}
+    found: list[Kind] = []
+    for name in modes.split(","):
+        if name not in known:
+            raise ConfigError(f"mode {name!r} is unknown; use {', '.join(known)}")
+        found += [(known[name], rows) for rows in (segments if known[name].averages else (None,))]
+    return found
+
+
+def _plans(
+    profile: CalibratedProfile, model: ModelSpec, devices: Sequence[int], kinds: Sequence[Kind], wires: str
+) -> tuple[list[ExecutionPlan], list[str]]:
+    """Local, and every combination that fits the model; and why others don't."""
+    plans, misfits = [ExecutionPlan(mode=Mode.LOCAL)], dict[str, None]()
+    for count, wire in itertools.product(devices, wires.split(",")):
+        if wire not in WIRES:
+            raise ConfigError(f"wire {wire!r} is unknown; use {', '.join(WIRES)}")
+        for mode, rows in kinds:
+            try:
+                plan = plan_of(profile, mode, count, segments=rows, wire=wire)
+                plan.partition(model.tokens)
+            except PlanError as error:
+                misfits[str(error)] = None
+            else:
+                plans.append(plan)
+    return plans, list(misfits)
+
+
+def _numbers(flag: str, text: str) -> list[int]:
+    try:
+        found = [int(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or min(found) < 1:
+        raise ConfigError(f"{flag} {text!r} are no whole numbers from 1 on; write them like 1,2,4")
+    return found
