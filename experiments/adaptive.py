@@ -1,16 +1,23 @@
 """Adaptive against static choices, the published look-up and the oracle: python experiments/adaptive.py --trace wave
 
 Two devices as namespaces around an access point (needs root), ViT-Base, one image a batch, decisions by the measured map
-of results/scaled_grid. A trace gives the medium's rate for each of 300 slots, which stand for 2 s each. In every slot each
-contender answers one batch, in a shuffled order: the adaptive runtime, which knows only what it observed itself; static
-local; static segment means; in every fourth slot static full exchange. The oracle has the quickest of the static ones of the
-slot; the published look-up the plan of the nearest cell at the true rate of the slot before, and that plan's measured time.
+of results/scaled_grid. A trace gives the medium's rate for each of 300 slots of 2 s: ten minutes. In every slot, in a
+shuffled order, static local and static segment means answer one batch each, in every eighth slot static full exchange does,
+and the adaptive runtime, which knows only what it observed itself, answers one and then more until the slot is over. A
+slot counts with the mean of its adaptive batches. The oracle has the quickest of the slot's static ones. The published
+look-up has the plan of the nearest cell at what was observed before each adaptive batch, and that plan's static time; the
+told look-up the same at the true rate of the slot before. "choices" are the adaptive runtime's plans at the static times of
+their slot, as the look-up's are: without the noise, and the probes' cost, of its own batches.
 
 Beside it the same policy, filter and table in the simulator: latencies and waits by the profile x86-core at each slot's
-rate, a probe with its stated deviation in every slot that was local.
+rate, a probe with its stated deviation after half a second of local batches. `--simulate` runs that alone.
+
+`--least-agreement 0.98` measures first what each plan's answers agree with the model's (16 bundled images, all parts in one
+process), and gives the policy that floor, on the testbed and in the simulator by the same table.
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import math
@@ -19,6 +26,7 @@ import random
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +35,21 @@ import numpy as np
 import torch
 from rich.progress import track
 
+from hw.evaluate import EvalConfig, evaluate
 from hw.netns import enter
-from hw.serving.runtime import PROBE_DEVIATION, AdaptiveRuntime
+from hw.serving.runtime import PROBE_DEVIATION, PROBE_EVERY_S, AdaptiveRuntime
 from hw.serving.service import ServeConfig, terminal
 from hw.testbed import NamespaceTestbed
+from prism.accuracy import AccuracyTable, load_accuracy
+from prism.command import command_line
 from prism.cost import load_profile
-from prism.decisions import read_decisions, replay
+from prism.decisions import Decided, DecisionLog, read_decisions, replay
 from prism.observe import RateEstimate, Sample, updated
 from prism.perfmap import PerformanceMap, load_map
 from prism.plan import ExecutionPlan, Mode
 from prism.policy import FixedPolicy, LookupPolicy, PrismPolicy, State
 from prism.spec import LinkSpec
-from prism.table import LOCAL, Objective, Observation, table_of
+from prism.table import LOCAL, Objective, Observation, Table, table_of
 from sim.options import model_of
 from sim.study import Point, summary
 
@@ -47,7 +58,7 @@ MODEL, PORT, SLOTS, SLOT_S = "vit_base_patch16_224", 29500, 300, 2.0
 FULL = ExecutionPlan(mode=Mode.FULL, devices=2)
 MEANS = ExecutionPlan(mode=Mode.SEGMENT_MEANS, devices=2, segments=10)
 STATIC = {"local": LOCAL, "means": MEANS, "full": FULL}
-FULL_EVERY = 4
+FULL_EVERY = 8  # slots: it takes seconds where the link is slow
 TIMEOUT_S = 15.0  # the slowest full exchange must be measured, not given up
 
 
@@ -78,6 +89,23 @@ def known_map() -> PerformanceMap:
     return msgspec.structs.replace(whole, cells=cells)
 
 
+def objective_of(folder: Path) -> Objective:
+    path = folder / "objective.json"
+    return msgspec.json.decode(path.read_bytes(), type=Objective) if path.exists() else Objective()
+
+
+def answers_of(folder: Path) -> list[AccuracyTable]:
+    return [load_accuracy(folder / "accuracy.json")] if (folder / "accuracy.json").exists() else []
+
+
+def measure_answers(folder: Path, least: float) -> None:
+    """What a floor needs: agreement of each plan with the model as it is."""
+    asked = EvalConfig(model=MODEL, weights="random", limit=16, batch=4, segments=(10,))
+    table = evaluate(asked, folder, f"python experiments/adaptive.py --least-agreement {least:g}", lambda event: None).table
+    table.save(folder / "accuracy.json")
+    (folder / "objective.json").write_bytes(msgspec.json.encode(Objective(least_agreement=least)))
+
+
 def serve(netns: str, folder: Path, slots: int) -> None:
     """The terminal: a slot for each line that comes in, its rows as lines out."""
     enter(netns)
@@ -87,7 +115,8 @@ def serve(netns: str, folder: Path, slots: int) -> None:
     config = ServeConfig(
         model=MODEL, weights="random", map=str(folder / "map.json"), key_file=str(folder / "key"),
         join_address="10.66.0.1", join_port=PORT, http_port=0, timeout_s=TIMEOUT_S,
-        decisions=str(folder / "decisions.jsonl"),
+        decisions=str(folder / "decisions.jsonl"), objective=objective_of(folder),
+        accuracy=str(folder / "accuracy.json") if answers_of(folder) else "",
     )  # fmt: skip
     rng = random.Random(1)
     with terminal(config, "experiments/adaptive.py") as service:
@@ -106,29 +135,31 @@ def serve(netns: str, folder: Path, slots: int) -> None:
         print("ready", flush=True)
         for slot in range(slots):
             sys.stdin.readline()
-            names = ["adaptive", "local", "means"] + (["full"] if slot % FULL_EVERY == 0 else [])
-            rng.shuffle(names)
-            row: dict[str, Any] = {}
-            for name in names:
-                if name == "local":
-                    with service.members.using:  # no probe of the adaptive one beside another's batch
-                        row[name] = fixed[name].run({"x": x}).ms
-                elif name == "adaptive":
+            until = time.monotonic() + SLOT_S
+            order = contenders(slot, rng)
+            row: dict[str, Any] = {"adaptive": [], "modes": [], "failed": 0}
+            while order or time.monotonic() < until:
+                name = order.pop() if order else "adaptive"
+                if name == "adaptive":
                     served = service.runtime.run({"x": x})
-                    estimate = service.runtime.estimate
-                    row[name], row["mode"] = served.ms, served.ran.mode.value
-                    row["failed"], row["believed_bps"] = (
-                        served.failed,
-                        estimate.rate_bps if estimate else None,
-                    )
+                    row["adaptive"].append(served.ms)
+                    row["modes"].append(served.ran.mode.value)
+                    row["failed"] += bool(served.failed)
                 else:
-                    served = fixed[name].run({"x": x})
-                    row[name], row["failed"] = served.ms, row.get("failed") or served.failed
-            print(json.dumps(row), flush=True)
+                    with service.members.using if name == "local" else contextlib.nullcontext():
+                        row[name] = fixed[name].run({"x": x}).ms  # and no probe beside a local batch
+            estimate = service.runtime.estimate
+            print(json.dumps({**row, "believed_bps": estimate.rate_bps if estimate else None}), flush=True)
         print(
             json.dumps({"probe_s": service.runtime.probe_s, "corrections": service.runtime.corrections}),
             flush=True,
         )
+
+
+def contenders(slot: int, rng: random.Random) -> list[str]:
+    names = ["adaptive", "local", "means"] + (["full"] if slot % FULL_EVERY == 0 else [])
+    rng.shuffle(names)
+    return names
 
 
 def measured(rates: list[float], folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -158,38 +189,77 @@ def measured(rates: list[float], folder: Path) -> tuple[list[dict[str, Any]], di
             driver.wait(30)
 
 
-def simulated(rates: list[float]) -> list[dict[str, Any]]:
-    """The same slots in the simulator."""
-    profile, model, rng = load_profile("x86-core"), model_of(MODEL), random.Random(3)
-    table, policy, state, rows = table_of([known_map()], MODEL), PrismPolicy(), State(), []
-    estimate: RateEstimate | None = None
-    for slot, rate in enumerate(rates):
-        at_s = SLOT_S * slot
+class Simulated:
+    """The same slots in the simulator, by the same policy, filter and table."""
+
+    def __init__(self, folder: Path) -> None:
+        self._profile, self._model = load_profile("x86-core"), model_of(MODEL)
+        self._table = table_of([known_map()], MODEL, answers_of(folder))
+        self._objective, self._policy, self._state = objective_of(folder), PrismPolicy(), State()
+        self._estimate: RateEstimate | None = None
+        self._noise, self._rng, self._now = random.Random(3), random.Random(1), 0.0
+
+    def slot(self, slot: int, rate: float) -> dict[str, Any]:
         link = LinkSpec(kind="testbed", rate_bps=rate)
         found = {
-            name: summary(profile, profile.model(), Point(model=model, plan=plan, batch=1, link=link))
+            name: summary(self._profile, self._profile.model(), Point(model=self._model, plan=plan, batch=1, link=link))
             for name, plan in STATIC.items()
         }  # fmt: skip
+        until = self._now + SLOT_S
+        row: dict[str, Any] = {"adaptive": [], "modes": [], "lookups": [], "failed": 0}
+        order = contenders(slot, self._rng)
+        while order or self._now < until:
+            name = order.pop() if order else "adaptive"
+            if name == "adaptive":
+                name = self._decide(row, rate)
+                split = found[name].split_ms
+                row["adaptive"].append(found[name].latency_ms.p50)
+                told = self._table.rate_of(STATIC[name], 1, split["wire"] + split["wait"])
+                if told is not None:
+                    self._saw(told[0], told[1], "batch", found[name].latency_ms.p50)
+            else:
+                row[name] = found[name].latency_ms.p50
+            self._now += found[name].latency_ms.p50 / 1e3
+        return {**row, "believed_bps": self._estimate.rate_bps if self._estimate else None}
+
+    def _decide(self, row: dict[str, Any], rate: float) -> str:
+        if self._estimate is None or self._now - self._estimate.at_s > PROBE_EVERY_S:
+            self._saw(rate * math.exp(PROBE_DEVIATION * self._noise.gauss(0, 1)), PROBE_DEVIATION, "probe", 0.0)
+        estimate = self._estimate
         seen = Observation(
-            batch=1, devices=2, at_s=at_s, bandwidth_bps=estimate.rate_bps if estimate else None,
-            bandwidth_deviation=estimate.deviation_at(at_s) if estimate else 0.0,
+            batch=1, devices=2, at_s=self._now, bandwidth_bps=estimate.rate_bps if estimate else None,
+            bandwidth_deviation=estimate.deviation_at(self._now) if estimate else 0.0,
         )  # fmt: skip
-        decision = policy.decide(seen, table, Objective(), state)
-        state = decision.state
-        name = next(name for name, plan in STATIC.items() if plan == decision.plan)
-        row = {name: each.latency_ms.p50 for name, each in found.items()}
-        split = found[name].split_ms
-        told = table.rate_of(decision.plan, 1, split["wire"] + split["wait"])
-        sample = Sample(
-            at_s=at_s, rate_bps=told[0] if told else rate * math.exp(PROBE_DEVIATION * rng.gauss(0, 1)),
-            deviation=told[1] if told else PROBE_DEVIATION, source="batch" if told else "probe",
-        )  # fmt: skip
-        estimate = updated(estimate, sample)
-        rows.append({
-            "slot": slot, "rate_bps": rate, **row, "adaptive": row[name], "mode": decision.plan.mode.value, "failed": "",
-            "believed_bps": estimate.rate_bps,
-        })  # fmt: skip
-    return rows
+        decision = self._policy.decide(seen, self._table, self._objective, self._state)
+        self._state = decision.state
+        row["modes"].append(decision.plan.mode.value)
+        row["lookups"].append(looked_up(seen, self._table))
+        return named(decision.plan)
+
+    def _saw(self, rate: float, deviation: float, source: Any, after_ms: float) -> None:
+        sample = Sample(at_s=self._now + after_ms / 1e3, rate_bps=rate, deviation=deviation, source=source)
+        self._estimate = updated(self._estimate, sample)
+
+
+def simulated(rates: list[float], folder: Path) -> list[dict[str, Any]]:
+    machine = Simulated(folder)
+    return [{"slot": k, "rate_bps": rate, **machine.slot(k, rate)} for k, rate in enumerate(rates)]
+
+
+def named(plan: ExecutionPlan) -> str:
+    return next(name for name, each in STATIC.items() if each == plan)
+
+
+def looked_up(seen: Observation, table: Table) -> str:
+    return named(LookupPolicy().decide(seen, table, Objective(), State()).plan)
+
+
+def with_lookups(rows: list[dict[str, Any]], log: DecisionLog) -> list[dict[str, Any]]:
+    """What the published look-up would have done at each observation that was logged."""
+    table = Table(log.header.rows)
+    chosen = [looked_up(entry.observation, table) for entry in log.entries if isinstance(entry, Decided)]
+    names = iter(chosen)
+    return [{**row, "lookups": [next(names) for _ in row["adaptive"]]} for row in rows]
 
 
 def judged(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -197,32 +267,37 @@ def judged(rows: list[dict[str, Any]]) -> dict[str, Any]:
     before = rows[0]["rate_bps"]
     for row in rows:
         at_s = SLOT_S * row["slot"]
-        looked_up = Observation(batch=1, devices=2, bandwidth_bps=before, at_s=at_s)
+        told = Observation(batch=1, devices=2, bandwidth_bps=before, at_s=at_s)
         before = row["rate_bps"]
         seen = Observation(batch=1, devices=2, bandwidth_bps=row["rate_bps"], at_s=at_s)
-        by_lookup = LookupPolicy().decide(looked_up, table, Objective(), State()).plan
-        row["lookup"] = row.get(next(name for name, plan in STATIC.items() if plan == by_lookup))
+        row["prism"] = float(np.mean(row["adaptive"]))
+        ran = [next(name for name, plan in STATIC.items() if plan.mode.value == mode) for mode in row["modes"]]
+        if all(name in row for name in ran):
+            row["chosen"] = float(np.mean([row[name] for name in ran]))
+        if all(name in row for name in row["lookups"]):
+            row["lookup"] = float(np.mean([row[name] for name in row["lookups"]]))
+        row["told"] = row.get(looked_up(told, table))
         row["oracle"] = min(row[name] for name in STATIC if name in row)
         row["best_by_map"] = next(table.ranked(seen, Objective())).plan.mode.value
 
-    def total(name: str, among: list[dict[str, Any]]) -> float:
-        return sum(row[name] for row in among)
+    def over(name: str, what: str = "prism") -> float:
+        """Total latency of the adaptive batches over another's, in the slots that have both."""
+        both = [row for row in rows if row.get(name) is not None and what in row]
+        return float(sum(row[what] for row in both) / sum(row[name] for row in both))
 
-    paired = [row for row in rows if "full" in row]
-    looked = [row for row in rows if row["lookup"] is not None]
-    modes, best = [row["mode"] for row in rows], [row["best_by_map"] for row in rows]
+    modes, best = [mode for row in rows for mode in row["modes"]], [row["best_by_map"] for row in rows]
+    believed = [(row["believed_bps"], row["rate_bps"]) for row in rows if row["believed_bps"]]
     return {
-        "slots": len(rows),
-        "adaptive_over_oracle": total("adaptive", rows) / total("oracle", rows),
-        "adaptive_over_full": total("adaptive", paired) / total("full", paired),
-        "adaptive_over_local": total("adaptive", rows) / total("local", rows),
-        "adaptive_over_means": total("adaptive", rows) / total("means", rows),
-        "adaptive_over_best_static": total("adaptive", rows) / min(total("local", rows), total("means", rows)),
-        "adaptive_over_published_lookup": total("adaptive", looked) / total("lookup", looked),
+        "slots": len(rows), "adaptive_batches": len(modes), "modes": dict(Counter(modes)),
+        "adaptive_over_oracle": over("oracle"), "adaptive_over_full": over("full"),
+        "adaptive_over_local": over("local"), "adaptive_over_means": over("means"),
+        "adaptive_over_best_static": max(over("local"), over("means")),
+        "adaptive_over_published_lookup": over("lookup"), "adaptive_over_told_lookup": over("told"),
+        "choices_over_oracle": over("oracle", "chosen"), "choices_over_published_lookup": over("lookup", "chosen"),
         "switches": sum(a != b for a, b in itertools.pairwise(modes)),
         "crossings": sum(a != b for a, b in itertools.pairwise(best)),
-        "failed": sum(bool(row["failed"]) for row in rows),
-        "rate_error_p50": float(np.median([abs(math.log(r["believed_bps"] / r["rate_bps"])) for r in rows if r["believed_bps"]])),
+        "failed": sum(row["failed"] for row in rows),
+        "rate_error_p50": float(np.median([abs(math.log(a / b)) for a, b in believed])),
     }  # fmt: skip
 
 
@@ -243,8 +318,8 @@ def plot(rows: list[dict[str, Any]], title: str, path: Path) -> None:
         label="believed",
     )
     above.set(yscale="log", ylabel="Mbps", title=title)
-    for name, colour in (("local", "tab:blue"), ("means", "tab:green"), ("adaptive", "tab:red")):
-        below.plot(minutes, [row[name] for row in rows], color=colour, lw=1, label=name)
+    for name, colour, label in (("local", "tab:blue", "local"), ("means", "tab:green", "means"), ("prism", "tab:red", "adaptive")):
+        below.plot(minutes, [row[name] for row in rows], color=colour, lw=1, label=label)
     below.set(xlabel="minutes of the trace", ylabel="ms a batch", ylim=(0, None))
     for axis in (above, below):
         axis.legend(fontsize=8, ncols=3)
@@ -259,26 +334,35 @@ def main() -> None:
     parser.add_argument("--trace", choices=TRACES, default="wave")
     parser.add_argument("--slots", type=int, default=SLOTS)
     parser.add_argument("--output", type=Path, default=Path("out/adaptive"))
+    parser.add_argument("--least-agreement", type=float, help="a floor for the policy")
+    parser.add_argument("--simulate", action="store_true", help="the simulator alone: no root, no devices")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
         serve(options.serve, options.output, options.slots)
         return
+    rates = TRACES[options.trace](random.Random(2))[: options.slots]
     folder = options.output
     folder.mkdir(parents=True, exist_ok=True)
+    if options.least_agreement is not None:
+        measure_answers(folder, options.least_agreement)
+    in_simulator = judged(simulated(rates, folder))
+    if options.simulate:
+        print(json.dumps(in_simulator, indent=1))
+        return
     (folder / "key").write_bytes(os.urandom(32).hex().encode())
     (folder / "key").chmod(0o600)
     known_map().save(folder / "map.json")
-    began = time.monotonic()
-    rows, spent = measured(TRACES[options.trace](random.Random(2))[: options.slots], folder)
-    again = replay(read_decisions(folder / "decisions.jsonl"))
+    rows, spent = measured(rates, folder)
+    log = read_decisions(folder / "decisions.jsonl")
+    again, rows = replay(log), with_lookups(rows, log)
     found = {
-        "trace": options.trace, "command": f"python experiments/adaptive.py --trace {options.trace}",
-        **judged(rows), **spent, "wall_s": time.monotonic() - began,
-        "replay_identical": again.identical, "decisions": again.decisions,
-        "in_the_simulator": judged(simulated([row["rate_bps"] for row in rows])),
+        "trace": options.trace, "command": f"python experiments/{command_line()}",
+        **judged(rows), **spent,
+        "replay_identical": again.identical, "decisions": again.decisions, "in_the_simulator": in_simulator,
+        "agreement": {named(row.plan): row.agreement for table in answers_of(folder) for row in table.rows},
     }  # fmt: skip
-    (folder / "slots.json").write_text(json.dumps(rows))
+    (folder / "slots.json").write_text(json.dumps(rows) + "\n")
     (folder / "summary.json").write_text(json.dumps(found, indent=1) + "\n")
     plot(rows, f"ViT-Base over a {options.trace} trace", folder / "adaptive.png")
     print(json.dumps(found, indent=1))

@@ -97,14 +97,17 @@ def answers(model: Any, x: torch.Tensor, plan: ExecutionPlan) -> dict[ExecutionP
 class Driver:
     """The terminal's process, and what it says."""
 
-    def __init__(self, command: list[str]) -> None:
+    def __init__(self, command: list[str], log: Path) -> None:
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._log = open(log, "a")  # noqa: SIM115 (as long as the process)
         self.events: list[dict[str, Any]] = []
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
         for line in self.process.stdout or ():
             self.events.append(json.loads(line))
+            self._log.write(line)
+            self._log.flush()
 
     def formed_after(self, moment: float, seconds: float) -> float | None:
         """When a group formed after a moment, or None when none did within so many seconds from now."""
@@ -214,7 +217,8 @@ def campaign(count: int, plan: ExecutionPlan, folder: Path, seed: int) -> list[d
     rng, found = random.Random(seed), []
     with NamespaceTestbed(LinkSpec(kind="testbed", rate_bps=RATE), 2) as bed:
         driver = Driver(
-            [sys.executable, __file__, "--serve", bed.stations[0].path, "--output", str(folder), "--plan", plan.mode.value]
+            [sys.executable, __file__, "--serve", bed.stations[0].path, "--output", str(folder), "--plan", plan.mode.value],
+            folder / "events.jsonl",
         )  # fmt: skip
         while not driver.events and driver.process.poll() is None:
             time.sleep(0.05)
@@ -317,7 +321,7 @@ def main() -> int:
         "command": f"python experiments/faults.py --faults {options.faults} --seed {options.seed} --slack {options.slack:g}",
         **judged(faults, options.output, options.slack),
     }
-    (options.output / "faults.json").write_text(json.dumps(faults, indent=1))
+    (options.output / "faults.json").write_text(json.dumps(faults, indent=1) + "\n")
     (options.output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     print(json.dumps(summary, indent=1))
     return int(

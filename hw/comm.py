@@ -144,6 +144,7 @@ def process_group(
             timeout=timedelta(seconds=timeout_s),
         )  # fmt: skip
     except RuntimeError as error:
+        _forget_failed_group()
         raise ExchangeError(
             f"gloo could not connect rank {rank} over {interface} within {timeout_s:g} s ({_first(error)}); "
             f"check that the devices reach each other over it"
@@ -152,6 +153,14 @@ def process_group(
         yield
     finally:
         dist.destroy_process_group()
+
+
+def _forget_failed_group() -> None:
+    """torch counts the groups that a process has begun, and ranks meet under that number. One that failed stays counted,
+    until some group is destroyed: ranks that failed unequally often would never meet again."""
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    dist.destroy_process_group()
 
 
 class GlooExchange:

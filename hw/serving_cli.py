@@ -26,6 +26,10 @@ def serve(
     model: Annotated[str | None, typer.Argument(help="fashion-vit, a timm or transformers name, or a folder.")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file; flags go over it.")] = None,
     map_file: Annotated[str | None, typer.Option("--map", help="Performance map of the model (prism-hw map).")] = None,
+    accuracy: Annotated[str | None, typer.Option(help="Accuracy table of the model (prism-hw evaluate).")] = None,
+    least_agreement: Annotated[
+        float | None, typer.Option(min=0, max=1, help="With the uncompressed model, by the accuracy table.")
+    ] = None,
     join_at: Annotated[str | None, typer.Option("--join", help="ADDRESS:PORT where devices join.")] = None,
     key_file: Annotated[str | None, typer.Option(help="The key that devices share; without it, local only.")] = None,
     devices: Annotated[int | None, typer.Option(help="That serve together at most.")] = None,
@@ -43,7 +47,7 @@ def serve(
     from hw.serving.service import ServeConfig, terminal
 
     flags: dict[str, Any] = {
-        "model": model, "map": map_file, "key_file": key_file, "devices": devices, "token_file": token_file,
+        "model": model, "map": map_file, "accuracy": accuracy, "key_file": key_file, "devices": devices, "token_file": token_file,
         "weights": weights, "max_batch": max_batch, "learn": learn, "decisions": decisions, "threads": threads,
         "max_wait_s": None if max_wait is None else parse_seconds(max_wait),
         "timeout_s": None if timeout is None else parse_seconds(timeout),
@@ -51,6 +55,8 @@ def serve(
     }  # fmt: skip
     base = msgspec.to_builtins(load_toml(config, ServeConfig)) if config else {}
     given = {key: value for key, value in flags.items() if value is not None}
+    if least_agreement is not None:
+        given["objective"] = {**base.get("objective", {}), "least_agreement": least_agreement}
     resolved = convert({**base, **given}, ServeConfig, str(config) if config else "the flags")
     stopped = _stopping()
     with terminal(resolved, command_line()) as service:
@@ -125,6 +131,9 @@ def _view(service: Any) -> Table:
     table = Table(show_header=False, box=None)
     served = ", ".join(f"{mode} {count}" for mode, count in runtime.served.items()) or "none yet"
     table.add_row("batches", served)
+    if (last := runtime.last) is not None:
+        expected = "" if last.decision.expected is None else f" of {last.decision.expected.ms:.0f} expected"
+        table.add_row("the last one", f"{last.ran.mode.value}, {last.ms:.0f} ms{expected} ({last.decision.why})")
     table.add_row("answered locally after a failure", str(runtime.failures))
     table.add_row(
         "devices", f"terminal, {', '.join(group.names)} (epoch {group.epoch})" if group else "terminal"
@@ -134,5 +143,5 @@ def _view(service: Any) -> Table:
     table.add_row("waiting", str(service.batcher.waiting))
     table.add_row("corrections of the map", str(runtime.corrections))
     if members is not None and members.history:
-        table.add_row("last", members.history[-1][1])
+        table.add_row("last event", members.history[-1][1])
     return table

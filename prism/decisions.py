@@ -12,9 +12,9 @@ import msgspec
 from prism.errors import TraceError
 from prism.plan import ExecutionPlan
 from prism.policy import AnyPolicy, Decision, State
-from prism.table import Objective, Observation, Row, Table
+from prism.table import Objective, Observation, Place, Row, Table
 
-VERSION = 1
+VERSION = 2  # 1 corrected plans, not cells
 
 
 class LogHeader(msgspec.Struct, frozen=True, kw_only=True, tag="decisions", tag_field="type"):
@@ -57,12 +57,12 @@ class Answered(msgspec.Struct, frozen=True, kw_only=True, tag="answered", tag_fi
 
 
 class Corrected(msgspec.Struct, frozen=True, kw_only=True, tag="corrected", tag_field="type"):
-    """From here on the table's latencies of a plan count times a factor. version: of the table, from 1 on; batches: how
-    many it rests on."""
+    """From here on the latency of one of the table's cells counts times a factor. version: of the table, from 1 on;
+    batches: how many it rests on."""
 
     at_s: float
     version: int
-    plan: ExecutionPlan
+    place: Place
     factor: float
     batches: int
 
@@ -114,10 +114,10 @@ class Replay(msgspec.Struct, frozen=True, kw_only=True):
 def replayed(log: DecisionLog) -> Iterator[tuple[Decided, Decided]]:
     """Each decision as logged, and as the policy makes it from what was observed."""
     header = log.header
-    table, state, factors = Table(header.rows), State(), dict[ExecutionPlan, float]()
+    table, state, factors = Table(header.rows), State(), dict[Place, float]()
     for entry in log.entries:
         if isinstance(entry, Corrected):
-            factors[entry.plan] = entry.factor
+            factors[entry.place] = entry.factor
             table = Table(header.rows).corrected(factors)
         elif isinstance(entry, Decided):
             again = header.policy.decide(entry.observation, table, header.objective, state)

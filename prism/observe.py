@@ -11,7 +11,7 @@ import msgspec
 
 WANDER = 0.1  # relative deviation that a belief gains per root second: how quickly a link changes
 GATE = 3.0  # deviations from which on a sample is doubted
-LEARN = 0.3  # share of the way that the scale of probes moves to a new ratio
+LEARN = 0.3  # share of the way that what probes leave out moves to a new difference
 TOGETHER_S = 1.0  # a probe this near to a batch saw the same link
 
 
@@ -25,15 +25,16 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RateEstimate(msgspec.Struct, frozen=True, kw_only=True):
-    """A belief and what it needs to go on. doubted: the last sample where it lay outside of the gate. probe_scale: what
-    a probe's rate is multiplied with: a probe and a batch use the link differently, and batches are what counts."""
+    """A belief and what it needs to go on. doubted: the last sample where it lay outside of the gate. unprobed_s_per_bit:
+    what batches take beyond a probe's seconds a bit. A slow rank and the cost of messages are in a batch's wait whatever the
+    rate, and batches are what counts; as a factor, what was learnt on a fast link would be far too much on a slow one."""
 
     at_s: float
     rate_bps: float
     deviation: float
     source: Literal["batch", "probe"]
     doubted: Sample | None = None
-    probe_scale: float = 1.0
+    unprobed_s_per_bit: float = 0.0
 
     def deviation_at(self, at_s: float) -> float:
         """Relative, grown with the belief's age."""
@@ -46,32 +47,32 @@ def updated(known: RateEstimate | None, sample: Sample) -> RateEstimate:
         return RateEstimate(
             at_s=sample.at_s, rate_bps=sample.rate_bps, deviation=sample.deviation, source=sample.source
         )
-    scale = known.probe_scale
+    unprobed, prior, raw_bps = known.unprobed_s_per_bit, known.deviation_at(sample.at_s), sample.rate_bps
     if sample.source == "probe":
-        if known.source == "batch" and sample.at_s - known.at_s < TOGETHER_S and known.doubted is None:
-            scale *= (known.rate_bps / (sample.rate_bps * scale)) ** LEARN
-        sample = msgspec.structs.replace(sample, rate_bps=sample.rate_bps * scale)
-    prior = known.deviation_at(sample.at_s)
+        sample = msgspec.structs.replace(sample, rate_bps=1 / max(1 / raw_bps + unprobed, 0.5 / raw_bps))
     gap = math.log(sample.rate_bps / known.rate_bps)
     if abs(gap) > GATE * math.hypot(prior, sample.deviation):
-        return _surprised(known, sample, gap, scale)
+        return _surprised(known, sample, gap)
+    together = known.source == "batch" and known.doubted is None and sample.at_s - known.at_s < TOGETHER_S
+    if sample.source == "probe" and together:
+        unprobed += LEARN * (1 / known.rate_bps - 1 / raw_bps - unprobed)
     gain = prior**2 / (prior**2 + sample.deviation**2)
     return RateEstimate(
         at_s=sample.at_s, rate_bps=known.rate_bps * math.exp(gain * gap), source=sample.source,
-        deviation=math.sqrt(1 - gain) * prior, probe_scale=scale,
+        deviation=math.sqrt(1 - gain) * prior, unprobed_s_per_bit=unprobed,
     )  # fmt: skip
 
 
-def _surprised(known: RateEstimate, sample: Sample, gap: float, scale: float) -> RateEstimate:
+def _surprised(known: RateEstimate, sample: Sample, gap: float) -> RateEstimate:
     """Two surprises on one side are a change of the link; one is a reason to doubt."""
     before = known.doubted
     if before is not None and (before.rate_bps > known.rate_bps) == (gap > 0):
         return RateEstimate(
             at_s=sample.at_s, rate_bps=sample.rate_bps, source=sample.source, deviation=sample.deviation,
-            probe_scale=scale,
+            unprobed_s_per_bit=known.unprobed_s_per_bit,
         )  # fmt: skip
     half = known.rate_bps * math.exp(gap / 2)
     return RateEstimate(
         at_s=sample.at_s, rate_bps=half, deviation=abs(gap) / 2, source=sample.source, doubted=sample,
-        probe_scale=scale,
+        unprobed_s_per_bit=known.unprobed_s_per_bit,
     )  # fmt: skip

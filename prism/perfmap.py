@@ -235,7 +235,8 @@ def plan_label(plan: ExecutionPlan) -> str:
     """What sets a plan apart from others of a map; what is left at its default is not named."""
     if plan.ranks == 1:
         return "local"
-    parts = [f"means L={plan.segments}" if plan.segments else plan.mode.value, plan.wire, f"P={plan.devices}"]
+    kind = "first+means" if plan.mode is Mode.FIRST_AND_MEANS else "means"
+    parts = [f"{kind} L={plan.segments}" if plan.segments else plan.mode.value, plan.wire, f"P={plan.devices}"]
     if plan.weights:
         parts.append("weights " + ":".join(f"{weight:g}" for weight in plan.weights))
     parts += [plan.collective] if plan.collective != "auto" else []

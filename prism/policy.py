@@ -62,8 +62,8 @@ class LookupPolicy(msgspec.Struct, frozen=True, tag="lookup"):
         self, observation: Observation, table: Table | None, objective: Objective, state: State
     ) -> Decision:
         table = _given(table)
-        near = {plan: table.nearest(plan, observation) for plan in table.plans}
-        plan = min((p for p in near if near[p] is not None), key=lambda p: near[p] or math.inf)
+        near = [found for plan in table.plans if (found := table.nearest(plan, observation)) is not None]
+        plan = min(near, key=lambda found: found[1])[0].plan
         return Decision(plan=plan, why="nearest cell", state=State(plan=plan))
 
 
@@ -76,8 +76,8 @@ class PrismPolicy(msgspec.Struct, frozen=True, kw_only=True, tag="prism", forbid
     another keeps it, is left at once.
     """
 
-    hysteresis: float = 0.03
-    doubt: float = 0.5
+    hysteresis: float = 0.02
+    doubt: float = 0.1
     dwell_s: float = 1.0
     urgent: float = 3.0
 
@@ -87,14 +87,14 @@ class PrismPolicy(msgspec.Struct, frozen=True, kw_only=True, tag="prism", forbid
         table = _given(table)
         best, runner_up, able = _best_two(table, observation, objective)
         present = None if state.plan is None else table.of(state.plan, observation, objective)
-        if present is not None and able and not kept(present, objective, observation):
+        if present is not None and _standing(present, objective, observation) < _standing(best, objective, observation):
             present = None
 
         def decided(chosen: Expected, why: str) -> Decision:
             moved = chosen.plan != state.plan
             since = observation.at_s if moved else state.since_s
             other = best if chosen is not best else runner_up
-            note = "" if able else "; no plan keeps the constraints"
+            note = ("; no plan keeps the constraints", "; no other plan keeps the constraints", "")[able]
             return Decision(
                 plan=chosen.plan, why=why + note, expected=chosen, runner_up=other,
                 state=State(plan=chosen.plan, since_s=since),
@@ -141,14 +141,25 @@ def kept(each: Expected, objective: Objective, observation: Observation) -> bool
         return False
     if objective.most_joules is not None and (each.joules is None or each.joules > objective.most_joules):
         return False
-    least = objective.least_accuracy
-    return least is None or (each.accuracy is not None and each.accuracy >= least)
+    return answers_kept(each, objective)
+
+
+def answers_kept(each: Expected, objective: Objective) -> bool:
+    """Whether a plan's answers are good enough."""
+    floors = ((objective.least_accuracy, each.accuracy), (objective.least_agreement, each.agreement))
+    return all(least is None or (known is not None and known >= least) for least, known in floors)
+
+
+def _standing(each: Expected, objective: Objective, observation: Observation) -> int:
+    """2 for a plan that keeps all constraints; 1 for one that is late or costs too much, but whose answers will do."""
+    return 2 if kept(each, objective, observation) else int(answers_kept(each, objective))
 
 
 def _best_two(
     table: Table, observation: Observation, objective: Objective
-) -> tuple[Expected, Expected | None, bool]:
-    """The two best plans that keep the constraints, or of all where none does, and whether one does."""
+) -> tuple[Expected, Expected | None, int]:
+    """The two best plans of those that stand highest: a late answer is better than a wrong one. And how many keep all
+    constraints: 0 for none, 1 for one of several."""
     good: list[Expected] = []
     every: list[Expected] = []
     for each in table.ranked(observation, objective):
@@ -157,8 +168,8 @@ def _best_two(
             good.append(each)
             if len(good) == 2:
                 break
-    chosen = good or every
-    return chosen[0], chosen[1] if len(chosen) > 1 else None, bool(good)
+    chosen = good or [each for each in every if answers_kept(each, objective)] or every
+    return chosen[0], chosen[1] if len(chosen) > 1 else None, 2 if len(good) == len(every) else len(good)
 
 
 def _given(table: Table | None) -> Table:

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
+from prism.accuracy import AccuracyTable, Answers
 from prism.errors import ConfigError
 from prism.perfmap import Cell, PerformanceMap
 from prism.plan import ExecutionPlan, Mode
@@ -19,6 +20,8 @@ from prism.spec import Positive
 LOCAL = ExecutionPlan(mode=Mode.LOCAL)
 LEAST_DEVIATION = 0.01  # of a latency: no cell is known better than this
 BEYOND = 0.3  # deviation added per factor e outside of the cells
+SURE, UNSURE = 0.1, 1.0  # deviations of a rate: up to the one it is taken as it is, from the other on as if it were that
+NODES = ((2 / 3, 0.0), (1 / 6, math.sqrt(3)), (1 / 6, -math.sqrt(3)))  # shares and deviations of Gauss-Hermite's three
 PREDICTED_DEVIATION = 0.08  # of a cell that was simulated, where its profile doesn't say another
 Share = float
 Source = Literal["measured", "simulated"]
@@ -26,13 +29,15 @@ Source = Literal["measured", "simulated"]
 
 class Objective(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is minimised, and what a plan must keep. joule_ms: with "weighted", the milliseconds that a joule is worth.
-    least_accuracy: of a plan, by the accuracy table; a plan that the table lacks doesn't keep it."""
+    least_accuracy (the task's metric) and least_agreement (with the uncompressed model): by the accuracy table; a plan that
+    it lacks keeps neither, but for one that rounds and averages nothing, which always agrees."""
 
     minimise: Literal["p50", "p95", "energy", "weighted"] = "p50"
     joule_ms: float = 0.0
     most_ms: float | None = None
     most_joules: float | None = None
     least_accuracy: Share | None = None
+    least_agreement: Share | None = None
 
 
 class Observation(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,6 +62,7 @@ class Expected(msgspec.Struct, frozen=True, kw_only=True):
     deviation: float
     joules: float | None
     accuracy: float | None
+    agreement: float | None
     source: Source
     cost: float
 
@@ -74,7 +80,20 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     deviation: float
     joules: float | None = None
     accuracy: Share | None = None
+    agreement: Share | None = None
     source: Source = "measured"
+
+
+class Place(NamedTuple):
+    """Which cell: a plan, a batch, and the medium's rate rounded to 1 bit/s; null for a plan on one device."""
+
+    plan: ExecutionPlan
+    batch: int
+    rate_bps: int | None
+
+    @classmethod
+    def at(cls, plan: ExecutionPlan, batch: int, rate_bps: float | None) -> "Place":
+        return cls(plan, batch, None if rate_bps is None else round(rate_bps))
 
 
 MS, P95, JOULES, WIRE, DEVIATION = range(5)  # columns of a grid
@@ -95,6 +114,21 @@ class _Axes(NamedTuple):
     batches: tuple[int, ...]
     lines: tuple[tuple[float, ...], ...]
     starts: tuple[int, ...]
+
+    def expected(self, batch: int, per_bit: float, deviation: float) -> _Corners:
+        """The corners of the expectation over a rate that is known with a relative deviation: time is convex in the
+        rate, so a link that may be slow costs more than the one that is believed."""
+        if deviation < SURE or not self.lines[0][-1]:  # local has its one place at 0 whatever the rate
+            return self.corners(batch, per_bit)
+        width = min(deviation, UNSURE)
+        weights: dict[int, float] = {}  # nodes share cells: each is mixed once
+        outside = 0.0
+        for share, step in NODES:
+            node = self.corners(batch, per_bit * math.exp(step * width))
+            outside += share * node.outside
+            for place, weight in node.weights:
+                weights[place] = weights.get(place, 0.0) + share * weight
+        return _Corners(list(weights.items()), outside, node.scale)
 
     def corners(self, batch: int, per_bit: float) -> _Corners:
         place, share, beyond = _between(self.batches, batch)
@@ -118,6 +152,7 @@ class _Grid(NamedTuple):
 
     plan: ExecutionPlan
     accuracy: float | None
+    agreement: float | None
     source: Source
     axes: _Axes
     columns: tuple[list[float], ...]
@@ -149,29 +184,34 @@ class Table:
         corners: dict[int, _Corners] = {}
         for grid in able:
             if id(grid.axes) not in corners:
-                corners[id(grid.axes)] = grid.axes.corners(observation.batch, per_bit)
+                corners[id(grid.axes)] = grid.axes.expected(
+                    observation.batch, per_bit, observation.bandwidth_deviation
+                )
         costs = [_cost(grid, corners[id(grid.axes)], objective) for grid in able]
         for place in sorted(range(len(able)), key=costs.__getitem__):
-            yield _expected(able[place], corners[id(able[place].axes)], costs[place], observation)
+            yield _expected(able[place], corners[id(able[place].axes)], costs[place])
 
     def of(self, plan: ExecutionPlan, observation: Observation, objective: Objective) -> Expected | None:
         """One plan's figures, None where it can't run."""
         grid = self._by_plan.get(plan)
         if grid is None or not _able(grid, observation):
             return None
-        corners = grid.axes.corners(observation.batch, _per_bit(observation))
-        return _expected(grid, corners, _cost(grid, corners, objective), observation)
+        corners = grid.axes.expected(
+            observation.batch, _per_bit(observation), observation.bandwidth_deviation
+        )
+        return _expected(grid, corners, _cost(grid, corners, objective))
 
-    def nearest(self, plan: ExecutionPlan, observation: Observation) -> float | None:
-        """Milliseconds of the plan's nearest cell, nothing between them; None where it can't run."""
-        grid = self._by_plan[plan]
-        if not _able(grid, observation):
+    def nearest(self, plan: ExecutionPlan, observation: Observation) -> tuple[Place, float] | None:
+        """A plan's nearest cell and its milliseconds, nothing between cells; None where the plan can't run."""
+        grid = self._by_plan.get(plan)
+        if grid is None or not _able(grid, observation):
             return None
         batches, rate = grid.axes.batches, observation.bandwidth_bps or 1.0
         line = min(range(len(batches)), key=lambda k: abs(batches[k] - observation.batch))
         xs = grid.axes.lines[line]
         near = min(range(len(xs)), key=lambda k: abs(math.log((xs[k] or 1.0) * rate)))
-        return grid.columns[MS][grid.axes.starts[line] + near]
+        place = Place.at(plan, batches[line], 1 / xs[near] if xs[near] else None)
+        return place, grid.columns[MS][grid.axes.starts[line] + near]
 
     def rate_of(self, plan: ExecutionPlan, batch: int, wire_ms: float) -> tuple[float, float] | None:
         """The rate, in bit/s, at which a batch waits for the link as long as this one did, and its relative deviation.
@@ -190,25 +230,27 @@ class Table:
         noise_ms = _deviation(grid, corners) * _figure(grid, MS, corners)
         return 1 / x, max(noise_ms / (slope * x), LEAST_DEVIATION)
 
-    def corrected(self, factors: Mapping[ExecutionPlan, float]) -> "Table":
-        """The table with plans' latencies times a factor."""
+    def corrected(self, factors: Mapping[Place, float]) -> "Table":
+        """The table with the latencies of some cells times a factor each."""
         replace = msgspec.structs.replace
-        return Table(
-            replace(row, ms=row.ms * factors.get(row.plan, 1.0), p95_ms=row.p95_ms * factors.get(row.plan, 1.0))
-            for row in self.rows
-        )  # fmt: skip
+
+        def of(row: Row) -> float:
+            return factors.get(Place.at(row.plan, row.batch, row.rate_bps), 1.0)
+
+        return Table(replace(row, ms=row.ms * of(row), p95_ms=row.p95_ms * of(row)) for row in self.rows)
 
 
 def table_of(
-    maps: Sequence[PerformanceMap], model: str, accuracy: Mapping[ExecutionPlan, Share] | None = None
+    maps: Sequence[PerformanceMap], model: str, accuracy: Sequence[AccuracyTable] = ()
 ) -> Table:
-    """The cells of one model. Measured ones stand before simulated ones of the same plan, batch and rate. accuracy: of a
-    plan, as a share; a plan that exchanges everything in fp32 has local's. Raises ConfigError where none is local."""
+    """The cells of one model, and what is known of its plans' answers. Measured cells stand before simulated ones of the
+    same plan, batch and rate. Raises ConfigError where none is local, or for another model's accuracy table."""
+    answers = Answers(accuracy, model)
     chosen: dict[tuple[ExecutionPlan, int, float | None], Row] = {}
     for cell in (cell for map_ in maps for cell in map_.cells if cell.model == model):
         if cell.plan.ranks > 1 and not cell.link.rate_bps:
             continue
-        row = _row(cell, accuracy)
+        row = _row(cell, answers)
         key = (row.plan, row.batch, row.rate_bps)
         if row.source == "measured" or key not in chosen or chosen[key].source == "simulated":
             chosen[key] = row
@@ -217,16 +259,21 @@ def table_of(
     return Table(chosen.values())
 
 
-def _row(cell: Cell, accuracy: Mapping[ExecutionPlan, Share] | None) -> Row:
+def _row(cell: Cell, answers: Answers) -> Row:
     low, high = cell.spread_ms
     spread = (high - low) / 2 / cell.latency_ms.p50 if cell.visits > 1 else PREDICTED_DEVIATION
-    exact = cell.plan.mode is not Mode.SEGMENT_MEANS and cell.plan.wire == "fp32"
-    known = None if accuracy is None else accuracy.get(cell.plan, accuracy.get(LOCAL) if exact else None)
+    known = answers.of(cell.plan)
     return Row(
         plan=cell.plan, batch=cell.batch, rate_bps=None if cell.plan.ranks == 1 else cell.link.rate_bps,
         ms=cell.latency_ms.p50, p95_ms=cell.latency_ms.p95, wire_ms=cell.split_ms.get("wire", 0.0) + cell.split_ms.get("wait", 0.0),
-        deviation=max(spread, LEAST_DEVIATION), joules=cell.energy_j, accuracy=known, source=cell.source,
+        deviation=max(spread, LEAST_DEVIATION), joules=_joules(cell), accuracy=known.accuracy,
+        agreement=known.agreement, source=cell.source,
     )  # fmt: skip
+
+
+def _joules(cell: Cell) -> float | None:
+    """Measured ones; of a simulated cell, of which nothing is measured, modelled ones."""
+    return cell.energy.joules if cell.source == "simulated" and cell.energy else cell.energy_j
 
 
 def _grid(plan: ExecutionPlan, rows: list[Row], known: dict[_Axes, _Axes]) -> _Grid:
@@ -244,7 +291,7 @@ def _grid(plan: ExecutionPlan, rows: list[Row], known: dict[_Axes, _Axes]) -> _G
     )  # fmt: skip
     axes = _Axes(batches, lines, starts)
     source: Source = "measured" if all(row.source == "measured" for row in rows) else "simulated"
-    return _Grid(plan, rows[0].accuracy, source, known.setdefault(axes, axes), columns)
+    return _Grid(plan, rows[0].accuracy, rows[0].agreement, source, known.setdefault(axes, axes), columns)
 
 
 def _able(grid: _Grid, observation: Observation) -> bool:
@@ -256,15 +303,13 @@ def _per_bit(observation: Observation) -> float:
     return 1 / observation.bandwidth_bps if observation.bandwidth_bps else 0.0
 
 
-def _expected(grid: _Grid, corners: _Corners, cost: float, seen: Observation) -> Expected:
+def _expected(grid: _Grid, corners: _Corners, cost: float) -> Expected:
     ms, joules = _figure(grid, MS, corners), _figure(grid, JOULES, corners)
     deviation = math.hypot(_deviation(grid, corners), BEYOND * corners.outside)
-    if grid.plan.ranks > 1 and seen.bandwidth_deviation:
-        slower = grid.axes.corners(seen.batch, _per_bit(seen) * (1 + seen.bandwidth_deviation))
-        deviation = math.hypot(deviation, abs(_figure(grid, MS, slower) / ms - 1))
     return Expected(
         plan=grid.plan, ms=ms, p95_ms=_figure(grid, P95, corners), deviation=deviation,
-        joules=None if joules == math.inf else joules, accuracy=grid.accuracy, source=grid.source, cost=cost,
+        joules=None if joules == math.inf else joules, accuracy=grid.accuracy, agreement=grid.agreement,
+        source=grid.source, cost=cost,
     )  # fmt: skip
 
 

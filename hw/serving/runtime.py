@@ -26,7 +26,7 @@ from prism.model import DistributedTransformer, distribute
 from prism.observe import RateEstimate, Sample, updated
 from prism.plan import ExecutionPlan
 from prism.policy import AnyPolicy, Decision, State
-from prism.table import LOCAL, Objective, Observation, Table
+from prism.table import LOCAL, Objective, Observation, Place, Table
 
 TICK_S = 0.02
 PROBE_BYTES = 65_536
@@ -34,11 +34,10 @@ PROBE_SHARE = 0.02  # of the time that probes may take
 PROBE_EVERY_S = 0.5  # at most so often
 PROBE_DEVIATION = 0.15  # of a rate from one probe: assumed, not measured
 CROSSINGS = 2  # a byte from station to station crosses the medium twice
-LEAST_S = 2e-4  # a probe quicker than this over an empty one says only "fast"
 RESIDUALS, ALARM = (
     12,
     0.10,
-)  # batches of a plan, and the median deviation from what was expected, for a correction
+)  # batches nearest to a cell, and the median deviation from what was expected, for a correction
 
 
 class Membership(Protocol):
@@ -96,12 +95,14 @@ class AdaptiveRuntime:
         self._timeout_s, self._learn, self._log, self._clock = timeout_s, learn, log, clock
         self._state, self._number = State(), 0
         self._estimate: RateEstimate | None = None
+        self._told_bps: float | None = None  # by the batch that ran last, where it was distributed
         self._wrapped: tuple[int, DistributedTransformer] | None = None
-        self._residuals: dict[ExecutionPlan, deque[float]] = {}
-        self._factors: dict[ExecutionPlan, float] = {}
+        self._residuals: dict[Place, deque[float]] = {}
+        self._factors: dict[Place, float] = {}
         self._round_trips: deque[float] = deque(maxlen=16)
         self._all_heard_s = self._next_probe = 0.0
         self._stopping = threading.Event()
+        self.last: Served | None = None
         self.served: Counter[str] = Counter()
         self.failures = 0
         self.corrections = 0
@@ -133,6 +134,7 @@ class AdaptiveRuntime:
         self._state = decision.state
         self._write(decided(number, 0 if group is None else group.epoch, seen, decision))
         output, ran, failed = None, decision.plan, ""
+        self._told_bps = None
         if ran.ranks > 1 and group is not None:
             output, failed = self._distributed(group, ran, call, start)
         if ran.ranks == 1 or failed:
@@ -142,9 +144,10 @@ class AdaptiveRuntime:
         self._write(Answered(number=number, at_s=end, ms=ms, ran=ran, failed=failed))
         self.served[ran.mode.value] += 1
         self.failures += bool(failed)
-        if not failed and decision.expected is not None and self._learn:
-            self._compare(ran, ms, decision.expected.ms, end)
-        return Served(output, ran, ms, decision, failed)
+        if not failed and self._learn:
+            self._compare(seen, ran, ms, end)
+        self.last = Served(output, ran, ms, decision, failed)
+        return self.last
 
     def _observe(
         self, size: int, group: Group | None, queued: int, left_ms: float | None, now: float
@@ -210,28 +213,35 @@ class AdaptiveRuntime:
     def _learn_rate(self, plan: ExecutionPlan, batch: int, waited_ms: float) -> None:
         found = self._first_table.rate_of(plan, batch, waited_ms)
         if found is not None:
-            rate, deviation = found
-            self._sampled(Sample(at_s=self._clock(), rate_bps=rate, deviation=deviation))
+            self._told_bps, deviation = found
+            self._sampled(Sample(at_s=self._clock(), rate_bps=self._told_bps, deviation=deviation))
 
     def _sampled(self, sample: Sample) -> None:
         self._estimate = updated(self._estimate, sample)
 
     # -- correcting the table -----------------------------------------------------------------------------
 
-    def _compare(self, plan: ExecutionPlan, ms: float, expected_ms: float, now: float) -> None:
-        """Served against expected: where a plan's last batches all say the same, the table follows them."""
-        residuals = self._residuals.setdefault(plan, deque(maxlen=RESIDUALS))
-        residuals.append(math.log(ms / expected_ms))
+    def _compare(self, seen: Observation, plan: ExecutionPlan, ms: float, now: float) -> None:
+        """Served over expected: where the last batches nearest to a cell all say the same, the cell follows them. A
+        distributed batch is held against the rate that it told of itself: against what was believed before, each change
+        of the link would be taken for a wrong cell."""
+        if plan.ranks > 1 and self._told_bps is None:
+            return
+        at = msgspec.structs.replace(seen, bandwidth_bps=self._told_bps, bandwidth_deviation=0.0)
+        near, expected = self._first_table.nearest(plan, at), self._table.of(plan, at, self._objective)
+        if near is None or expected is None:
+            return
+        place = near[0]
+        residuals = self._residuals.setdefault(place, deque(maxlen=RESIDUALS))
+        residuals.append(math.log(ms / expected.ms))
         if len(residuals) < RESIDUALS or abs(statistics.median(residuals)) < ALARM:
             return
-        self._factors[plan] = self._factors.get(plan, 1.0) * math.exp(statistics.median(residuals))
+        factor = self._factors[place] = self._factors.get(place, 1.0) * math.exp(statistics.median(residuals))
         residuals.clear()
         self.corrections += 1
         self._table = self._first_table.corrected(self._factors)
         self._write(
-            Corrected(
-                at_s=now, version=self.corrections, plan=plan, factor=self._factors[plan], batches=RESIDUALS
-            )
+            Corrected(at_s=now, version=self.corrections, place=place, factor=factor, batches=RESIDUALS)
         )
 
     def _write(self, entry: Entry) -> None:
@@ -281,6 +291,7 @@ class AdaptiveRuntime:
         now = self._clock()
         self.probe_s += seconds
         self._next_probe = now + max(PROBE_EVERY_S, seconds / PROBE_SHARE)
-        crossing = max(seconds - min(self._round_trips), LEAST_S)
+        # a first round trip may be slower than a probe (23 ms were seen): then half of the probe's time is the link's
+        crossing = max(seconds - min(self._round_trips), seconds / 2)
         rate = CROSSINGS * 8 * PROBE_BYTES / crossing
         self._sampled(Sample(at_s=now, rate_bps=rate, deviation=PROBE_DEVIATION, source="probe"))

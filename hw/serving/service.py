@@ -23,6 +23,7 @@ from hw.serving.member import follow
 from hw.serving.members import Meeting, Members
 from hw.serving.runtime import AdaptiveRuntime, DecisionWriter
 from hw.staging import CudaStager, HostStager
+from prism.accuracy import load_accuracy
 from prism.adapters import adapter_for
 from prism.decisions import LogHeader
 from prism.errors import ConfigError
@@ -37,12 +38,14 @@ Seconds = Annotated[float, msgspec.Meta(gt=0)]
 
 
 class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`prism-hw serve` as one file. key_file: without one nobody can join, and everything is local."""
+    """`prism-hw serve` as one file. accuracy: what plans cost in answers, for a floor in the objective. key_file: without
+    one nobody can join, and everything is local."""
 
     model: str = "fashion-vit"
     weights: str | None = None
     seed: int = 0
     map: str = ""
+    accuracy: str = ""
     key_file: str = ""
     join_address: str = "127.0.0.1"
     join_port: Port | None = None
@@ -116,7 +119,8 @@ def terminal(config: ServeConfig, command: str) -> Iterator[Terminal]:
     token = _token(config.token_file)
     endpoint = Endpoint(address=config.http_address, port=config.http_port, token=token)
     endpoint.check()
-    table = table_of([load_map(Path(config.map))], config.model)
+    known = [load_accuracy(Path(config.accuracy))] if config.accuracy else []
+    table = table_of([load_map(Path(config.map))], config.model, known)
     device = _device(config.model, config.weights, config.seed, config.threads)
     with contextlib.ExitStack() as stack:
         members = None

@@ -8,7 +8,7 @@ from prism.decisions import Corrected, LogHeader, decided, read_decisions, repla
 from prism.errors import TraceError
 from prism.perfmap import PerformanceMap
 from prism.policy import FixedPolicy, LookupPolicy, PrismPolicy, State
-from prism.table import LOCAL, Objective, Observation, Table, table_of
+from prism.table import LOCAL, Objective, Observation, Place, Table, table_of
 
 
 def table() -> Table:
@@ -31,8 +31,8 @@ def log(path, policy, correct=False):
         state = decision.state
         lines.append(decided(k, 1, seen, decision))
         if correct and k == 20:
-            lines.append(Corrected(at_s=0.3 * k, version=1, plan=LOCAL, factor=3.0, batches=12))
-            known = known.corrected({LOCAL: 3.0})
+            lines.append(Corrected(at_s=0.3 * k, version=1, place=Place.at(LOCAL, 1, None), factor=3.0, batches=12))
+            known = known.corrected({Place.at(LOCAL, 1, None): 3.0})
     path.write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
     return lines
 

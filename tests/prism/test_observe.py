@@ -41,9 +41,35 @@ def test_a_belief_grows_old():
 
 
 def test_probes_learn_what_batches_say():
-    """Probes that see half the rate that batches see are corrected after a few."""
+    """Probes that see 0.7 of the rate that batches see are corrected after a few."""
     known = None
     for k in range(40):
         known = updated(known, Sample(at_s=k, rate_bps=1e8, deviation=0.05))
         known = updated(known, Sample(at_s=k + 0.1, rate_bps=0.7e8, deviation=0.15, source="probe"))
-    assert known.probe_scale == pytest.approx(1 / 0.7, rel=0.1)
+    assert 1 / (1 / 0.7e8 + known.unprobed_s_per_bit) == pytest.approx(1e8, rel=0.1)
+
+
+def test_what_a_slow_rank_adds_on_a_fast_link_is_little_on_a_slow_one():
+    """Batches of 1.5 Mbit wait 5 ms for the other rank, beside what the link takes. Learnt at 200 Mbps, used at 40."""
+
+    def waits(rate):
+        return 1 / (1 / rate + 5e-3 / 1.5e6)
+
+    known = None
+    for k in range(40):
+        known = updated(known, Sample(at_s=k, rate_bps=waits(2e8), deviation=0.1))
+        known = updated(known, Sample(at_s=k + 0.1, rate_bps=2e8, deviation=0.15, source="probe"))
+    for k in range(40, 44):
+        known = updated(known, Sample(at_s=k, rate_bps=4e7, deviation=0.15, source="probe"))
+    assert known.rate_bps == pytest.approx(waits(4e7), rel=0.05)
+    assert waits(2e8) / 2e8 < 0.65, "as a factor it would be far off: 0.6 there, 0.88 here"
+
+
+def test_a_probe_of_another_moment_teaches_nothing():
+    """A burst ended between a batch and the probe behind it: that is the link's change, not the probe's way."""
+    known = None
+    for k in range(5):
+        known = updated(known, Sample(at_s=k, rate_bps=1.5e7, deviation=0.03))
+    known = updated(known, Sample(at_s=4.2, rate_bps=1e8, deviation=0.15, source="probe"))
+    known = updated(known, Sample(at_s=4.8, rate_bps=1e8, deviation=0.15, source="probe"))
+    assert known.unprobed_s_per_bit == 0 and known.rate_bps == pytest.approx(1e8, rel=0.05)

@@ -1,13 +1,16 @@
 """The policy: what it chooses, when it stays, and that it is pure."""
 
 import itertools
+import math
 
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.answers import accuracy_table
 from support.simulated import MODELS, simulated, trace_set
 
+from prism.energy import Energy
 from prism.errors import ConfigError
 from prism.perfmap import PerformanceMap, build_map
 from prism.plan import ExecutionPlan, Mode
@@ -88,6 +91,20 @@ def test_doubt_about_the_bandwidth_keeps_the_plan(table):
     assert sure.plan != LOCAL and unsure.plan == LOCAL and "doubt" in unsure.why
 
 
+def test_a_link_that_may_be_slow_costs_more_than_it_is_believed_to(table):
+    def ms(mbps, plan=FULL, deviation=0.0):
+        return table.of(plan, seen(mbps, bandwidth_deviation=deviation), LATENCY).ms
+
+    before = ms(100)
+    for deviation in (0.2, 0.5, 0.9):
+        step = math.exp(math.sqrt(3) * deviation)
+        mean = 2 / 3 * ms(100) + (ms(100 * step) + ms(100 / step)) / 6
+        assert ms(100, deviation=deviation) == pytest.approx(mean)
+        assert mean > before
+        before = mean
+    assert ms(100, LOCAL, 0.9) == ms(100, LOCAL), "local uses no link"
+
+
 @pytest.mark.parametrize("minimise", ["p50", "p95", "weighted", "energy"])
 def test_the_quick_cost_is_the_cost(map_, minimise):
     """Plans are sorted by a short cut, which must say what the whole figures say."""
@@ -103,8 +120,7 @@ def test_the_quick_cost_is_the_cost(map_, minimise):
 
 
 def test_constraints_come_before_the_objective(map_):
-    accuracy = {LOCAL: 0.95, MEANS: 0.90}
-    table = table_of([map_], "vit768", accuracy)
+    table = table_of([map_], "vit768", [accuracy_table("vit768", {LOCAL: (0.95, 1.0), MEANS: (0.90, 0.93)})])
     strict = Objective(least_accuracy=0.94)
     assert PrismPolicy().decide(seen(300), table, LATENCY, State()).plan == MEANS
     assert PrismPolicy().decide(seen(300), table, strict, State()).plan == LOCAL
@@ -114,6 +130,46 @@ def test_constraints_come_before_the_objective(map_):
     assert "no plan keeps the constraints" in none.why
     late = PrismPolicy().decide(seen(300, left_ms=1.0), table, LATENCY, State())
     assert late.plan == MEANS and "no plan keeps" in late.why
+
+
+def test_a_floor_on_agreement_leaves_what_is_exact(map_):
+    """With a table or without: what rounds and averages nothing agrees, what was not measured doesn't."""
+    floor, fast = Objective(least_agreement=0.98), seen(300)
+    assert PrismPolicy().decide(fast, table_of([map_], "vit768"), LATENCY, State()).plan == MEANS
+    for known in ([], [accuracy_table("vit768", {LOCAL: (0.95, 1.0), MEANS: (0.90, 0.93)})]):
+        table = table_of([map_], "vit768", known)
+        assert PrismPolicy().decide(seen(1e5), table, floor, State()).plan == FULL
+        assert "no other" not in PrismPolicy().decide(seen(1e5), table, floor, State()).why
+    cells = tuple(c for c in map_.cells if c.plan != FULL)
+    found = PrismPolicy().decide(
+        fast, table_of([msgspec.structs.replace(map_, cells=cells)], "vit768", known), floor, State(plan=MEANS)
+    )
+    assert found.plan == LOCAL and found.why == "the plan before can't be kept; no other plan keeps the constraints"
+    good = table_of([map_], "vit768", [accuracy_table("vit768", {MEANS: (0.94, 0.99)})])
+    assert PrismPolicy().decide(fast, good, floor, State()).plan == MEANS
+    with pytest.raises(ConfigError, match="prism-hw evaluate vit768"):
+        table_of([map_], "vit768", [accuracy_table("other", {})])
+
+
+def test_a_deadline_that_nobody_keeps_does_not_buy_a_wrong_answer(map_):
+    """Late is better than wrong: means would be quicker, and stay forbidden, also where they ran before."""
+    table = table_of([map_], "vit768", [accuracy_table("vit768", {MEANS: (0.90, 0.93)})])
+    floor, hurry = Objective(least_agreement=0.98), seen(300, left_ms=1.0)
+    for state in (State(), State(plan=MEANS)):
+        found = PrismPolicy().decide(hurry, table, floor, state)
+        assert found.plan == LOCAL and "no plan keeps the constraints" in found.why
+    assert PrismPolicy().decide(hurry, table, LATENCY, State()).plan == MEANS
+
+
+def test_modelled_joules_count_where_nothing_is_measured(map_):
+    """A simulated cell's are modelled like the rest of it; beside a measured latency they say too little."""
+    energy = Energy(
+        joules=2.0, per_device_j={}, per_rail_j={}, idle_w={}, above_idle_j=None, samples=0, source="a test", modelled=True
+    )
+    for source, joules in (("simulated", 2.0), ("measured", None)):
+        cells = tuple(msgspec.structs.replace(c, source=source, energy=energy, energy_j=None) for c in map_.cells)
+        table = table_of([msgspec.structs.replace(map_, cells=cells)], "vit768")
+        assert {each.joules for each in expected(table, seen(300), LATENCY)} == {joules}
 
 
 def test_energy_that_was_not_measured_chooses_nothing_over_what_was(map_):

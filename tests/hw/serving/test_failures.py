@@ -85,6 +85,32 @@ def test_a_late_joiner_is_taken_in_between_batches(tmp_path):
         assert ask(service, images(2))[0].ran == FULL
 
 
+def test_a_member_that_takes_part_in_no_batch_is_kept_alive_under_load(tmp_path):
+    with (
+        serving(tmp_path, timeout_s=TIMEOUT_S, devices=3) as service,
+        Member(service.members.port, tmp_path),
+        Member(service.members.port, tmp_path, "garden"),
+    ):
+        assert service.members.wait(60, devices=3)
+        service.runtime.__exit__()  # the ticker, which would do it between batches
+        epoch, until_s, x = service.members.group().epoch, time.monotonic() + 3 * TIMEOUT_S, images(1)
+        while time.monotonic() < until_s:
+            served = service.runtime.run({"x": x})
+            assert served.ran == FULL and not served.failed, "by two of the three devices"
+        assert service.members.group().epoch == epoch
+
+
+def test_members_join_a_terminal_that_was_started_anew(tmp_path):
+    with serving(tmp_path, timeout_s=TIMEOUT_S) as service:
+        port = service.members.port
+        member = Member(port, tmp_path)
+        assert service.members.wait(60)
+    with member, serving(tmp_path, timeout_s=TIMEOUT_S, join_port=port) as service:
+        assert service.members.wait(30), service.members.history
+        assert member.process.poll() is None
+        assert ask(service, images(2))[0].ran == FULL
+
+
 def test_other_weights_are_refused_with_both_hashes(tmp_path):
     with serving(tmp_path) as service:
         member = Member(service.members.port, tmp_path, "kitchen", None, "--weights", "random")

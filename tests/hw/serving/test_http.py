@@ -14,7 +14,9 @@ from support.serving import MODEL, images, local_answer, post, serving
 from hw.serving import http, v2
 from hw.serving.http import Endpoint
 from hw.serving.service import ServeConfig, terminal
+from prism.decisions import Decided, read_decisions
 from prism.errors import ConfigError, InputError
+from prism.policy import PrismPolicy
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +56,16 @@ def test_requests_that_come_together_are_answered_apart(tmp_path):
         rows = torch.cat([future.result(20).outputs["logits"] for future in futures])
         torch.testing.assert_close(rows, local_answer(service, images(8)), rtol=1e-4, atol=1e-4)
         assert service.runtime.served == {"local": 1}
+
+
+def test_a_deadline_reaches_the_policy(tmp_path):
+    log = tmp_path / "log"
+    fields = dict(key_file="", policy=PrismPolicy(), decisions=str(log), deadline_s=0.05, learn=False)
+    with serving(tmp_path, **fields) as service:  # by the map, local takes 100 ms
+        assert post(service, body(images(1)))[0] == 200
+    (entry,) = (each for each in read_decisions(log).entries if isinstance(each, Decided))
+    assert 0 <= entry.observation.left_ms <= 50
+    assert "no plan keeps the constraints" in entry.why
 
 
 @pytest.mark.parametrize(

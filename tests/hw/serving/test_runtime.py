@@ -5,19 +5,22 @@ import threading
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
-from support.serving import MODEL, images, map_file, serving, until
+from support.serving import FULL, MODEL, Member, images, map_file, serving, until
 
+from hw.comm import process_group
 from hw.loading import fingerprint
 from hw.recorder import SpanRecorder
 from hw.serving.channel import Form, Hello, Refused, Welcome, answer
 from hw.serving.members import FLAPS
 from hw.serving.rendezvous import RelayStore
-from hw.serving.runtime import RESIDUALS, AdaptiveRuntime
+from hw.serving.runtime import PROBE_BYTES, RESIDUALS, AdaptiveRuntime
 from prism.decisions import Answered, Corrected, Decided, read_decisions, replay
+from prism.errors import ExchangeError
 from prism.perfmap import load_map
 from prism.policy import PrismPolicy
-from prism.table import LOCAL, Objective, table_of
+from prism.table import LOCAL, Objective, Observation, table_of
 from prism.zoo import load_model
 
 
@@ -43,11 +46,38 @@ def test_a_map_that_is_wrong_is_corrected_unless_told_not_to(tmp_path, learn):
     corrected = [entry for entry in log.entries if isinstance(entry, Corrected)]
     assert len(corrected) == int(learn)
     if learn:
-        assert corrected[0].plan == LOCAL and corrected[0].factor < 0.9, "the map says 100 ms"
+        assert corrected[0].place.plan == LOCAL and corrected[0].factor < 0.9, "the map says 100 ms"
         decided = [entry for entry in log.entries if isinstance(entry, Decided)]
         assert decided[-1].expected_ms < decided[0].expected_ms == pytest.approx(100.0)
     assert sum(isinstance(entry, Answered) for entry in log.entries) == RESIDUALS + 3
     assert replay(log).identical
+
+
+def test_a_link_that_changed_is_no_wrong_cell(tmp_path):
+    """A batch that took as long as the map says for the rate that it met corrects nothing, whatever was believed before."""
+    model, table = load_model(MODEL).model, table_of([load_map(Path(map_file(tmp_path)))], MODEL)
+    runtime = AdaptiveRuntime(model, Alone(), SpanRecorder(0), table, PrismPolicy(), Objective())
+    believed = Observation(batch=1, devices=2, bandwidth_bps=1e9, at_s=0.0)
+    met = table.of(FULL, msgspec.structs.replace(believed, bandwidth_bps=20e6), Objective())
+    runtime._learn_rate(FULL, 1, 1000 / 20)
+    for _ in range(3 * RESIDUALS):
+        runtime._compare(believed, FULL, met.ms, 0.0)
+    assert runtime.corrections == 0
+    for _ in range(RESIDUALS):
+        runtime._compare(believed, FULL, 1.3 * met.ms, 0.0)
+    assert runtime.corrections == 1
+
+
+def test_a_slow_first_round_trip_makes_no_fast_link(tmp_path):
+    """23 ms for nothing, then 20 ms for a probe: at most the rate that half of them allow."""
+    model, table = load_model(MODEL).model, table_of([load_map(Path(map_file(tmp_path)))], MODEL)
+    runtime = AdaptiveRuntime(model, Alone(), SpanRecorder(0), table, PrismPolicy(), Objective())
+    runtime._round_trips.append(23e-3)
+    runtime._probed(20e-3)
+    assert runtime.estimate.rate_bps == pytest.approx(2 * 8 * PROBE_BYTES / 10e-3)
+    runtime._round_trips.append(2e-3)
+    runtime._probed(20e-3)
+    assert runtime.estimate.rate_bps < 0.9 * 2 * 8 * PROBE_BYTES / 10e-3
 
 
 def test_alone_it_answers_and_stops(tmp_path):
@@ -84,6 +114,21 @@ def test_a_peer_that_breaks_every_group_is_kept_waiting(tmp_path):
             assert until(lambda n=count: broken() >= n, 10)
         refused = join()
         assert isinstance(refused, Refused) and 1 < refused.retry_s <= 2, "twice as long each time"
+
+
+def test_a_group_forms_after_tries_that_failed_on_one_side_alone(tmp_path):
+    """Both sides meet under a number that torch counts, and a failed try counts."""
+
+    def fails():
+        with pytest.raises(ExchangeError, match="did not come"), process_group(
+            RelayStore(lambda key, value: None, 0.05), 0, 2, interface="lo", timeout_s=1.0
+        ):
+            raise AssertionError("nobody else was there")
+
+    for _ in range(2):
+        fails()
+    with serving(tmp_path) as service, Member(service.members.port, tmp_path):
+        assert service.members.wait(60), service.members.history
 
 
 def test_a_store_gives_up_when_a_member_is_gone():
