@@ -7,7 +7,8 @@ demo: .venv/ready  ## set up .venv and run the main job on the embedded default
 	$(BIN)/prism-hw demo --output out/demo
 
 test: .venv/ready  ## everything that needs no root, GPU or Jetson
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --ignore=tests/hw --ignore=tests/contract
+	$(BIN)/python -m pytest tests/hw tests/contract  # alone: they measure, and look for leftovers on the whole machine
 
 lint: .venv/ready
 	$(BIN)/ruff check .

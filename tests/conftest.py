@@ -1,6 +1,7 @@
 from collections.abc import Iterator
 
 import pytest
+import torch
 from support.gloo import GlooPool
 
 
@@ -9,3 +10,10 @@ def gloo() -> Iterator[GlooPool]:
     pool = GlooPool()
     yield pool
     pool.close()
+
+
+@pytest.fixture(autouse=True)
+def _gradients():
+    """A server turns gradients off for its whole process; the next test may want them."""
+    yield
+    torch.set_grad_enabled(True)

@@ -107,23 +107,30 @@ def test_unreadable_and_mixed_images(tmp_path):
     assert done.returncode == 2 and "b.png" in done.stderr
 
 
+@pytest.fixture
 def started(tmp_path):
-    """A long run that has written some batches."""
+    """A long run that has written some batches. Killed at the end, so that a test that fails leaves nothing running. Ctrl-C
+    reaches it also where the tests themselves run in the background of a shell, which makes their children deaf to it."""
     trace = tmp_path / "t.jsonl"
     flags = ["fashion-vit", "--batches", "1000000", "--timeout", "5", "--trace", str(trace)]
     process = subprocess.Popen(
-        [*COMMAND, *flags], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=ENV
-    )
+        [*COMMAND, *flags], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=ENV,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     deadline = time.monotonic() + 60
-    while not (trace.exists() and trace.read_bytes().count(b'"type":"batch"') > 5):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.1)
-    return process, trace
+    try:
+        while not (trace.exists() and trace.read_bytes().count(b'"type":"batch"') > 5):
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.1)
+        yield process, trace
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_peer_that_dies_or_freezes(tmp_path, how):
-    process, trace = started(tmp_path)
+def test_a_peer_that_dies_or_freezes(started, how):
+    process, trace = started
     os.kill(ranks()[1], how)
     assert process.wait(25) == 2
     assert "rank 1" in process.stderr.read()
@@ -131,8 +138,8 @@ def test_a_peer_that_dies_or_freezes(tmp_path, how):
     assert len(read_trace(trace).batches) > 5
 
 
-def test_ctrl_c_ends_every_rank_within_two_seconds(tmp_path):
-    process, trace = started(tmp_path)
+def test_ctrl_c_ends_every_rank_within_two_seconds(started):
+    process, trace = started
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
     assert process.wait(10) == 130
@@ -141,8 +148,8 @@ def test_ctrl_c_ends_every_rank_within_two_seconds(tmp_path):
     assert read_trace(trace).batches
 
 
-def test_no_orphan_when_the_parent_is_killed(tmp_path):
-    process, _ = started(tmp_path)
+def test_no_orphan_when_the_parent_is_killed(started):
+    process, _ = started
     process.kill()
     process.wait()
     time.sleep(0.5)
