@@ -29,6 +29,8 @@ from prism.spec import LinkSpec
 
 INTERFACE = "eth0"
 BURST_BYTES = 3200  # two frames: a larger bucket would let small messages pass for nothing
+BURST_S = 0.25e-3  # and where frames are quick, what a host that is late by this long doesn't lose
+PEAK = 1.25  # of the rate, how quickly a full bucket empties: by this much a small message can be too quick
 GSO_BYTES = 16384  # of the user-space medium: short enough that others get a turn in between
 
 
@@ -188,9 +190,11 @@ class KernelMedium:
 
     def _shape(self, verb: str, rate_bps: float) -> None:
         frames_bps = rate_bps / CROSSINGS / PAYLOAD_SHARE
+        burst = round(frames_bps / 8 * BURST_S)
+        peak = ("peakrate", f"{PEAK * frames_bps:.0f}bit", "mtu", str(BURST_BYTES)) if burst > BURST_BYTES else ()
         self._point.run(
             "tc", "qdisc", verb, "dev", "ifb0", "root", "tbf", "rate", f"{frames_bps:.0f}bit",
-            "burst", str(BURST_BYTES), "limit", str(BACKLOG_BYTES),
+            "burst", str(max(burst, BURST_BYTES)), "limit", str(BACKLOG_BYTES), *peak,
         )  # fmt: skip
 
     def set_rate(self, rate_bps: float) -> None:

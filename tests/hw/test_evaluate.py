@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import sys
 
 import msgspec
 import numpy as np
@@ -17,7 +16,6 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from hw import evalscore
 from hw import evaluate as evaluation
-from hw.cli import main
 from hw.data import Sample, collate_texts
 from hw.evaldata import Columns, Pair, load_dataset
 from hw.evalpage import page, write_parquet
@@ -282,20 +280,7 @@ def test_pairs_too_alike_for_a_correlation():
 # -- the command ------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def prism(monkeypatch, capsys):
-    def command(*args):
-        """Exit status, standard output, standard error."""
-        monkeypatch.setattr(sys, "argv", ["prism-hw", "evaluate", *args])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return ended.value.code, *capsys.readouterr()
-
-    return command
-
-
-def test_a_folder_with_a_tokenizer_by_the_command(tmp_path, prism):
+def test_a_folder_with_a_tokenizer_by_the_command(tmp_path, prism_hw):
     """Also: a plan with more segments than a part has tokens is left out, not an error."""
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -308,7 +293,7 @@ def test_a_folder_with_a_tokenizer_by_the_command(tmp_path, prism):
     model.save_pretrained(tmp_path / "m")
     (tmp_path / "d.csv").write_text("text,label\n" + "good film good film,up\nbad film bad bad film,down\n" * 4)
     flags = (str(tmp_path / "m"), "--data", str(tmp_path / "d.csv"), "--segments", "1,9", "--output", str(tmp_path / "o"))
-    code, shown, errors = prism(*flags, "--json")
+    code, shown, errors = prism_hw("evaluate", *flags, "--json")
     assert code == 0, errors
     table = msgspec.json.decode(shown, type=AccuracyTable)
     assert [row.plan.segments for row in table.rows] == [None, None, 1] and table.metric == "top1" and table.n == 8
@@ -331,6 +316,6 @@ def test_a_folder_with_a_tokenizer_by_the_command(tmp_path, prism):
         (["--data", "nowhere.csv"], "nowhere.csv"),
     ],
 )
-def test_bad_flags_take_one_line(tmp_path, prism, flags, words):
-    code, _, errors = prism("fashion-vit", *flags, "--output", str(tmp_path))
+def test_bad_flags_take_one_line(tmp_path, prism_hw, flags, words):
+    code, _, errors = prism_hw("evaluate", "fashion-vit", *flags, "--output", str(tmp_path))
     assert code == 2 and words in errors and len(errors.strip().splitlines()) == 1

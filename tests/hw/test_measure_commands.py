@@ -2,10 +2,13 @@
 
 import json
 import os
+import statistics
 import subprocess
 import sys
+from collections import defaultdict
 
 import pytest
+from support.link import stream_share
 
 from prism.perfmap import load_map
 from prism.trace import read_trace
@@ -19,30 +22,25 @@ def prism(*args, timeout=200):
     )
 
 
-def measured_link(*args, good):
-    """The report of prism-hw link; up to three times, since other work on the machine disturbs a short measurement. A
-    link that is wrong by itself stays wrong."""
-    for _ in range(3):
-        done = prism("link", *args, "--json")
-        assert done.returncode == 0, done.stderr
-        report = json.loads(done.stdout)
-        if good(report):
-            break
-    return report
+def measured_link(*args):
+    done = prism("link", *args, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 @root
 @pytest.mark.parametrize(("link", "mbps"), [("testbed:100Mbps", 100), ("testbed:400Mbps,2ms", 400)])
 def test_the_link_bench_finds_the_testbeds_rate_and_latency(tmp_path, link, mbps):
+    """Never more than the link has, and what a plain stream gets of it just before or after: how near that comes to the
+    rate is the host's affair (benchmarks/testbed_rate.py)."""
     page, raw = tmp_path / "link.html", tmp_path / "raw.jsonl"
-    report = measured_link(
-        "--link", link, "--budget", "12", "--output", str(page), "--trace", str(raw),
-        good=lambda found: found["goodput_over_configured"] > 0.95,
-    )  # fmt: skip
+    before = stream_share(link)
+    report = measured_link("--link", link, "--budget", "6", "--output", str(page), "--trace", str(raw))
     (pair,) = report["pairs"]
     assert report["configured_mbps"] == mbps and report["expected_goodput_mbps"] == mbps / 2
-    assert 0.95 < report["goodput_over_configured"] < 1.05
-    assert 0.8 < pair["beta_mbps"] / (mbps / 2) < 1.2  # a fit over all sizes; goodput above is the sharp one
+    share = report["goodput_over_configured"]
+    assert 0.95 * min(before, stream_share(link), 1) < share < 1.05
+    assert 0.8 * share < pair["beta_mbps"] / (mbps / 2) < 1.2  # a fit over all sizes
     latency = 2.0 if "2ms" in link else 0.0
     assert 2 * latency < pair["rtt_busy_ms"]["p50"] < 2 * latency + 2
     assert pair["rtt_loaded_ms"]["p50"] > pair["rtt_busy_ms"]["p50"]
@@ -52,17 +50,23 @@ def test_the_link_bench_finds_the_testbeds_rate_and_latency(tmp_path, link, mbps
 
 
 @root
-def test_three_stations_share_the_air():
-    def shares(found):
-        """Of the air, in either collective: every rank's bytes go to two others, six payloads that cross it twice."""
-        return [row["beta_mbps"] * 12 / 200 for row in found["collectives"]]
-
-    report = measured_link(
-        "--link", "testbed:200Mbps", "--devices", "3", "--budget", "12",
-        good=lambda found: all(0.85 < share < 1.15 for share in shares(found)),
-    )  # fmt: skip
+def test_three_stations_share_the_air(tmp_path):
+    raw = tmp_path / "raw.jsonl"
+    report = measured_link("--link", "testbed:100Mbps", "--devices", "3", "--budget", "8", "--trace", str(raw))
     assert [(pair["a"], pair["b"]) for pair in report["pairs"]] == [(0, 1), (0, 2), (1, 2)]
-    assert len(shares(report)) == 2 and all(0.85 < share < 1.15 for share in shares(report))
+    for op in ("mesh", "ring"):
+        calls = defaultdict(list)
+        for probe in read_trace(raw).probes:
+            if probe.op == op and not probe.warmup:
+                calls[probe.shape].append(probe)
+        largest = max(size for _, size, _ in calls)
+        seconds = statistics.median(  # from the first rank's start to the last one's end, by one clock
+            (max(p.end_ns for p in ranks) - min(p.start_ns for p in ranks)) / 1e9
+            for (_, size, _), ranks in calls.items()
+            if size == largest
+        )
+        # every rank's bytes go to two others: six payloads that cross the air twice
+        assert largest > 30_000 and 0.95 < seconds / (12 * 8 * largest / 100e6) < 1.35
 
 
 def test_probe_covers_operations_and_exchanges(tmp_path):

@@ -94,17 +94,20 @@ def test_a_bad_sweep_names_the_key(change, words):
         ('latency = "2"', "unit"),
     ],
 )
-def test_a_sweep_that_can_not_run_is_one_line(tmp_path, line, words):
+def test_a_sweep_that_can_not_run_is_one_line(tmp_path, prism_hw, line, words):
     key = line.split(" =")[0]
-    text = "\n".join(row for row in TOML.splitlines() if not row.startswith(key)) + f"\n{line}\n"
-    done = profile(tmp_path / "s.toml", tmp_path / "out", text=text)
-    assert done.returncode == 2
-    assert words in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    path = tmp_path / "s.toml"
+    path.write_text("\n".join(row for row in TOML.splitlines() if not row.startswith(key)) + f"\n{line}\n")
+    code, _, errors = prism_hw("profile", "--config", str(path), "-o", str(tmp_path / "out"))
+    assert code == 2
+    assert words in errors and len(errors.strip().splitlines()) == 1
 
 
-def test_dry_run_counts_and_measures_nothing(tmp_path):
-    done = profile(tmp_path / "s.toml", tmp_path / "out", "--dry-run", "--json")
-    plan = json.loads(done.stdout)
+def test_dry_run_counts_and_measures_nothing(tmp_path, prism_hw):
+    path = tmp_path / "s.toml"
+    path.write_text(TOML)
+    _, shown, _ = prism_hw("profile", "--config", str(path), "-o", str(tmp_path / "out"), "--dry-run", "--json")
+    plan = json.loads(shown)
     assert len(plan["cells"]) == 10 and plan["visits"] == 20 and plan["done"] == 0
     assert plan["estimated_s"] == pytest.approx(2 * sum(cell["estimated_s"] for cell in plan["cells"]))
     assert not (tmp_path / "out").exists()
@@ -148,26 +151,28 @@ def convert_toml(text: str) -> SweepConfig:
     return convert(tomllib.loads(text), SweepConfig, "s.toml")
 
 
-def test_another_sweeps_folder_is_refused_and_more_repeats_are_not(tmp_path):
+def test_another_sweeps_folder_is_refused_and_more_repeats_are_not(tmp_path, prism_hw):
     short = TOML.replace("repeats = 2", "repeats = 1").replace(
         'modes = ["local", "full", "segment_means"]', 'modes = ["local"]'
     )
     assert profile(tmp_path / "s.toml", tmp_path / "out", text=short).returncode == 0
     more = profile(tmp_path / "s.toml", tmp_path / "out", "--repeats", "2", "--json", text=short)
     assert json.loads(more.stdout)["new"] == 2
-    other = profile(tmp_path / "s.toml", tmp_path / "out", text=short.replace("[1, 10]", "[1]"))
-    assert other.returncode == 2 and "another sweep" in other.stderr
+    (tmp_path / "s.toml").write_text(short.replace("[1, 10]", "[1]"))
+    code, _, errors = prism_hw("profile", "--config", str(tmp_path / "s.toml"), "-o", str(tmp_path / "out"))
+    assert code == 2 and "another sweep" in errors
 
 
-def test_a_folder_has_one_owner(tmp_path):
+def test_a_folder_has_one_owner(tmp_path, prism_hw):
     import fcntl
 
+    (tmp_path / "s.toml").write_text(TOML)
     folder = tmp_path / "out"
     folder.mkdir()
     with open(folder / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        done = profile(tmp_path / "s.toml", folder)
-    assert done.returncode == 2 and "in use" in done.stderr
+        code, _, errors = prism_hw("profile", "--config", str(tmp_path / "s.toml"), "-o", str(folder))
+    assert code == 2 and "in use" in errors
 
 
 def test_a_full_disk_is_one_line():
@@ -188,15 +193,16 @@ def test_three_ranks_on_two_cores_are_marked(tmp_path):
     assert {header.oversubscribed for header in headers} == {cores < 3 * 2}
 
 
-def test_a_cluster_is_swept_by_its_terminal(tmp_path):
+def test_a_cluster_is_swept_by_its_terminal(tmp_path, prism_hw):
     from hw.comm import free_port
 
     devices = "".join(f'[[devices]]\nname = "{name}"\naddress = "127.0.0.1"\n' for name in "ab")
     cluster = tmp_path / "c.toml"
     cluster.write_text(f"port = {free_port('127.0.0.1')}\n{devices}")
     text = TOML.replace('rates = ["100Mbps", "400Mbps"]', "").replace("shaper", "network")
-    alone = profile(tmp_path / "s.toml", tmp_path / "out", text=text)
-    assert alone.returncode == 2 and "--cluster" in alone.stderr
+    (tmp_path / "s.toml").write_text(text)
+    code, _, errors = prism_hw("profile", "--config", str(tmp_path / "s.toml"), "-o", str(tmp_path / "out"))
+    assert code == 2 and "--cluster" in errors
     worker = [sys.executable, "-m", "hw.cli", "worker", "--cluster", str(cluster), "--name", "b"]
     with subprocess.Popen(worker, stderr=subprocess.PIPE, text=True) as other:
         done = profile(tmp_path / "s.toml", tmp_path / "out", "--cluster", str(cluster), "--json", text=text)

@@ -87,12 +87,13 @@ def test_modes_agree_and_the_bytes_are_the_formulas(tmp_path):
         (["--trace", "/nowhere/t.jsonl"], "can't be written"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(flags, words):
+def test_bad_input_is_one_line_and_exit_code_2(prism_hw, monkeypatch, flags, words):
+    monkeypatch.setenv("PRISM_TEST_RUN", str(os.getpid()))
     model = [] if flags[0] in ("nosuchmodel", "vit_base_patch16_224") else ["fashion-vit"]
-    done = prism(*model, *flags)
-    assert done.returncode == 2
-    assert words in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    code, _, errors = prism_hw("run", *model, *flags)
+    assert code == 2
+    assert words in errors
+    assert len(errors.strip().splitlines()) == 1
     assert not ranks()
 
 

@@ -1,8 +1,6 @@
 """doctor --secure, on fakes of the kernel's files."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -28,9 +26,8 @@ def test_the_interface_on_the_way_is_what_counts(net, interface, status):
     assert kernel.status == "ok"
 
 
-def test_the_command_says_so_of_the_loopback_and_of_nowhere():
-    command = [sys.executable, "-m", "hw.cli", "doctor", "--json", "--secure"]
-    found = json.loads(subprocess.run([*command, "127.0.0.1"], capture_output=True, text=True).stdout)
+def test_the_command_says_so_of_the_loopback_and_of_nowhere(prism_hw):
+    found = json.loads(prism_hw("doctor", "--json", "--secure", "127.0.0.1")[1])
     assert found[0]["status"] == "ok" and "nothing leaves" in found[0]["found"]
-    wrong = subprocess.run([*command, "nonsense"], capture_output=True, text=True)
-    assert wrong.returncode == 2 and len(wrong.stderr.strip().splitlines()) == 1
+    code, _, errors = prism_hw("doctor", "--json", "--secure", "nonsense")
+    assert code == 2 and len(errors.strip().splitlines()) == 1

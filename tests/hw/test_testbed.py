@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from support.link import stream_share
 
 from hw.tap import VNET, AccessPoint, TapJob
 from hw.testbed import NamespaceTestbed, netem_arguments, read_rates
@@ -126,16 +127,16 @@ def run(link: str, trace: Path, *flags: str) -> dict:
 
 
 @root
-@pytest.mark.parametrize(("mbps", "batches", "least"), [(100, 10, 0.9), (400, 20, 0.75)])
-def test_what_a_real_model_sends_takes_its_time(tmp_path, mbps, batches, least):
-    """Payloads of 640 kB by a trained ViT on real images: bytes arrive at half of the medium's rate, both
-    directions together. What a batch shows is a lower bound (ranks in unequal step, on a busy machine), so the best counts.
-    At 400 Mbps a host in a slow hour reached 0.85 to 0.88, the same one 0.95 to 0.96 three hours before: what the bucket of two
-    frames can't hold while the host is late is lost."""
-    path = tmp_path / "t.jsonl"
-    seen = run(f"testbed:{mbps}Mbps", path, "--batch", "100", "--batches", str(batches))
+@pytest.mark.parametrize(("mbps", "batches"), [(100, 5), (400, 12)])
+def test_what_a_real_model_sends_takes_its_time(tmp_path, mbps, batches):
+    """Payloads of 640 kB by a trained ViT on real images: bytes arrive at half of the medium's rate, both directions
+    together. What a batch shows is a lower bound (ranks in unequal step), so the best counts; and a busy host's medium loses
+    rate, which a plain stream just before or after shows as well."""
+    path, link = tmp_path / "t.jsonl", f"testbed:{mbps}Mbps"
+    before = stream_share(link)
+    seen = run(link, path, "--batch", "100", "--batches", str(batches))
     assert seen["bytes_per_exchange"] == 100 * 25 * 64 * 4
-    assert least < max(bandwidths(list(read_trace(path).spans))) / (mbps / 2) < 1.02
+    assert 0.9 * min(before, stream_share(link), 1) < max(bandwidths(list(read_trace(path).spans))) / (mbps / 2) < 1.02
 
 
 @root

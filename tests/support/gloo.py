@@ -40,7 +40,7 @@ class GlooPool:
         for pipe in self._pipes:
             pipe.send(None)
         for process in self._processes:
-            process.join(10)
+            process.join(1)
             process.kill()
 
 

@@ -2,6 +2,8 @@
 
 import multiprocessing as mp
 import os
+import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,33 @@ def measure(
             for rank in range(ranks)
         ]
     )
+
+
+def stream_share(link: str, seconds: float = 1.0) -> float:
+    """What a plain TCP stream gets of the rate that a testbed promises it, after its first fifth. A busy host can't serve
+    its medium in time and loses some, which no measurement through it can do better."""
+    spec = LinkSpec.parse(link)
+    assert spec.rate_bps
+    with NamespaceTestbed(spec, 2) as bed:
+        server = bed.stations[1].call(lambda: socket.create_server((bed.addresses[1], 5001)))
+        client = bed.stations[0].call(lambda: socket.create_connection((bed.addresses[1], 5001)))
+        peer, _ = server.accept()
+        with server, client, peer:
+            began = time.perf_counter()
+            child = os.fork()
+            if child == 0:
+                while time.perf_counter() < began + seconds:
+                    client.sendall(bytes(1 << 16))
+                os._exit(0)
+            received, counted_from = 0, began
+            while (now := time.perf_counter()) < began + seconds:
+                size = len(peer.recv(1 << 16))
+                if now < began + seconds / 5:
+                    counted_from = time.perf_counter()
+                else:
+                    received += size
+            os.waitpid(child, 0)
+        return received * 8 / (now - counted_from) / (spec.rate_bps / 2)
 
 
 def _run(jobs: list[Rank]) -> tuple[LinkReport, list[Probe]]:

@@ -1,0 +1,23 @@
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from hw.cli import main
+
+Ran = tuple[int, str, str]
+
+
+@pytest.fixture
+def prism_hw(monkeypatch, capsys) -> Callable[..., Ran]:
+    """The command in this process, which has torch loaded: exit status, standard output, standard error. For what is refused
+    or starts no ranks; a run pins its terminal to a core."""
+
+    def command(*args: str) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["prism-hw", *args])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code, *capsys.readouterr()
+
+    return command
