@@ -131,6 +131,8 @@ def _left_out(
         part = TraceSet(files=tuple(file for file in traces.files if file.trace.header.model != name))
         known = [cell for cell in cells if cell.model != name]
         held = [cell for cell in cells if cell.model == name]
+        if all(cell.plan.ranks == 1 for cell in known):
+            continue  # nothing is left of exchanges
         try:
             other = _profile(part, known, models, simulate, probed, "left out", "")
         except ConfigError:

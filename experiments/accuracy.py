@@ -8,11 +8,11 @@ model beside it, and accuracy.png.
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from assets import cache_folder
 from rich.progress import Progress
 
 from hw.evaldata import Columns
@@ -23,7 +23,7 @@ from prism.partition import split_sizes
 from prism.plan import Mode, Wire
 
 RESULTS = Path(__file__).parent / "results" / "accuracy"
-CACHE = Path(os.environ.get("PRISM_CACHE", Path.home() / ".cache" / "prism"))
+CACHE = cache_folder()
 DEVICES = (2, 3, 4)
 CODECS: tuple[Wire, ...] = ("fp32", "int8", "int4", "int2", "delta3", "delta2", "delta1")
 FEWER: tuple[Wire, ...] = ("delta3", "delta1")  # with half and a quarter of the rows

@@ -344,6 +344,8 @@ def main() -> None:
     rates = TRACES[options.trace](random.Random(2))[: options.slots]
     folder = options.output
     folder.mkdir(parents=True, exist_ok=True)
+    for stale in ("objective.json", "accuracy.json"):  # of another floor
+        (folder / stale).unlink(missing_ok=True)
     if options.least_agreement is not None:
         measure_answers(folder, options.least_agreement)
     in_simulator = judged(simulated(rates, folder))

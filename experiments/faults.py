@@ -42,6 +42,8 @@ MODEL, BATCH, PORT, RATE = "fashion-vit", 8, 29500, 200e6
 TIMEOUT_S = 1.0
 FULL = ExecutionPlan(mode=Mode.FULL, devices=2)
 MEANS = ExecutionPlan(mode=Mode.SEGMENT_MEANS, devices=2, segments=5)
+STANDS_S = 0.5  # a group that breaks again within it was none
+GROUP_NEWS = ("formed with", "broke", "lost", "joined")
 KINDS = ("kill", "freeze", "link", "slow", "port")
 
 
@@ -109,21 +111,22 @@ class Driver:
             self._log.write(line)
             self._log.flush()
 
-    def formed_after(self, moment: float, seconds: float) -> float | None:
-        """When a group formed after a moment, or None when none did within so many seconds from now."""
+    def standing(self, seconds: float) -> float | None:
+        """When the group formed that now stands, unbroken for STANDS_S; None when none does within so many seconds."""
         limit = time.monotonic() + seconds
         while time.monotonic() < limit and self.process.poll() is None:
-            for event in self.events:
-                if event.get("at", 0) > moment and "formed with" in event["what"]:
-                    return float(event["at"])
+            news = self._news()
+            if news and "formed with" in news[-1]["what"] and time.monotonic() - news[-1]["at"] >= STANDS_S:
+                return float(news[-1]["at"])
             time.sleep(0.01)
         return None
 
     def broke_after(self, moment: float) -> bool:
-        return any(
-            e.get("at", 0) > moment and ("broke" in e["what"] or "lost" in e["what"] or "joined" in e["what"])
-            for e in list(self.events)
-        )
+        return any(event["at"] > moment and "formed with" not in event["what"] for event in self._news())
+
+    def _news(self) -> list[dict[str, Any]]:
+        """What was said of the group."""
+        return [e for e in list(self.events) if "at" in e and any(word in e["what"] for word in GROUP_NEWS)]
 
 
 class Peer:
@@ -224,7 +227,7 @@ def campaign(count: int, plan: ExecutionPlan, folder: Path, seed: int) -> list[d
             time.sleep(0.05)
         peer = Peer(bed.stations[1].path, folder)
         try:
-            if driver.formed_after(0.0, 60) is None:
+            if driver.standing(60) is None:
                 raise SystemExit("the group never formed")
             for number in track(range(count), description=plan.mode.value):
                 time.sleep(rng.uniform(0.3, 2.0))
@@ -232,14 +235,15 @@ def campaign(count: int, plan: ExecutionPlan, folder: Path, seed: int) -> list[d
                 seconds, began = length(kind, rng), time.monotonic()
                 back = inject(kind, seconds, bed, peer)
                 time.sleep(0.3)  # a loss that was not noticed yet is noticed now
-                again = driver.formed_after(began, 15) if driver.broke_after(began) else back
-                late = None if again is None else max(again - back, 0.0)
+                again, broke = driver.standing(15), driver.broke_after(began)
                 found.append(
                     {
                         "kind": kind,
                         "seconds": seconds,
                         "at_s": began,
-                        "rejoin_s": late,
+                        "broke": broke,
+                        "rejoin_s": max(again - back, 0.0) if broke and again is not None else None,
+                        "survived": again is not None,
                         "plan": plan.mode.value,
                     }
                 )
@@ -265,10 +269,10 @@ def judged(faults: list[dict[str, Any]], folder: Path, slack_s: float) -> dict[s
         np.percentile([row[1] for row in served if row[2] == "local" and not row[4]] or [0.0], 99)
     )
     limit = TIMEOUT_S + local_s + slack_s
-    rejoins = [fault["rejoin_s"] for fault in faults if fault["rejoin_s"] is not None]
-    survived = [fault for fault in faults if fault["rejoin_s"] is not None]
+    rejoins = [fault["rejoin_s"] for fault in faults if fault["rejoin_s"] is not None] or [math.nan]
     return {
-        "faults_injected": len(faults), "faults_survived": len(survived),
+        "faults_injected": len(faults), "faults_survived": sum(fault["survived"] for fault in faults),
+        "faults_that_broke_the_group": sum(fault["broke"] for fault in faults),
         "by_kind": {kind: sum(fault["kind"] == kind for fault in faults) for kind in KINDS},
         "rejoin_s_p50": float(np.median(rejoins)), "rejoin_s_p95": float(np.percentile(rejoins, 95)),
         "rejoin_s_max": max(rejoins), "rejoins_over_2_s": sum(r > 2 for r in rejoins),

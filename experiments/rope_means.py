@@ -20,7 +20,6 @@ import argparse
 import itertools
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ import msgspec
 import numpy as np
 import torch
 import transformers
+from assets import cache_folder
 from torch import Tensor
 from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import rotate_half
@@ -125,8 +125,7 @@ def read_texts(cache: Path, folder: Path, wanted: int) -> list[Tensor]:
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = os.environ.get("PRISM_CACHE") or Path.home() / ".cache" / "prism"
-    parser.add_argument("--cache", type=Path, default=Path(default))
+    parser.add_argument("--cache", type=Path, default=cache_folder())
     parser.add_argument("--texts", type=int, default=20)
     options = parser.parse_args()
     folder = options.cache / "models" / "smollm2-135m"

@@ -31,6 +31,7 @@ from prism.model import _with_stack
 from prism.partition import Partition, segments_for_rate
 from prism.zoo import load_model
 
+from assets import cache_folder  # isort: skip
 from variant_list import CORE, EVERYTHING_ON, candidates  # isort: skip
 from variant_report import plot, table  # isort: skip
 from variant_schemes import Coder, Scheme, Sent  # isort: skip
@@ -277,7 +278,7 @@ def spread_budget(lost: Sequence[float], mean: int, most: int) -> tuple[int, ...
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "prism")
+    parser.add_argument("--cache", type=Path, default=cache_folder())
     parser.add_argument("--models", default="")
     parser.add_argument("--only", default="", help="variants whose names contain one of these")
     parser.add_argument("--core", action="store_true", help="the variants of variant_list.CORE alone")

@@ -143,8 +143,10 @@ def process_group(
             "gloo", store=dist.PrefixStore(f"epoch-{epoch}", store), rank=rank, world_size=world_size,
             timeout=timedelta(seconds=timeout_s),
         )  # fmt: skip
-    except RuntimeError as error:
+    except Exception as error:
         _forget_failed_group()
+        if not isinstance(error, RuntimeError):  # of the store
+            raise
         raise ExchangeError(
             f"gloo could not connect rank {rank} over {interface} within {timeout_s:g} s ({_first(error)}); "
             f"check that the devices reach each other over it"
@@ -159,8 +161,9 @@ def _forget_failed_group() -> None:
     """torch counts the groups that a process has begun, and ranks meet under that number. One that failed stays counted,
     until some group is destroyed: ranks that failed unequally often would never meet again."""
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    dist.destroy_process_group()
+    with contextlib.suppress(RuntimeError):  # without a loopback it stays counted; the caller says what failed first
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        dist.destroy_process_group()
 
 
 class GlooExchange:

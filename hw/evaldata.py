@@ -22,13 +22,14 @@ from hw.data import (
     label_of,
     tokenizer_of,
 )
+from prism.adapters import adapter_for
 from prism.errors import InputError
 from prism.zoo import Loaded
 
 Task = Literal["classify", "language", "embed", "pairs"]
 
 
-class Columns(msgspec.Struct, frozen=True, kw_only=True):
+class Columns(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Names in a CSV or JSONL file. pair: the second text of a rated pair, which `score` rates."""
 
     path: str = "path"
@@ -65,6 +66,8 @@ def load_dataset(
     Raises InputError where nothing can be read, or a column is missing.
     """
     if loaded.kind == "image":
+        if tokens is not None:
+            raise InputError(f"tokens {tokens}: an image has as many as its model takes; leave --tokens out")
         found = _images(data or SAMPLE_IMAGES, loaded, columns, limit)
     elif data is None:
         raise InputError("a model of texts needs data: pass --data FILE.jsonl, .csv or .txt")
@@ -97,6 +100,7 @@ def _images(data: Path, loaded: Loaded, columns: Columns, limit: int | None) -> 
                 f"{data}: holds CIFAR as Python pickles, which can run any code when read; save its images as LABEL/NAME.png first"
             )
         named = [(path, label_of(path, data)) for path in image_paths(data)]
+    task: Task = "classify" if adapter_for(loaded.model).spec.output_width else "embed"
     reader, good, digest = ImageReader(loaded), [], hashlib.blake2b(digest_size=8)
     for path, label in named[:limit]:
         try:
@@ -106,8 +110,14 @@ def _images(data: Path, loaded: Loaded, columns: Columns, limit: int | None) -> 
             continue
         name = str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
         digest.update(f"{name}{label}".encode() + image.tobytes())
-        good.append(Sample(name=name, label=None if label is None else str(label), content=image))
-    return _whole(good, reader.collate, bad, digest, data, "classify")
+        good.append(Sample(name=name, label=None if label is None else str(label), content=path))
+
+    def collate(batch: Sequence[Sample]) -> dict[str, Any]:
+        """Opened again: many photographs decoded would fill a small board."""
+        replace = msgspec.structs.replace
+        return reader.collate([replace(sample, content=reader.open(sample.content)) for sample in batch])
+
+    return _whole(good, collate, bad, digest, data, task)
 
 
 def _texts(data: Path, loaded: Loaded, tokens: int | None, columns: Columns, limit: int | None) -> Dataset:
@@ -116,8 +126,15 @@ def _texts(data: Path, loaded: Loaded, tokens: int | None, columns: Columns, lim
         bad: list[str] = []
     else:
         rows, bad = _rows(data, columns, *(("text", "pair", "score") if columns.pair else ("text",)))
+    most = loaded.model.config.max_position_embeddings
+    if tokens is not None and tokens > most:
+        raise InputError(f"tokens {tokens}: the model has {most} positions; use at most {most}")
     encode, _ = tokenizer_of(loaded, tokens)
-    task: Task = "pairs" if columns.pair else _task(loaded)
+    task = _task(loaded)
+    if columns.pair:
+        if task != "embed":
+            raise InputError(f"pairs of texts need an encoder without a head, this is {type(loaded.model).__name__}")
+        task = "pairs"
     least = 2 if task == "language" else 1  # the first token is predicted from nothing
     collate = functools.partial(collate_texts, tokens=tokens)
     numbers: dict[str, int] = {}
@@ -167,11 +184,17 @@ def _cell_number(row: dict[str, Any], column: str) -> float:
 
 
 def _task(loaded: Loaded) -> Task:
-    """What a model of texts is for, by its class: transformers names them so."""
+    """What a model of texts is for, by its class: transformers names them so. Raises InputError for another head."""
     name = type(loaded.model).__name__
     if "ForSequenceClassification" in name:
         return "classify"
-    return "language" if name.endswith(("LMHeadModel", "ForCausalLM")) else "embed"
+    if name.endswith(("LMHeadModel", "ForCausalLM")):
+        return "language"
+    if not name.endswith("Model"):
+        raise InputError(
+            f"{name}: its answers can't be judged; give a classifier, a causal model, or an encoder without a head"
+        )
+    return "embed"
 
 
 def _whole(

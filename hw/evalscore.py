@@ -52,11 +52,11 @@ def scored(
     ours, theirs = main_tensor(output).float(), main_tensor(reference).float()
     if task == "classify":
         return _classes(plan, numbers, ours, theirs, samples, labels)
-    real = call["attention_mask"].bool()
     if task == "language":
-        rows = zip(numbers, ours, theirs, call["input_ids"], real, strict=True)
+        rows = zip(numbers, ours, theirs, call["input_ids"], call["attention_mask"].bool(), strict=True)
         return [_text(plan, number, a[m], b[m], ids[m]) for number, a, b, ids, m in rows]
-    a, b = _pooled(ours, real), _pooled(theirs, real)
+    mask = call.get("attention_mask")
+    a, b = _pooled(ours, mask), _pooled(theirs, mask)
     cosine, distance = _likeness(a, b)
     return [
         Scored(
@@ -109,9 +109,11 @@ def _likeness(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
     return F.cosine_similarity(ours, theirs, dim=-1), distance
 
 
-def _pooled(rows_BTD: Tensor, real_BT: Tensor) -> Tensor:
-    """Mean over real tokens, as sentence encoders do."""
-    weights = real_BT.unsqueeze(-1).float()
+def _pooled(rows_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
+    """Mean over real tokens, as sentence encoders do; features of an image are pooled already: [B, D]."""
+    if mask_BT is None:
+        return rows_BTD
+    weights = mask_BT.unsqueeze(-1).float()
     return (rows_BTD * weights).sum(1) / weights.sum(1).clamp(min=1)
 
 

@@ -94,9 +94,10 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, tag="evaluation", tag_fi
 
 
 def _bare(header: Header) -> bytes:
-    """All but who made it when, with what batch, and what is only looked up afterwards."""
+    """All but who made it when, and what is only looked up afterwards. The batch stays: texts are padded to its longest, and
+    a delta codec's groups go across its samples."""
     replace = msgspec.structs.replace
-    config = replace(header.config, batch=1, threads=None, map=None, bandwidth=None)
+    config = replace(header.config, threads=None, map=None, bandwidth=None)
     return msgspec.json.encode(replace(header, command="", created="", host={}, config=config))
 
 
@@ -167,8 +168,8 @@ def evaluate(
     spec = adapter_for(loaded.model).spec
     data = Path(config.data) if config.data else None
     dataset = load_dataset(data, loaded, config.tokens, config.columns, config.limit)
-    tokens = _tokens(config, dataset, spec)
-    plans, misfits = config.plans(tokens)
+    lengths = _lengths(config, dataset, spec)
+    plans, misfits = config.plans(min(lengths))
     costs = _costs(config, plans)
     header = Header(
         config=config, weights=fingerprint(loaded.model), data=dataset.digest, plans=tuple(plans), command=command,
@@ -179,14 +180,24 @@ def evaluate(
         _run(config, plans, loaded, dataset, store, on_progress)
     finally:
         store.close()
+    tokens = round(sum(lengths) / len(lengths))
     return Evaluation(table=_table(store, dataset, spec, config, tokens, costs), misfits=tuple(misfits))
 
 
-def _tokens(config: EvalConfig, dataset: Dataset, spec: ModelSpec) -> int:
-    """What every plan must fit: texts are padded to `tokens` where that is given, and else may be as short as the shortest."""
-    if spec.patch_values:
-        return spec.tokens
-    return config.tokens or min(len(sample.content) for sample in dataset.inputs.samples)
+def _lengths(config: EvalConfig, dataset: Dataset, spec: ModelSpec) -> list[int]:
+    """Of each sample as it runs: texts are padded to `tokens`, or to the longest of their batch."""
+    samples = dataset.inputs.samples
+    fixed = spec.tokens if spec.patch_values else config.tokens
+    if fixed:
+        return [fixed] * len(samples)
+    return [length for batch in _batches(config, dataset) for length in [max(_length(samples[k].content) for k in batch)] * len(batch)]
+
+
+def _batches(config: EvalConfig, dataset: Dataset) -> list[list[int]]:
+    """Samples by number, alike in length: little padding."""
+    samples, size = dataset.inputs.samples, config.batch
+    order = sorted(range(len(samples)), key=lambda k: _length(samples[k].content))
+    return [order[start : start + size] for start in range(0, len(samples), size)]
 
 
 def _run(
@@ -194,9 +205,7 @@ def _run(
     on_progress: Callable[[Progress], None],
 ) -> None:  # fmt: skip
     forced = adapter_for(loaded.model).forced
-    samples, size = dataset.inputs.samples, config.batch
-    order = sorted(range(len(samples)), key=lambda k: _length(samples[k].content))  # little padding
-    batches = [order[start : start + size] for start in range(0, len(samples), size)]
+    samples, batches = dataset.inputs.samples, _batches(config, dataset)
     for done, numbers in enumerate(batches):
         missing = [k for k in range(len(plans)) if any((k, number) not in store.rows for number in numbers)]
         if missing:
@@ -270,15 +279,18 @@ def _sent_bytes(plan: ExecutionPlan, width: int, tokens: int) -> int:
 
 
 def _costs(config: EvalConfig, plans: Sequence[ExecutionPlan]) -> Costs:
-    """Milliseconds and joules of a batch of one by the map, of the plans that it has."""
+    """Milliseconds and joules of a batch of one by the map, of the plans that it has; of cells that differ in what answers
+    don't depend on, the quickest. Raises ConfigError without a rate to look at."""
     if config.map is None:
         return {}
+    if config.bandwidth is None:
+        raise ConfigError("a map has plans of several devices by rate: pass --bandwidth, as in 100Mbps")
     table = table_of([load_map(Path(config.map))], config.model)
-    rate = parse_rate(config.bandwidth) if config.bandwidth else None
-    found = {}
+    rate = parse_rate(config.bandwidth)
+    found: Costs = {}
     for timed in table.plans:
         plan = answers_alike(timed)
         expected = table.of(timed, Observation(batch=1, devices=plan.ranks, bandwidth_bps=rate, at_s=0.0), Objective())
-        if expected is not None and plan in plans:
+        if expected is not None and plan in plans and (plan not in found or expected.ms < found[plan][0]):
             found[plan] = (expected.ms, expected.joules)
     return found

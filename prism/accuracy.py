@@ -109,7 +109,7 @@ class Answers:
     def __init__(self, tables: Iterable[AccuracyTable], model: str) -> None:
         self._known: dict[ExecutionPlan, Known] = {}
         for table in tables:
-            if table.model != model:
+            if Path(table.model).name != Path(model).name:  # one folder may be given by several paths
                 raise ConfigError(
                     f"the accuracy table is of {table.model!r}, the model is {model!r}; run prism-hw evaluate {model}"
                 )

@@ -100,6 +100,8 @@ def read_decisions(path: Path) -> DecisionLog:
         entries = tuple(msgspec.json.decode(line, type=Entry) for line in whole[1:])
     except msgspec.DecodeError as error:
         raise TraceError(f"{path}: is no decision log of version {VERSION} ({error})") from None
+    if header.version != VERSION:
+        raise TraceError(f"{path}: is a decision log of version {header.version}, not {VERSION}; serve again for a new one")
     return DecisionLog(header, entries, cut)
 
 

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import msgspec
 
+from prism.accuracy import is_exact
 from prism.errors import ConfigError
 from prism.plan import ExecutionPlan
 from prism.table import LOCAL, Expected, Objective, Observation, Table
@@ -151,15 +152,17 @@ def answers_kept(each: Expected, objective: Objective) -> bool:
 
 
 def _standing(each: Expected, objective: Objective, observation: Observation) -> int:
-    """2 for a plan that keeps all constraints; 1 for one that is late or costs too much, but whose answers will do."""
-    return 2 if kept(each, objective, observation) else int(answers_kept(each, objective))
+    """2 for a plan that keeps all constraints; 1 for one whose answers will do, or are the model's own; 0 for others."""
+    if kept(each, objective, observation):
+        return 2
+    return int(answers_kept(each, objective) or is_exact(each.plan))
 
 
 def _best_two(
     table: Table, observation: Observation, objective: Objective
 ) -> tuple[Expected, Expected | None, int]:
-    """The two best plans of those that stand highest: a late answer is better than a wrong one. And how many keep all
-    constraints: 0 for none, 1 for one of several."""
+    """The two best plans of those that stand highest: a late answer is better than a wrong one, and where none is known to
+    be good enough, the model's own is. And how many keep all constraints: 0 for none, 1 for one of several."""
     good: list[Expected] = []
     every: list[Expected] = []
     for each in table.ranked(observation, objective):
@@ -168,7 +171,7 @@ def _best_two(
             good.append(each)
             if len(good) == 2:
                 break
-    chosen = good or [each for each in every if answers_kept(each, objective)] or every
+    chosen = good or [each for each in every if _standing(each, objective, observation)]  # local is in every table
     return chosen[0], chosen[1] if len(chosen) > 1 else None, 2 if len(good) == len(every) else len(good)
 
 

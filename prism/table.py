@@ -213,6 +213,12 @@ class Table:
         place = Place.at(plan, batches[line], 1 / xs[near] if xs[near] else None)
         return place, grid.columns[MS][grid.axes.starts[line] + near]
 
+    def mixes(self, plan: ExecutionPlan, observation: Observation) -> bool:
+        """Whether a plan's figures there are a mean of cells. Beyond them a line goes on, on which what one cell is off by
+        would be multiplied."""
+        corners = self._by_plan[plan].axes.corners(observation.batch, _per_bit(observation))
+        return all(weight >= 0 for _, weight in corners.weights)
+
     def rate_of(self, plan: ExecutionPlan, batch: int, wire_ms: float) -> tuple[float, float] | None:
         """The rate, in bit/s, at which a batch waits for the link as long as this one did, and its relative deviation.
         No faster than twice what the cells know. None where they don't say how the wait depends on the rate."""
@@ -244,8 +250,14 @@ def table_of(
     maps: Sequence[PerformanceMap], model: str, accuracy: Sequence[AccuracyTable] = ()
 ) -> Table:
     """The cells of one model, and what is known of its plans' answers. Measured cells stand before simulated ones of the
-    same plan, batch and rate. Raises ConfigError where none is local, or for another model's accuracy table."""
+    same plan, batch and rate. Raises ConfigError where none is local, for cells of several numbers of tokens, or for
+    another model's accuracy table."""
     answers = Answers(accuracy, model)
+    tokens = sorted({cell.tokens for map_ in maps for cell in map_.cells if cell.model == model})
+    if len(tokens) > 1:
+        raise ConfigError(
+            f"the map has cells of {model} with {' and '.join(map(str, tokens))} tokens; decide by a map of one number"
+        )
     chosen: dict[tuple[ExecutionPlan, int, float | None], Row] = {}
     for cell in (cell for map_ in maps for cell in map_.cells if cell.model == model):
         if cell.plan.ranks > 1 and not cell.link.rate_bps:
@@ -330,7 +342,7 @@ def _figure(grid: _Grid, field: int, corners: _Corners) -> float:
     column, value = grid.columns[field], 0.0
     for place, weight in corners.weights:
         value += weight * column[place]
-    if not value < math.inf:  # also where a negative weight made it no number
+    if not -math.inf < value < math.inf:  # also where a negative weight made it no number, or minus infinity
         return math.inf
     return max(value * corners.scale, 1e-6)
 

@@ -12,7 +12,6 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
-from prism.backend import Workload
 from prism.command import command_line
 from prism.cost import CalibratedProfile, load_profile
 from prism.errors import ConfigError, PlanError
@@ -22,9 +21,8 @@ from prism.pooling import TraceFile, TraceSet
 from prism.spec import LinkSpec, ModelSpec
 from prism.units import parse_rate
 from sim import options
-from sim.backend import SimBackend, identical
 from sim.options import map_name, model_of
-from sim.study import Point, outside_of, plan_of
+from sim.study import Point, outside_of, plan_of, simulated
 
 Kind = tuple[Mode, int | None]  # and L, where it averages
 
@@ -58,11 +56,11 @@ def map_command(
     files: list[TraceFile] = []
     outside: Counter[str] = Counter()
     for plan, batch, rate in track(cells, description="cells", console=console, transient=True):
-        link = LinkSpec(kind="testbed", rate_bps=rate)
-        trace = SimBackend(identical(known, known.model(), plan.ranks, link)).run(plan, Workload(model=spec, batch=batch, seed=seed))
+        point = Point(model=spec, plan=plan, batch=batch, link=LinkSpec(kind="testbed", rate_bps=rate), seed=seed)
+        trace = simulated(known, known.model(), point)
         digest = hashlib.blake2b(msgspec.json.encode(trace.header) + msgspec.json.encode(trace.records), digest_size=8)
         files.append(TraceFile(name=f"simulated-{len(files)}", digest=digest.hexdigest(), trace=trace))
-        outside.update(outside_of(known, Point(model=spec, plan=plan, batch=batch, link=link)))
+        outside.update(outside_of(known, point))
     build_map(TraceSet(files=tuple(files)), command=command_line()).save(output)
     for line in (*(f"left out: {text}" for text in misfits), *_extrapolated(outside)):
         console.print(line, style="yellow", soft_wrap=True)

@@ -17,6 +17,7 @@ from prism.errors import ConfigError
 from prism.metrics import Summary, summarise
 from prism.plan import ExecutionPlan, Mode, payload_bytes
 from prism.spec import LinkSpec, ModelSpec
+from prism.trace import Trace
 from sim.backend import SimBackend, identical
 from sim.program import script
 from sim.topology import Edge, Topology, graph_of
@@ -77,6 +78,11 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def summary(profile: CalibratedProfile, cost: CostModel, point: Point) -> Summary:
+    """Figures of `simulated`."""
+    return summarise(simulated(profile, cost, point))
+
+
+def simulated(profile: CalibratedProfile, cost: CostModel, point: Point) -> Trace:
     """Simulate a point in its steady state: where the clock moves, a batch goes before the one that counts."""
     ranks = point.plan.ranks
     graph = graph_of(point.edges, ranks) if point.edges else None
@@ -87,7 +93,7 @@ def summary(profile: CalibratedProfile, cost: CostModel, point: Point) -> Summar
     work = Workload(
         model=point.model, batch=point.batch, warmups=int(cost.clock.slowdown > 0), seed=point.seed
     )
-    return summarise(SimBackend(machines, warmups=False).run(point.plan, work))
+    return SimBackend(machines, warmups=False).run(point.plan, work)
 
 
 def latencies(profile: CalibratedProfile, costs: Sequence[CostModel], point: Point) -> NDArray[np.float64]:

@@ -229,7 +229,7 @@ class AdaptiveRuntime:
             return
         at = msgspec.structs.replace(seen, bandwidth_bps=self._told_bps, bandwidth_deviation=0.0)
         near, expected = self._first_table.nearest(plan, at), self._table.of(plan, at, self._objective)
-        if near is None or expected is None:
+        if near is None or expected is None or not self._first_table.mixes(plan, at):
             return
         place = near[0]
         residuals = self._residuals.setdefault(place, deque(maxlen=RESIDUALS))

@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -23,14 +23,14 @@ from hw.serving.member import follow
 from hw.serving.members import Meeting, Members
 from hw.serving.runtime import AdaptiveRuntime, DecisionWriter
 from hw.staging import CudaStager, HostStager
-from prism.accuracy import load_accuracy
+from prism.accuracy import AccuracyTable, load_accuracy
 from prism.adapters import adapter_for
 from prism.decisions import LogHeader
 from prism.errors import ConfigError
 from prism.perfmap import load_map
 from prism.policy import AnyPolicy, PrismPolicy
 from prism.spec import Port
-from prism.table import Objective, Row, table_of
+from prism.table import Objective, Row, Table, table_of
 from prism.trace import now_text
 from prism.zoo import Loaded, load_model
 
@@ -109,6 +109,20 @@ class _Alone:
         """There is no group that could break."""
 
 
+def _check_answers(known: Sequence[AccuracyTable], table: Table, objective: Objective, weights: str) -> None:
+    """Raises ConfigError for figures of other weights, and for a floor that nothing known can keep."""
+    for each in known:
+        if each.weights != weights:
+            raise ConfigError(
+                f"the accuracy table is of weights {each.weights}, these are {weights}; run prism-hw evaluate with them"
+            )
+    if objective.least_accuracy is not None and all(row.accuracy is None for row in table.rows):
+        raise ConfigError(
+            f"least_accuracy {objective.least_accuracy:g}: no plan's accuracy is known (of a perplexity none is); "
+            f"pass --accuracy, or use least_agreement"
+        )
+
+
 @contextlib.contextmanager
 def terminal(config: ServeConfig, command: str) -> Iterator[Terminal]:
     """Serve as long as the context lasts. Raises PrismError for what a user can mend."""
@@ -122,6 +136,7 @@ def terminal(config: ServeConfig, command: str) -> Iterator[Terminal]:
     known = [load_accuracy(Path(config.accuracy))] if config.accuracy else []
     table = table_of([load_map(Path(config.map))], config.model, known)
     device = _device(config.model, config.weights, config.seed, config.threads)
+    _check_answers(known, table, config.objective, device.fingerprint)
     with contextlib.ExitStack() as stack:
         members = None
         if config.key_file:

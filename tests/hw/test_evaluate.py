@@ -312,7 +312,9 @@ def test_a_folder_with_a_tokenizer_by_the_command(tmp_path, prism_hw):
         (["--wires", "fp33"], "fp33"),
         (["--modes", "segment_means"], "--segments"),
         (["--config", "nowhere.toml"], "nowhere.toml"),
-        (["--map", "nowhere.json"], "nowhere.json"),
+        (["--map", "nowhere.json", "--bandwidth", "100Mbps"], "nowhere.json"),
+        (["--map", "nowhere.json"], "--bandwidth"),
+        (["--tokens", "20"], "--tokens"),
         (["--data", "nowhere.csv"], "nowhere.csv"),
     ],
 )

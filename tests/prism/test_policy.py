@@ -127,7 +127,9 @@ def test_constraints_come_before_the_objective(map_):
     full = next(e for e in expected(table, seen(300), LATENCY) if e.plan == FULL)
     assert full.accuracy == 0.95, "an exact exchange answers as local does"
     none = PrismPolicy().decide(seen(300), table, Objective(least_accuracy=0.99), State())
-    assert "no plan keeps the constraints" in none.why
+    assert "no plan keeps the constraints" in none.why and none.plan in (LOCAL, FULL)
+    blind = PrismPolicy().decide(seen(300), table_of([map_], "vit768"), strict, State(plan=MEANS))
+    assert blind.plan in (LOCAL, FULL), "of unknown answers only the model's own will do, whatever ran before"
     late = PrismPolicy().decide(seen(300, left_ms=1.0), table, LATENCY, State())
     assert late.plan == MEANS and "no plan keeps" in late.why
 
