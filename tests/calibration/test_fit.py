@@ -47,6 +47,14 @@ def test_every_model_is_predicted_from_the_others(found):
     assert max(found.left_out_mape_pct.values()) < 12
 
 
+def test_without_a_second_distributed_model_none_is_left_out():
+    """What would be left says nothing of exchanges."""
+    one = next(iter(MODELS))
+    traces = simulated(noise=0.02, visits=2, rates_mbps=RATES)
+    some = [trace for trace in traces if trace.header.model == one or trace.header.plan.ranks == 1]
+    assert one not in calibrate(trace_set(some), MODELS, simulate(MODELS), "known").left_out_mape_pct
+
+
 def test_the_profile_says_what_it_rests_on(found):
     profile = found.profile
     assert profile.ranges["width"] == (192, 768) and profile.ranges["link_mbps"] == RATES

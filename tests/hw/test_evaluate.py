@@ -7,11 +7,14 @@ import re
 import msgspec
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from scipy import stats
 from support.cases import build
+from timm.data import resolve_data_config
 from torch.nn import functional as F
+from transformers import BertForQuestionAnswering
 from transformers.modeling_outputs import CausalLMOutput
 
 from hw import evalscore
@@ -77,7 +80,7 @@ def test_a_killed_run_goes_on_and_nothing_is_lost_or_made_twice(done, tmp_path, 
     run(CONFIG, tmp_path)  # whole: no plan runs again
 
 
-@pytest.mark.parametrize("change", [{"segments": (5,)}, {"limit": 41}, {"weights": "random"}])
+@pytest.mark.parametrize("change", [{"segments": (5,)}, {"limit": 41}, {"weights": "random"}, {"batch": 1}])
 def test_another_evaluation_is_refused_with_a_remedy(done, change):
     with pytest.raises(ConfigError, match=r"another evaluation.*choose another --output"):
         run(msgspec.structs.replace(CONFIG, **change), done[1])
@@ -133,7 +136,10 @@ def test_texts_of_a_causal_model_have_its_perplexity(tmp_path, monkeypatch):
             count += ids.shape[1] - 1
     local = next(row for row in table.rows if row.plan == LOCAL)
     assert table.metric == "perplexity" and local.value == pytest.approx(math.exp(total / count), rel=1e-4)
-    assert next(row for row in table.rows if row.plan.segments).kl_mean > 1e-6
+    means = next(row for row in table.rows if row.plan.segments)
+    assert means.kl_mean > 1e-6
+    longest = max(map(len, texts))  # all three are one batch, padded to it
+    assert table.tokens == longest and means.cr == pytest.approx(-(-longest // 2) / 3)
 
 
 # -- figures ----------------------------------------------------------------------------------------------------------
@@ -229,6 +235,30 @@ def test_labels_that_the_model_lacks_are_counted(tmp_path, fashion):
     assert len(found.inputs.samples) == 3 and found.unreadable == (
         "2 items have label 'bag', which the model doesn't have: not in top-1",
     )
+
+
+def test_an_image_encoder_without_a_head_gives_embeddings(tmp_path):
+    vit = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=32, patch_size=16)
+    loaded = Loaded(model=vit, kind="image", weights="random (a test)", image=resolve_data_config({}, model=vit))
+    image(tmp_path / "1.png")
+    found = load_dataset(tmp_path, loaded, None, Columns(), None)
+    ours, theirs = torch.tensor([[3.0, 4.0]]), torch.tensor([[4.0, 3.0]])
+    (one,) = evalscore.scored(0, [0], ours, theirs, found.inputs.collate(found.inputs.samples), found.inputs.samples, (), found.task)
+    assert found.task == "embed" and one.agreement == pytest.approx(0.96) and one.answer is None
+
+
+def test_what_can_not_be_judged_is_refused(tmp_path, fashion):
+    (tmp_path / "t.jsonl").write_text('{"text": "a text", "other": "b", "score": 1}\n')
+    path = tmp_path / "t.jsonl"
+    bert = Loaded(model=build("bert"), kind="text", weights="random (a test)")
+    with pytest.raises(InputError, match="positions; use at most"):
+        load_dataset(path, bert, 100_000, Columns(), None)
+    classifier = Loaded(model=build("bert_classifier"), kind="text", weights="random (a test)")
+    with pytest.raises(InputError, match="encoder without a head"):
+        load_dataset(path, classifier, None, Columns(pair="other"), None)
+    answering = BertForQuestionAnswering(bert.model.config)
+    with pytest.raises(InputError, match="can't be judged"):
+        load_dataset(path, Loaded(model=answering, kind="text", weights="random (a test)"), None, Columns(), None)
 
 
 def test_pickles_are_never_opened(tmp_path, fashion):

@@ -77,6 +77,10 @@ def test_what_is_no_log_is_refused(tmp_path):
         (tmp_path / "log").write_text(text)
         with pytest.raises(TraceError, match="no decision log"):
             read_decisions(tmp_path / "log")
+    log(tmp_path / "log", PrismPolicy())
+    (tmp_path / "log").write_bytes((tmp_path / "log").read_bytes().replace(b'"version":2', b'"version":1', 1))
+    with pytest.raises(TraceError, match="version 1, not 2"):
+        read_decisions(tmp_path / "log")
     with pytest.raises(TraceError, match="can't be read"):
         read_decisions(tmp_path / "none")
 

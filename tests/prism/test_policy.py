@@ -15,7 +15,7 @@ from prism.errors import ConfigError
 from prism.perfmap import PerformanceMap, build_map
 from prism.plan import ExecutionPlan, Mode
 from prism.policy import Decision, FixedPolicy, LookupPolicy, OraclePolicy, PrismPolicy, State
-from prism.table import LOCAL, Expected, Objective, Observation, Table, table_of
+from prism.table import LOCAL, Expected, Objective, Observation, Row, Table, table_of
 
 RATES = (20, 60, 200, 1000)
 FULL = ExecutionPlan(mode=Mode.FULL, devices=2)
@@ -132,6 +132,22 @@ def test_constraints_come_before_the_objective(map_):
     assert blind.plan in (LOCAL, FULL), "of unknown answers only the model's own will do, whatever ran before"
     late = PrismPolicy().decide(seen(300, left_ms=1.0), table, LATENCY, State())
     assert late.plan == MEANS and "no plan keeps" in late.why
+
+
+def test_a_map_of_two_numbers_of_tokens_is_refused(map_):
+    longer = tuple(msgspec.structs.replace(cell, tokens=2 * cell.tokens) for cell in map_.cells)
+    with pytest.raises(ConfigError, match="101 and 202 tokens"):
+        table_of([map_, msgspec.structs.replace(map_, cells=longer)], "vit768")
+
+
+def test_a_missing_joule_never_counts_as_none():
+    """Where a line goes on beyond the cells, one of them counts negatively."""
+    rows = [
+        Row(plan=LOCAL, batch=batch, rate_bps=None, ms=50.0 * batch, p95_ms=50.0 * batch, wire_ms=0, deviation=0.01, joules=joules)
+        for batch, joules in ((1, None), (2, 3.0))
+    ]
+    known = Table(rows).of(LOCAL, seen(100, batch=8), Objective(minimise="energy"))
+    assert known.joules is None and known.cost == math.inf
 
 
 def test_a_floor_on_agreement_leaves_what_is_exact(map_):

@@ -122,6 +122,10 @@ def test_a_map_has_every_plan_that_fits(tmp_path):
     table = table_of([made], made.cells[0].model)
     seen = Observation(batch=2, devices=2, bandwidth_bps=400e6, at_s=0.0)
     assert {each.plan.mode for each in table.ranked(seen, Objective())} == {Mode.LOCAL, Mode.FULL, Mode.FIRST_AND_MEANS}
+    asked = ["--batch", "2", "--bandwidth", "400Mbps", "--draws", "0", "--json"]
+    said = {row["mode"]: row["latency_ms"] for row in json.loads(run(tmp_path, "predict", "vit.json", *asked))}
+    full = next(c for c in made.cells if c.plan.mode is Mode.FULL and c.batch == 2 and c.bandwidth_mbps == 400)
+    assert full.latency_ms.p50 == said["full"], "both in the steady state"
 
 
 def test_serving_and_sensitivity(tmp_path):

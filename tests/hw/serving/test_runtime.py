@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from support.answers import accuracy_table
 from support.serving import FULL, MODEL, Member, images, map_file, serving, until
 
 from hw.comm import process_group
@@ -17,7 +18,7 @@ from hw.serving.members import FLAPS
 from hw.serving.rendezvous import RelayStore
 from hw.serving.runtime import PROBE_BYTES, RESIDUALS, AdaptiveRuntime
 from prism.decisions import Answered, Corrected, Decided, read_decisions, replay
-from prism.errors import ExchangeError
+from prism.errors import ConfigError, ExchangeError
 from prism.perfmap import load_map
 from prism.policy import PrismPolicy
 from prism.table import LOCAL, Objective, Observation, table_of
@@ -66,6 +67,27 @@ def test_a_link_that_changed_is_no_wrong_cell(tmp_path):
     for _ in range(RESIDUALS):
         runtime._compare(believed, FULL, 1.3 * met.ms, 0.0)
     assert runtime.corrections == 1
+
+
+def test_beyond_the_map_nothing_is_corrected(tmp_path):
+    """There a line goes on from the last cells: one cell's factor would come back many times as large, and diverge."""
+    model, table = load_model(MODEL).model, table_of([load_map(Path(map_file(tmp_path)))], MODEL)
+    runtime = AdaptiveRuntime(model, Alone(), SpanRecorder(0), table, PrismPolicy(), Objective())
+    for _ in range(5 * RESIDUALS):
+        runtime._compare(Observation(batch=64, devices=1, bandwidth_bps=None, at_s=0.0), LOCAL, 20_000.0, 0.0)
+    assert runtime.corrections == 0
+    for _ in range(RESIDUALS):
+        runtime._compare(Observation(batch=8, devices=1, bandwidth_bps=None, at_s=0.0), LOCAL, 1600.0, 0.0)
+    assert runtime.corrections == 1
+
+
+def test_floors_that_nothing_known_can_keep_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="pass --accuracy"), serving(tmp_path, objective=Objective(least_accuracy=0.5)):
+        raise AssertionError("served")
+    other = tmp_path / "accuracy.json"
+    accuracy_table(MODEL, {LOCAL: (0.9, 1.0)}).save(other)
+    with pytest.raises(ConfigError, match="of weights"), serving(tmp_path, accuracy=str(other)):
+        raise AssertionError("served")
 
 
 def test_a_slow_first_round_trip_makes_no_fast_link(tmp_path):
