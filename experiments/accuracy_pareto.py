@@ -1,9 +1,10 @@
 """What accuracy costs in time and energy: python experiments/accuracy_pareto.py
 
 Joins every plan of the accuracy tables (experiments/results/accuracy/MODEL.json, measured) with its milliseconds and joules by
-the profile orin-nano (simulated, batch 8; joules of all devices), at 100 and 400 Mbps, and says which plans nothing else of
-the same model beats in loss and one cost: bytes, GFLOPs of a device, milliseconds, joules. Needs no weights. The profile comes
-from published rows of ViT-Base alone: other widths, depths and codecs are extrapolations, and marked.
+the profile orin-nano (simulated, batch 8; joules of all devices), at 100 and 400 Mbps, and says in `best_in`
+for which costs (bytes, GFLOPs of a device, milliseconds, joules) no other distributed plan of the model loses and costs less.
+Local, which loses nothing, stands beside them. Needs no weights. The profile comes from published rows of ViT-Base alone: other
+widths, depths, rates and codecs are extrapolations, and marked (`outside`).
 
 Results: experiments/results/accuracy/pareto.json and pareto.png.
 """
@@ -64,8 +65,9 @@ def lines_of(profile: CalibratedProfile, table: AccuracyTable, spec: ModelSpec) 
             "bytes": row.bytes_per_exchange, "gflops": row.gflops_per_device,
         }  # fmt: skip
         lines.append({**line, **costs(profile, spec, row)})
-    for line in lines:
-        line["best_in"] = [cost for cost in cost_names() if not any(beats(other, line, cost) for other in lines)]
+    apart = [line for line in lines if line["devices"] > 1]
+    for line in apart:
+        line["best_in"] = [cost for cost in cost_names() if not any(beats(other, line, cost) for other in apart)]
     return lines
 
 
@@ -102,7 +104,7 @@ def plot(lines: list[Line], path: Path) -> None:
                 axes.plot(*zip(*some, strict=True), marker, color=colour, ms=4, label=name)
             local = next(line for line in mine if line["variant"] == Mode.LOCAL.value)
             axes.plot(*place(local, cost, least), "k*", ms=11, label="local")
-            front = sorted(place(line, cost, least) for line in mine if cost in line["best_in"])
+            front = sorted(place(line, cost, least) for line in mine if cost in line.get("best_in", ()))
             axes.plot(*zip(*front, strict=True), color="0.6", lw=1, zorder=0)
             axes.set(xscale="log", yscale="log", xlabel=f"{cost.partition('_')[0]} of {BATCH}, {MBPS[0]} Mbps")
             axes.xaxis.set_minor_formatter(NullFormatter())  # over less than a decade they would run into each other
@@ -126,7 +128,7 @@ def main() -> None:
     (RESULTS / "pareto.json").write_text(json.dumps(header)[:-1] + ', "plans": [\n' + rows + "\n]}\n")
     plot(lines, RESULTS / "pareto.png")
     for line in lines:
-        if f"ms_{MBPS[0]}mbps" in line["best_in"]:
+        if line["devices"] == 1 or f"ms_{MBPS[0]}mbps" in line["best_in"]:
             print(
                 f"{line['model']:15} P={line['devices']} {line['variant']:15} L={line['segments'] or '-':<4} {line['wire']:7}"
                 f" loss {line['loss']:.4g}  {line[f'ms_{MBPS[0]}mbps']:.1f} ms  {line[f'joules_{MBPS[0]}mbps']:.2f} J"
