@@ -31,6 +31,7 @@ LINK = ("link.gain", "link.message_s")
 LINK_START = (0.97, 5e-4)  # of the configured rate; seconds a message
 SIZES_BYTES = (100_000, 1_000_000)  # between which regimes of a message's size end
 WEAK = 0.5  # a standard error of the logarithm above this says that the data hardly bear on a term
+GROSS = 5.0  # robust deviations above its cell's median from which on a visit was disturbed
 STAGES: dict[Literal["stage_d2h", "stage_h2d"], str] = {"stage_d2h": "d2h", "stage_h2d": "h2d"}
 
 
@@ -179,8 +180,16 @@ def _profile(
     def whole_ms(logs: Array) -> Array:
         return simulate(made(np.exp(logs), np.zeros((2, 2))), shared)
 
-    profile = made(*link_terms(whole_ms, np.array([cell.latency_ms.p50 for cell in shared])))
+    profile = made(*link_terms(whole_ms, undisturbed_ms([cell.visit_p50_ms for cell in shared])))
     return msgspec.structs.replace(profile, residual_log_sd=_log_sd(simulate(profile, cells), cells))
+
+
+def undisturbed_ms(visits_ms: Sequence[Sequence[float]]) -> Array:
+    """Each cell's median over the visits that nothing disturbed grossly. What disturbs only ever lengthens: a median over all
+    visits lies too high by a part of its error, and in every cell alike, which no number of cells averages out."""
+    logs = [np.log(each) - np.log(np.median(each)) for each in visits_ms]
+    gross = GROSS * 1.4826 * float(np.median(np.abs(np.concatenate(logs))))
+    return np.array([np.median(np.asarray(ms)[log <= gross]) for ms, log in zip(visits_ms, logs, strict=True)])
 
 
 def link_terms(whole_ms: Callable[[Array], Array], measured_ms: Array) -> tuple[Array, Array]:

@@ -4,10 +4,9 @@ All parts of a plan run in this process, as threads that share one copy of the w
 the same codecs and masks as between devices. Results are appended to a file, from which a killed run goes on.
 """
 
-import itertools
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Annotated, Any
 
@@ -21,11 +20,11 @@ from hw.job import Progress
 from hw.loading import fingerprint
 from prism.accuracy import AccuracyTable, Metric, PlanAccuracy, answers_alike
 from prism.adapters import adapter_for
-from prism.errors import ConfigError, PlanError
+from prism.errors import ConfigError
 from prism.exchange import Exchange, run_in_process
 from prism.model import distribute
 from prism.perfmap import load_map
-from prism.plan import ExecutionPlan, Mode, Wire, payload_bytes
+from prism.plan import ExecutionPlan, Mode, Wire, combinations, payload_bytes
 from prism.spec import ModelSpec, Positive
 from prism.table import LOCAL, Objective, Observation, table_of
 from prism.trace import now_text
@@ -60,22 +59,9 @@ class EvalConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         """Local first, then every combination that fits so many tokens; and why others don't. Raises ConfigError."""
         if not self.segments and Mode.FULL not in self.modes and any(mode.averages for mode in self.modes):
             raise ConfigError("modes that average need segments: pass --segments 1,4,10")
-        plans, misfits = [LOCAL], []
-        for devices, wire in itertools.product(self.devices, self.wires):
-            for mode, segments in self._kinds():
-                try:
-                    plan = ExecutionPlan(mode=mode, devices=devices, segments=segments, wire=wire)
-                    plan.partition(tokens)
-                except PlanError as error:
-                    misfits.append(str(error))
-                else:
-                    plans.append(plan)
-        return plans, list(dict.fromkeys(misfits))
-
-    def _kinds(self) -> Iterator[tuple[Mode, int | None]]:
-        if Mode.FULL in self.modes:
-            yield Mode.FULL, None
-        yield from ((mode, segments) for mode in self.modes if mode.averages for segments in self.segments)
+        modes = [mode for mode in self.modes if mode is not Mode.LOCAL]
+        plans, misfits = combinations(tokens, self.devices, self.wires, modes, self.segments)
+        return [LOCAL, *plans], misfits
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True, tag="evaluation", tag_field="type"):

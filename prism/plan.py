@@ -1,5 +1,7 @@
 """How one batch is executed. The terminal is rank 0: it owns part 0, the input and the answer."""
 
+import itertools
+from collections.abc import Iterable, Sequence
 from enum import Enum
 from typing import Literal, get_args
 
@@ -110,6 +112,23 @@ class ExecutionPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         if self.collective == "auto":
             return not causal and self.ranks >= 3 and payload_bytes >= RING_FROM_BYTES
         return self.collective == "ring"
+
+
+def combinations(
+    tokens: int, devices: Iterable[int], wires: Sequence[Wire], modes: Sequence[Mode], segments: Sequence[int]
+) -> tuple[list[ExecutionPlan], list[str]]:
+    """Every distributed plan of these that fits so many tokens, with every L where a mode averages; and why others don't."""
+    kinds = [(mode, rows) for mode in modes for rows in (segments if mode.averages else (None,))]
+    plans, misfits = list[ExecutionPlan](), dict[str, None]()
+    for count, wire, (mode, rows) in itertools.product(devices, wires, kinds):
+        try:
+            plan = ExecutionPlan(mode=mode, devices=count, segments=rows, wire=wire)
+            plan.partition(tokens)
+        except PlanError as error:
+            misfits[str(error)] = None
+        else:
+            plans.append(plan)
+    return plans, list(misfits)
 
 
 def payload_bytes(wire: Wire, elements: int) -> int:

@@ -5,7 +5,7 @@ import itertools
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import msgspec
 import typer
@@ -13,18 +13,20 @@ from rich.console import Console
 from rich.progress import track
 
 from prism.command import command_line
-from prism.cost import CalibratedProfile, load_profile
-from prism.errors import ConfigError, PlanError
+from prism.cost import load_profile
+from prism.errors import ConfigError
 from prism.perfmap import build_map
-from prism.plan import WIRES, ExecutionPlan, Mode
+from prism.plan import WIRES, Mode, Wire, combinations
 from prism.pooling import TraceFile, TraceSet
-from prism.spec import LinkSpec, ModelSpec
+from prism.spec import LinkSpec
+from prism.table import LOCAL
 from prism.units import parse_rate
 from sim import options
 from sim.options import map_name, model_of
 from sim.study import Point, outside_of, plan_of, simulated
 
-Kind = tuple[Mode, int | None]  # and L, where it averages
+MODES = [mode for mode in Mode if mode is not Mode.LOCAL]
+Name = TypeVar("Name", Mode, Wire)
 
 
 def map_command(
@@ -45,11 +47,14 @@ def map_command(
     spec = msgspec.structs.replace(spec, name=map_name(model, spec))
     rates = [parse_rate(text.strip()) for text in bandwidths.split(",")]
     sizes = _numbers("batches", batches)
-    kinds = _kinds(modes, _numbers("segments", segments))
-    plans, misfits = _plans(known, spec, _numbers("devices", devices), kinds, wires)
+    found, misfits = combinations(
+        spec.tokens, _numbers("devices", devices), _named("wire", wires, WIRES), _named("mode", modes, MODES),
+        _numbers("segments", segments),
+    )  # fmt: skip
+    plans = [plan_of(known, plan.mode, plan.ranks, segments=plan.segments, wire=plan.wire) for plan in found]
     cells = [
         (plan, batch, rate)
-        for plan, batch in itertools.product(plans, sizes)
+        for plan, batch in itertools.product([LOCAL, *plans], sizes)
         for rate in (rates if plan.ranks > 1 else rates[:1])
     ]
     console = Console(stderr=True)
@@ -78,34 +83,13 @@ def _extrapolated(outside: Counter[str]) -> list[str]:
     ]
 
 
-def _kinds(modes: str, segments: Sequence[int]) -> list[Kind]:
-    """Every distributed mode, with every L where it averages."""
-    known = {mode.value: mode for mode in Mode if mode is not Mode.LOCAL}
-    found: list[Kind] = []
-    for name in modes.split(","):
-        if name not in known:
-            raise ConfigError(f"mode {name!r} is unknown; use {', '.join(known)}")
-        found += [(known[name], rows) for rows in (segments if known[name].averages else (None,))]
-    return found
-
-
-def _plans(
-    profile: CalibratedProfile, model: ModelSpec, devices: Sequence[int], kinds: Sequence[Kind], wires: str
-) -> tuple[list[ExecutionPlan], list[str]]:
-    """Local, and every combination that fits the model; and why others don't."""
-    plans, misfits = [ExecutionPlan(mode=Mode.LOCAL)], dict[str, None]()
-    for count, wire in itertools.product(devices, wires.split(",")):
-        if wire not in WIRES:
-            raise ConfigError(f"wire {wire!r} is unknown; use {', '.join(WIRES)}")
-        for mode, rows in kinds:
-            try:
-                plan = plan_of(profile, mode, count, segments=rows, wire=wire)
-                plan.partition(model.tokens)
-            except PlanError as error:
-                misfits[str(error)] = None
-            else:
-                plans.append(plan)
-    return plans, list(misfits)
+def _named(what: str, text: str, known: Sequence[Name]) -> list[Name]:
+    """Raises ConfigError for a name that none of these has."""
+    names = [str(getattr(each, "value", each)) for each in known]
+    for name in text.split(","):
+        if name not in names:
+            raise ConfigError(f"{what} {name!r} is unknown; use {', '.join(names)}")
+    return [known[names.index(name)] for name in text.split(",")]
 
 
 def _numbers(flag: str, text: str) -> list[int]:
