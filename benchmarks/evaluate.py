@@ -21,7 +21,7 @@ import torch
 import torch.multiprocessing as mp
 
 from hw import evaluate as evaluation
-from hw.evaldata import Columns, load_dataset
+from hw.data import SAMPLE_IMAGES, ImageReader, Sample, image_paths
 from hw.evaluate import EvalConfig, evaluate
 from prism.plan import Mode
 from prism.zoo import Loaded, load_model
@@ -37,9 +37,10 @@ def local(args: argparse.Namespace) -> EvalConfig:
 
 @torch.no_grad()
 def plain(loaded: Loaded, args: argparse.Namespace) -> None:
-    inputs = load_dataset(None, loaded, None, Columns(), args.images).inputs
-    for start in range(0, len(inputs.samples), args.batch):
-        loaded.model(**inputs.collate(inputs.samples[start : start + args.batch]))
+    reader, paths = ImageReader(loaded), image_paths(SAMPLE_IMAGES)[: args.images]
+    for start in range(0, len(paths), args.batch):
+        chosen = paths[start : start + args.batch]
+        loaded.model(**reader.collate([Sample(name="", label=None, content=reader.open(path)) for path in chosen]))
 
 
 def ratios(args: argparse.Namespace) -> list[float]:
