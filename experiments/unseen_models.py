@@ -1,14 +1,17 @@
-"""The flagship: profile three small models, predict seven others, and only then measure those.
+"""The flagship: profile three small models, predict seven or eight others, and only then measure those.
 
     python experiments/unseen_models.py --output out/unseen_models
+    python experiments/unseen_models.py --held-out second --output out/unseen_models_second
 
 Probe and three small models on the testbed -> a profile -> predictions of every held-out cell, written to a file ->
 the held-out models measured -> predictions against measurements. Runs unattended for about an hour and a half as
 root on two cores; killed at any point it goes on where it stopped. Nothing of a held-out model enters the fit, and
 predictions older than the first measurement are not made again: delete predictions.json to see a changed model of
-cost, which the summary then says.
+cost, which the summary then says. The model of cost has seen the first set of held-out models; the second was chosen
+when it had last been changed.
 """
 
+import enum
 import hashlib
 import os
 import shutil
@@ -40,7 +43,7 @@ from sim.study import Point
 
 CONFIGS = Path(os.path.relpath(Path(__file__).parent)) / "unseen_models"  # as a user would type it
 RESULTS = Path(__file__).parent / "results" / "unseen_models"
-HELD_OUT = ("images", "large", "text")
+SWEEPS = ("images", "large", "text")  # of each set of held-out models
 DRAWS, SEED = 64, 0
 ABOUT = {
     True: "The predictions were written before the first of these cells was measured.",
@@ -63,9 +66,23 @@ def hw(*arguments: str) -> None:
     subprocess.run([Path(sys.executable).with_name("prism-hw"), *arguments], check=True)
 
 
-def measure(name: str, folder: Path) -> Path:
-    hw("profile", "--config", str(CONFIGS / f"{name}.toml"), "--output", str(folder / name))
-    return folder / name
+class HeldOut(enum.StrEnum):
+    """A set of held-out models: a folder of sweeps' configurations."""
+
+    FIRST = "first"
+    SECOND = "second"
+
+    def config(self, name: str) -> Path:
+        return CONFIGS / self / f"{name}.toml"
+
+    def sweeps(self) -> list[SweepConfig]:
+        return [load_toml(self.config(name), SweepConfig) for name in SWEEPS]
+
+
+def measure(config: Path, folder: Path) -> Path:
+    traces = folder / config.stem
+    hw("profile", "--config", str(config), "--output", str(traces))
+    return traces
 
 
 def fitted(folder: Path) -> Calibration:
@@ -73,7 +90,7 @@ def fitted(folder: Path) -> Calibration:
     probes = folder / "probes.jsonl"
     if not probes.exists():
         hw("probe", "--output", str(probes), "--link", LINK, "--budget", "100")
-    traces = read_traces([measure("calibration", folder)])
+    traces = read_traces([measure(CONFIGS / "calibration.toml", folder)])
     models = described(traces)
     note = "experiments/unseen_models.py: probes and three small models in the testbed of a virtual machine"
     found = calibrate(traces, models, simulate(models), "unseen-models", read_trace(probes).probes, note)
@@ -104,7 +121,7 @@ def key_of(cell: Cell, tokens: int | None) -> str:
     return hashlib.blake2b(msgspec.json.encode(same), digest_size=8).hexdigest()
 
 
-def predicted(profile: CalibratedProfile, folder: Path) -> Predicted:
+def predicted(profile: CalibratedProfile, held_out: HeldOut, folder: Path) -> Predicted:
     """Guesses of every cell that will be measured: from the file where there is one, else made now."""
     path, digest = folder / "predictions.json", hashlib.sha256(msgspec.json.encode(profile)).hexdigest()
     if path.exists():
@@ -113,8 +130,7 @@ def predicted(profile: CalibratedProfile, folder: Path) -> Predicted:
             raise PrismError(f"{path} was made from another profile; delete it to predict again")
         return known
     points: dict[str, Point] = {}
-    for name in HELD_OUT:
-        sweep = load_toml(CONFIGS / f"{name}.toml", SweepConfig)
+    for sweep in held_out.sweeps():
         specs = {model: describe(model) for model in sweep.models}
         for config, _ in cells_of(sweep):
             spec = msgspec.structs.replace(
@@ -129,11 +145,11 @@ def predicted(profile: CalibratedProfile, folder: Path) -> Predicted:
 
 
 def held_against(
-    found: Calibration, guesses: Predicted, folder: Path
+    found: Calibration, guesses: Predicted, held_out: HeldOut, folder: Path
 ) -> tuple[Report, PerformanceMap, PerformanceMap, bool]:
     """The comparison, the two maps, and whether every prediction is older than what it predicts."""
     reference = read_traces([folder / "calibration"])
-    held = read_traces([folder / name for name in HELD_OUT])
+    held = read_traces([folder / name for name in SWEEPS])
     shared = {file.digest for file in held.files} & set(found.profile.traces)
     known = {file.trace.header.model for file in reference.files} & {
         file.trace.header.model for file in held.files
@@ -142,12 +158,7 @@ def held_against(
         raise PrismError(f"held-out traces or models are part of the fit: {sorted(shared) or sorted(known)}")
     measured, learned = build_map(held), build_map(reference)
     models = described(held) | described(reference)
-    tokens = {
-        model: sweep.tokens
-        for name in HELD_OUT
-        for sweep in [load_toml(CONFIGS / f"{name}.toml", SweepConfig)]
-        for model in sweep.models
-    }
+    tokens = {model: sweep.tokens for sweep in held_out.sweeps() for model in sweep.models}
     chosen = [guesses.guesses[key_of(cell, tokens[cell.model])] for cell in measured.cells]
     before = guesses.created <= min(file.trace.header.created for file in held.files)
     return compared(measured, chosen, models, learned), measured, learned, before
@@ -155,7 +166,7 @@ def held_against(
 
 def left_out(folder: Path) -> dict[str, float]:
     """Mean absolute error, in per cent, of each measured model, profiled or held out, from a fit to all the others."""
-    traces = read_traces([folder / name for name in ("calibration", *HELD_OUT)])
+    traces = read_traces([folder / name for name in ("calibration", *SWEEPS)])
     models = described(traces)
     probes = read_trace(folder / "probes.jsonl").probes
     return calibrate(traces, models, simulate(models), "all models", probes).left_out_mape_pct
@@ -166,7 +177,11 @@ def passes(map_: PerformanceMap) -> int:
 
 
 def summary(
-    found: Calibration, report: Report, measured: PerformanceMap, learned: PerformanceMap, before: bool,
+    found: Calibration,
+    report: Report,
+    measured: PerformanceMap,
+    learned: PerformanceMap,
+    before: bool,
     others: dict[str, float],
 ) -> Any:
     """What is committed beside the report."""
@@ -186,19 +201,23 @@ def summary(
     }  # fmt: skip
 
 
-def _publish(output: Path) -> None:
+def _publish(output: Path, held_out: HeldOut) -> None:
     """Raw traces as two archives, so that what was fitted and what was held out stay apart."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
+    results = RESULTS if held_out is HeldOut.FIRST else RESULTS / held_out
+    results.mkdir(parents=True, exist_ok=True)
     for name in ("summary.json", "report.html", "calibration.html", "predictions.json"):
-        shutil.copy(output / name, RESULTS / name)
-    profile = msgspec.structs.replace(load_json(output / "profile.json", CalibratedProfile), name="x86-core")
-    (PROFILES / "x86-core.json").write_bytes(
-        msgspec.json.format(msgspec.json.encode(profile), indent=1) + b"\n"
-    )
-    for archive, members in (("calibration", ("calibration", "probes.jsonl")), ("held_out", HELD_OUT)):
-        with tarfile.open(RESULTS / f"{archive}.tar.xz", "w:xz") as packed:
+        shutil.copy(output / name, results / name)
+    if held_out is HeldOut.FIRST:
+        profile = msgspec.structs.replace(
+            load_json(output / "profile.json", CalibratedProfile), name="x86-core"
+        )
+        (PROFILES / "x86-core.json").write_bytes(
+            msgspec.json.format(msgspec.json.encode(profile), indent=1) + b"\n"
+        )
+    for archive, members in (("calibration", ("calibration", "probes.jsonl")), ("held_out", SWEEPS)):
+        with tarfile.open(results / f"{archive}.tar.xz", "w:xz") as packed:
             for member in members:
-                packed.add(output / member, f"unseen_models/{member}", filter=_plain)
+                packed.add(output / member, f"{output.name}/{member}", filter=_plain)
 
 
 def _plain(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
@@ -212,22 +231,25 @@ def _plain(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
 
 def main(
     output: Annotated[Path, typer.Option(help="Folder of traces and results.")] = Path("out/unseen_models"),
+    held_out: Annotated[HeldOut, typer.Option(help="Which models are predicted.")] = HeldOut.FIRST,
     publish: Annotated[
         bool,
-        typer.Option(help="Put results and raw traces into the repository, and the profile in as x86-core."),
+        typer.Option(
+            help="Put results and raw traces into the repository; of the first set also the profile, as x86-core."
+        ),
     ] = False,
     only_predict: Annotated[bool, typer.Option(help="Stop before the held-out models are measured.")] = False,
 ) -> None:
     output.mkdir(parents=True, exist_ok=True)
     found = fitted(output)
     print(pages.fit_line(found))
-    guesses = predicted(found.profile, output)
+    guesses = predicted(found.profile, held_out, output)
     if only_predict:
         return
-    for name in HELD_OUT:
-        measure(name, output)
-    report, measured, learned, before = held_against(found, guesses, output)
-    command = f"python experiments/unseen_models.py --output {output}"
+    for name in SWEEPS:
+        measure(held_out.config(name), output)
+    report, measured, learned, before = held_against(found, guesses, held_out, output)
+    command = f"python experiments/unseen_models.py --held-out {held_out} --output {output}"
     title = "Unseen models: predicted, then measured"
     (output / "report.html").write_text(
         pages.comparison_page(report, found.profile, 0, command, title, ABOUT[before])
@@ -241,7 +263,7 @@ def main(
     for goal in pages.goals(report.scores):
         print(*goal.row(), sep="  ")
     if publish:
-        _publish(output)
+        _publish(output, held_out)
     print("Each model from the others alone, of the profiled and of all:")
     for model, error in others.items():
         fitted_to = found.left_out_mape_pct.get(model)
