@@ -207,13 +207,10 @@ def _publish(output: Path, held_out: HeldOut) -> None:
     results.mkdir(parents=True, exist_ok=True)
     for name in ("summary.json", "report.html", "calibration.html", "predictions.json"):
         shutil.copy(output / name, results / name)
+    profile, path = load_json(output / "profile.json", CalibratedProfile), results / "profile.json"
     if held_out is HeldOut.FIRST:
-        profile = msgspec.structs.replace(
-            load_json(output / "profile.json", CalibratedProfile), name="x86-core"
-        )
-        (PROFILES / "x86-core.json").write_bytes(
-            msgspec.json.format(msgspec.json.encode(profile), indent=1) + b"\n"
-        )
+        profile, path = msgspec.structs.replace(profile, name="x86-core"), PROFILES / "x86-core.json"
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(profile), indent=1) + b"\n")
     for archive, members in (("calibration", ("calibration", "probes.jsonl")), ("held_out", SWEEPS)):
         with tarfile.open(results / f"{archive}.tar.xz", "w:xz") as packed:
             for member in members:

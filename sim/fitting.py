@@ -10,10 +10,10 @@ import numpy as np
 
 from calibration.compare import Guess
 from calibration.fit import Simulate
-from prism.cost import CalibratedProfile
+from prism.cost import CalibratedProfile, CostModel
 from prism.perfmap import Cell
 from prism.spec import ModelSpec
-from sim.study import Point, latencies, outside_of, scatter, summary
+from sim.study import Point, latencies, latency_ms, outside_of, scatter, summary
 
 
 def point_of(cell: Cell, models: Mapping[str, ModelSpec]) -> Point:
@@ -26,7 +26,7 @@ def simulate(models: Mapping[str, ModelSpec]) -> Simulate:
 
     def run(profile: CalibratedProfile, cells: Sequence[Cell]) -> Any:
         cost = profile.model()
-        return np.array([summary(profile, cost, point_of(c, models)).latency_ms.p50 for c in cells])
+        return np.array([latency_ms(profile, cost, point_of(cell, models)) for cell in cells])
 
     return run
 
@@ -48,12 +48,12 @@ def pooled(task: Callable[[Point], Guess], points: Sequence[Point], processes: i
 
 def guess_of(profile: CalibratedProfile, draws: int, seed: int) -> Callable[[Point], Guess]:
     """What makes a guess of a point; it goes to other processes."""
-    return partial(_guess, profile, draws, seed)
+    return partial(_guess, profile, profile.draws(draws, seed), seed)
 
 
-def _guess(profile: CalibratedProfile, draws: int, seed: int, point: Point) -> Guess:
+def _guess(profile: CalibratedProfile, costs: Sequence[CostModel], seed: int, point: Point) -> Guess:
     found = summary(profile, profile.model(), point)
-    drawn = latencies(profile, profile.draws(draws, seed), point) * scatter(profile, draws, point, seed)
+    drawn = latencies(profile, costs, point) * scatter(profile, len(costs), point, seed)
     outside = outside_of(profile, point)
     return Guess(
         ms=found.latency_ms.p50, draws=tuple(map(float, drawn)), split_ms=found.split_ms,

@@ -12,7 +12,7 @@ from prism.cost import CalibratedProfile, CostModel, Tag
 from prism.crossover import crossing
 from prism.errors import ConfigError, PlanError
 from prism.plan import ExecutionPlan, Mode
-from sim.study import INTERVAL, Axis, Point, at, latencies, outside_of, scatter, summary
+from sim.study import INTERVAL, Axis, Point, at, latencies, latency_ms, outside_of, scatter
 
 Class = Literal["at", "always", "never"]
 RATES_MBPS = tuple(float(round(10 ** (1 + k / 8), 3)) for k in range(25))  # 10 Mbps to 10 Gbps
@@ -177,7 +177,7 @@ def sensitivity(profile: CalibratedProfile, point: Point) -> tuple[Influence, ..
 
     def pair(changed: dict[str, float]) -> tuple[float, float]:
         cost = CostModel(changed)
-        return tuple(summary(profile, cost, p).latency_ms.p50 for p in (point, local))  # type: ignore[return-value]
+        return tuple(latency_ms(profile, cost, p) for p in (point, local))  # type: ignore[return-value]
 
     ours, theirs = pair(values)
     found = []

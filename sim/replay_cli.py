@@ -15,7 +15,7 @@ from prism.errors import PrismError
 from prism.plan import ExecutionPlan
 from prism.spec import LinkSpec, ModelSpec
 from sim import options
-from sim.study import Point, summary
+from sim.study import Point, latency_ms
 
 STEP = 1.05  # rates within this factor are simulated as one
 
@@ -85,7 +85,7 @@ def _scored(log: DecisionLog, made: list[Decided], profile: CalibratedProfile) -
         key = (plan, entry.observation.batch, rate)
         if key not in known:
             point = _point(model, plan, entry.observation.batch, rate)
-            known[key] = summary(profile, cost, point).latency_ms.p50
+            known[key] = latency_ms(profile, cost, point)
         return known[key]
 
     decided_ms = oracle_ms = 0.0

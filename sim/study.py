@@ -83,7 +83,19 @@ def summary(profile: CalibratedProfile, cost: CostModel, point: Point) -> Summar
 
 
 def simulated(profile: CalibratedProfile, cost: CostModel, point: Point) -> Trace:
-    """Simulate a point in its steady state: where the clock moves, a batch goes before the one that counts."""
+    """The trace of a point in its steady state."""
+    backend, work = _run_of(profile, cost, point)
+    return backend.run(point.plan, work)
+
+
+def latency_ms(profile: CalibratedProfile, cost: CostModel, point: Point) -> float:
+    """The latency that `summary` gives, without the trace that it is made of."""
+    backend, work = _run_of(profile, cost, point)
+    return backend.times_ms(point.plan, work)[0]
+
+
+def _run_of(profile: CalibratedProfile, cost: CostModel, point: Point) -> tuple[SimBackend, Workload]:
+    """Where the clock moves, a batch goes before the one that counts."""
     ranks = point.plan.ranks
     graph = graph_of(point.edges, ranks) if point.edges else None
     machines = identical(profile, cost, ranks, point.link, kind=point.topology, graph=graph)
@@ -93,12 +105,12 @@ def simulated(profile: CalibratedProfile, cost: CostModel, point: Point) -> Trac
     work = Workload(
         model=point.model, batch=point.batch, warmups=int(cost.clock.slowdown > 0), seed=point.seed
     )
-    return SimBackend(machines, warmups=False).run(point.plan, work)
+    return SimBackend(machines, warmups=False), work
 
 
 def latencies(profile: CalibratedProfile, costs: Sequence[CostModel], point: Point) -> NDArray[np.float64]:
     """Milliseconds of a point for each cost model."""
-    return np.array([summary(profile, cost, point).latency_ms.p50 for cost in costs])
+    return np.array([latency_ms(profile, cost, point) for cost in costs])
 
 
 def predict(

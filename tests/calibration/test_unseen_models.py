@@ -14,10 +14,13 @@ from prism.plan import ExecutionPlan
 RESULTS = Path(__file__).parents[2] / "experiments" / "results" / "unseen_models"
 
 
-def traces(name: str) -> dict[str, dict]:
+PROFILE_OF = {RESULTS: "x86-core", RESULTS / "second": str(RESULTS / "second" / "profile.json")}
+
+
+def traces(path: Path) -> dict[str, dict]:
     """Header of each trace of an archive, by the hash of its bytes."""
     found = {}
-    with tarfile.open(RESULTS / f"{name}.tar.xz") as archive:
+    with tarfile.open(path) as archive:
         for member in archive:
             if member.name.endswith(".jsonl") and "probes" not in member.name:
                 raw = archive.extractfile(member).read()
@@ -25,29 +28,34 @@ def traces(name: str) -> dict[str, dict]:
     return found
 
 
+@pytest.fixture(scope="module", params=PROFILE_OF, ids=["first", "second"])
+def results(request) -> Path:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def archives() -> tuple[dict, dict]:
-    return traces("calibration"), traces("held_out")
+def archives(results) -> tuple[dict, dict]:
+    return traces(results / "calibration.tar.xz"), traces(results / "held_out.tar.xz")
 
 
-def test_the_profile_read_the_calibration_traces_and_no_others(archives):
+def test_the_profile_read_the_calibration_traces_and_no_others(results, archives):
     calibrated, held = archives
-    read = set(load_profile("x86-core").traces)
+    read = set(load_profile(PROFILE_OF[results]).traces)
     assert read == set(calibrated)
     assert not read & set(held)
 
 
-def test_no_model_is_on_both_sides(archives):
+def test_no_model_is_on_both_sides(results, archives):
     calibrated, held = ({header["model"] for header in each.values()} for each in archives)
     assert len(calibrated) <= 3 and len(held) >= 6 and not calibrated & held
-    summary = json.loads((RESULTS / "summary.json").read_text())
+    summary = json.loads((results / "summary.json").read_text())
     assert set(summary["models_calibrated"]) == calibrated and set(summary["models_held_out"]) == held
 
 
-def test_every_cell_was_predicted_and_the_summary_says_when(archives):
+def test_every_cell_was_predicted_and_the_summary_says_when(results, archives):
     _, held = archives
-    predictions = json.loads((RESULTS / "predictions.json").read_text())
-    summary = json.loads((RESULTS / "summary.json").read_text())
+    predictions = json.loads((results / "predictions.json").read_text())
+    summary = json.loads((results / "summary.json").read_text())
     plans = {
         (h["model"], msgspec.convert(h["plan"], ExecutionPlan), h["batch"], h["link"] if h["plan"]["devices"] > 1 else "")
         for h in held.values()

@@ -15,7 +15,7 @@ from prism.spec import LinkSpec
 from sim.flip import crossover, sensitivity
 from sim.grid import Answer, over_processes, over_ray, points, solve
 from sim.question import Axes, Constraints, Inverse, Study, load_study
-from sim.study import Point, plan_of, predict
+from sim.study import Point, latency_ms, plan_of, predict, summary
 from sim.topology import Edge
 
 ORIN = load_profile("orin-nano")
@@ -41,6 +41,12 @@ def test_the_built_in_profile_says_what_was_published():
     cell = predict(ORIN, published(Mode.LOCAL, 8), ORIN.draws(32, 0))
     assert cell.tag == "calibrated" and cell.interval_ms[0] < 485.0 < cell.interval_ms[1]
     assert {term.origin for term in ORIN.terms} == {"fitted", "prior"}
+
+
+@pytest.mark.parametrize("mode", [Mode.LOCAL, Mode.FULL, Mode.SEGMENT_MEANS])
+def test_a_latency_without_its_trace_is_the_traces(mode):
+    point = published(mode, 3)  # of a device whose clock moves: a batch goes before the one that counts
+    assert latency_ms(ORIN, ORIN.model(), point) == summary(ORIN, ORIN.model(), point).latency_ms.p50
 
 
 def test_a_vocabulary_wider_than_any_product_that_was_timed_is_extrapolated():
