@@ -278,7 +278,7 @@ def judged(rows: list[dict[str, Any]]) -> dict[str, Any]:
             row["lookup"] = float(np.mean([row[name] for name in row["lookups"]]))
         row["told"] = row.get(looked_up(told, table))
         row["oracle"] = min(row[name] for name in STATIC if name in row)
-        row["best_by_map"] = next(table.ranked(seen, Objective())).plan.mode.value
+        row["best_by_map"] = next(table.at(seen, Objective()).ranked()).plan.mode.value
 
     def over(name: str, what: str = "prism") -> float:
         """Total latency of the adaptive batches over another's, in the slots that have both."""

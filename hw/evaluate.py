@@ -276,7 +276,7 @@ def _costs(config: EvalConfig, plans: Sequence[ExecutionPlan]) -> Costs:
     found: Costs = {}
     for timed in table.plans:
         plan = answers_alike(timed)
-        expected = table.of(timed, Observation(batch=1, devices=plan.ranks, bandwidth_bps=rate, at_s=0.0), Objective())
+        expected = table.at(Observation(batch=1, devices=plan.ranks, bandwidth_bps=rate, at_s=0.0), Objective()).of(timed)
         if expected is not None and plan in plans and (plan not in found or expected.ms < found[plan][0]):
             found[plan] = (expected.ms, expected.joules)
     return found

@@ -14,7 +14,7 @@ import msgspec
 from prism.accuracy import is_exact
 from prism.errors import ConfigError
 from prism.plan import ExecutionPlan
-from prism.table import LOCAL, Expected, Objective, Observation, Table
+from prism.table import LOCAL, Expected, Objective, Observation, Table, View
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,8 +86,9 @@ class PrismPolicy(msgspec.Struct, frozen=True, kw_only=True, tag="prism", forbid
         self, observation: Observation, table: Table | None, objective: Objective, state: State
     ) -> Decision:
         table = _given(table)
-        best, runner_up, able = _best_two(table, observation, objective)
-        present = None if state.plan is None else table.of(state.plan, observation, objective)
+        view = table.at(observation, objective)
+        best, runner_up, able = _best_two(view, observation, objective)
+        present = None if state.plan is None else view.of(state.plan)
         if present is not None and _standing(present, objective, observation) < _standing(best, objective, observation):
             present = None
 
@@ -159,13 +160,13 @@ def _standing(each: Expected, objective: Objective, observation: Observation) ->
 
 
 def _best_two(
-    table: Table, observation: Observation, objective: Objective
+    view: View, observation: Observation, objective: Objective
 ) -> tuple[Expected, Expected | None, int]:
     """The two best plans of those that stand highest: a late answer is better than a wrong one, and where none is known to
     be good enough, the model's own is. And how many keep all constraints: 0 for none, 1 for one of several."""
     good: list[Expected] = []
     every: list[Expected] = []
-    for each in table.ranked(observation, objective):
+    for each in view.ranked():
         every.append(each)
         if kept(each, objective, observation):
             good.append(each)

@@ -228,7 +228,7 @@ class AdaptiveRuntime:
         if plan.ranks > 1 and self._told_bps is None:
             return
         at = msgspec.structs.replace(seen, bandwidth_bps=self._told_bps, bandwidth_deviation=0.0)
-        near, expected = self._first_table.nearest(plan, at), self._table.of(plan, at, self._objective)
+        near, expected = self._first_table.nearest(plan, at), self._table.at(at, self._objective).of(plan)
         if near is None or expected is None or not self._first_table.mixes(plan, at):
             return
         place = near[0]

@@ -40,7 +40,7 @@ def seen(mbps: float | None, batch: int = 4, devices: int = 2, at_s: float = 100
 
 
 def expected(table: Table, observation: Observation, objective: Objective) -> list[Expected]:
-    return list(table.ranked(observation, objective))
+    return list(table.at(observation, objective).ranked())
 
 
 def test_between_cells_it_is_as_the_physics_has_it(map_, table):
@@ -53,6 +53,30 @@ def test_between_cells_it_is_as_the_physics_has_it(map_, table):
     local = next(e for e in expected(table, seen(60, batch=6), LATENCY) if e.plan == LOCAL)
     assert local.ms == pytest.approx((batches[4] + batches[8]) / 2)
     assert next(e for e in expected(table, seen(5), LATENCY) if e.plan == FULL).deviation > found.deviation
+
+
+@settings(deadline=None)
+@given(
+    st.floats(5, 4000), st.integers(1, 20), st.floats(0, 2), st.sampled_from(["p50", "p95", "energy", "weighted"]),
+    st.sets(st.integers(0, 23)),
+)  # fmt: skip
+def test_plans_ranked_together_cost_what_each_costs_alone(mbps, batch, deviation, minimise, unmeasured):
+    """To the bit, so that a decision and its replay agree; also where joules of some cells were not measured."""
+    means = [msgspec.structs.replace(MEANS, segments=k) for k in (5, 10)]
+    cells = [(plan, b, rate) for plan in (FULL, *means) for b in (1, 8) for rate in (25e6, 100e6, 400e6, 1600e6)]
+    rows = [Row(plan=LOCAL, batch=1, rate_bps=None, ms=90, p95_ms=99, wire_ms=0, deviation=0.02, joules=1.0)] + [
+        Row(
+            plan=plan, batch=b, rate_bps=rate, ms=31.7 * b + (k + 1) * 2e9 / rate, p95_ms=37.1 * b + (k + 1) * 3e9 / rate,
+            wire_ms=1.0, deviation=0.05, joules=None if k in unmeasured else 0.3 * b + k,
+        )
+        for k, (plan, b, rate) in enumerate(cells)
+    ]  # fmt: skip
+    view = Table(rows).at(
+        seen(mbps, batch, bandwidth_deviation=deviation), Objective(minimise=minimise, joule_ms=3.0)
+    )
+    ranked = list(view.ranked())
+    assert [each.plan for each in ranked] == [each.plan for each in sorted(ranked, key=lambda each: each.cost)]
+    assert {each.plan: each.cost for each in ranked} == {each.plan: view.of(each.plan).cost for each in ranked}
 
 
 def test_it_distributes_where_the_link_is_fast_and_not_where_it_is_slow(table):
@@ -93,7 +117,7 @@ def test_doubt_about_the_bandwidth_keeps_the_plan(table):
 
 def test_a_link_that_may_be_slow_costs_more_than_it_is_believed_to(table):
     def ms(mbps, plan=FULL, deviation=0.0):
-        return table.of(plan, seen(mbps, bandwidth_deviation=deviation), LATENCY).ms
+        return table.at(seen(mbps, bandwidth_deviation=deviation), LATENCY).of(plan).ms
 
     before = ms(100)
     for deviation in (0.2, 0.5, 0.9):
@@ -146,7 +170,7 @@ def test_a_missing_joule_never_counts_as_none():
         Row(plan=LOCAL, batch=batch, rate_bps=None, ms=50.0 * batch, p95_ms=50.0 * batch, wire_ms=0, deviation=0.01, joules=joules)
         for batch, joules in ((1, None), (2, 3.0))
     ]
-    known = Table(rows).of(LOCAL, seen(100, batch=8), Objective(minimise="energy"))
+    known = Table(rows).at(seen(100, batch=8), Objective(minimise="energy")).of(LOCAL)
     assert known.joules is None and known.cost == math.inf
 
 

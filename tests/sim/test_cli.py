@@ -121,7 +121,7 @@ def test_a_map_has_every_plan_that_fits(tmp_path):
     assert len(made.cells) == 2 + 2 * 2 * 2 and all(cell.source == "simulated" for cell in made.cells)
     table = table_of([made], made.cells[0].model)
     seen = Observation(batch=2, devices=2, bandwidth_bps=400e6, at_s=0.0)
-    assert {each.plan.mode for each in table.ranked(seen, Objective())} == {Mode.LOCAL, Mode.FULL, Mode.FIRST_AND_MEANS}
+    assert {each.plan.mode for each in table.at(seen, Objective()).ranked()} == {Mode.LOCAL, Mode.FULL, Mode.FIRST_AND_MEANS}
     asked = ["--batch", "2", "--bandwidth", "400Mbps", "--draws", "0", "--json"]
     said = {row["mode"]: row["latency_ms"] for row in json.loads(run(tmp_path, "predict", "vit.json", *asked))}
     full = next(c for c in made.cells if c.plan.mode is Mode.FULL and c.batch == 2 and c.bandwidth_mbps == 400)

@@ -59,7 +59,7 @@ def test_a_link_that_changed_is_no_wrong_cell(tmp_path):
     model, table = load_model(MODEL).model, table_of([load_map(Path(map_file(tmp_path)))], MODEL)
     runtime = AdaptiveRuntime(model, Alone(), SpanRecorder(0), table, PrismPolicy(), Objective())
     believed = Observation(batch=1, devices=2, bandwidth_bps=1e9, at_s=0.0)
-    met = table.of(FULL, msgspec.structs.replace(believed, bandwidth_bps=20e6), Objective())
+    met = table.at(msgspec.structs.replace(believed, bandwidth_bps=20e6), Objective()).of(FULL)
     runtime._learn_rate(FULL, 1, 1000 / 20)
     for _ in range(3 * RESIDUALS):
         runtime._compare(believed, FULL, met.ms, 0.0)
