@@ -1,8 +1,12 @@
 """What traces must have before anything is fitted to them: one machine, whole clocks, enough cells of enough kinds."""
 
+import statistics
+from collections.abc import Iterable
+
 import msgspec
 
 from prism.errors import ConfigError, TraceError
+from prism.perfmap import Cell
 from prism.plan import Mode
 from prism.pooling import TraceFile, TraceSet, machine, same, whole_batches
 from prism.spec import LinkSpec
@@ -10,6 +14,7 @@ from prism.trace import Trace
 
 LEAST_CELLS = 6
 LEAST_VISITS = 3  # of a cell, for a median that one disturbed visit can't move
+UNSTEADY = 1.2  # slowest visit over quickest of the median cell: 1.16 gave intervals that held, 1.30 did not
 STRAY_NS = 5_000_000  # a span may lie so far outside of its batch: clocks of two hosts are known to less
 
 
@@ -35,6 +40,28 @@ def checked(traces: TraceSet) -> tuple[TraceSet, tuple[str, ...]]:
     same([(file.name, machine(file.trace.header)) for file in files], "traces of one calibration")
     _enough(files)
     return msgspec.structs.replace(traces, files=files), (*messages, *_lacks(files))
+
+
+def visits_apart(cells: Iterable[Cell]) -> float | None:
+    """How steady a machine was: the slowest visit of a cell on one device over its quickest, in the median such cell. No link
+    is in it. None where no such cell was visited twice."""
+    apart = [
+        max(cell.visit_p50_ms) / min(cell.visit_p50_ms)
+        for cell in cells
+        if cell.plan.ranks == 1 and cell.visits > 1
+    ]
+    return statistics.median(apart) if apart else None
+
+
+def unsteady(cells: Iterable[Cell]) -> tuple[str, ...]:
+    apart = visits_apart(cells)
+    if apart is None or apart <= UNSTEADY:
+        return ()
+    return (
+        f"the machine didn't keep its speed: in the median local cell the slowest visit took {apart:.2f} times the quickest "
+        f"(steady: below {UNSTEADY}). What moves all cells alike is in no interval; stop what else runs, or measure more visits "
+        f"(prism-hw profile --repeats)",
+    )
 
 
 def _jump(trace: Trace) -> str:

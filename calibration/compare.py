@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.checks import visits_apart
 from prism.cost import Tag
 from prism.crossover import Crossover, Kind, crossovers
 from prism.errors import ConfigError
@@ -112,7 +113,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
 
 class Scores(msgspec.Struct, frozen=True, kw_only=True):
     """Figures of a comparison. measurement_noise_pct: mean distance of a visit's median from its cell's, which no
-    prediction can undercut by much; best_plan: regret where one of all measured plans of a workload and link is chosen.
+    prediction can undercut by much; visits_apart: see checks.py; best_plan: regret where one of all measured plans of a workload and link is chosen.
     log2_median: over break-evens in bandwidth that both maps have; classes: how many of all agree in kind."""
 
     cells: int
@@ -123,6 +124,7 @@ class Scores(msgspec.Struct, frozen=True, kw_only=True):
     difference_bias_pct: float
     difference_mae_pct: float
     measurement_noise_pct: float
+    visits_apart: float | None
     pairs: int
     near_tie_cells: int
     prism: Rule
@@ -327,7 +329,7 @@ def _scores(
         mape_by_mode_pct=_by(rows, "mode", abs), mape_by_model_pct=_by(rows, "model", abs),
         bias_by_mode_pct=_by(rows, "mode", float), difference_bias_pct=float(np.mean(off)),
         difference_mae_pct=float(np.mean(np.abs(off))),
-        measurement_noise_pct=100 * float(np.mean(noise)) if noise else math.nan,
+        measurement_noise_pct=100 * float(np.mean(noise)) if noise else math.nan, visits_apart=visits_apart(measured.cells),
         pairs=len(pairs), near_tie_cells=sum(pair.near_tie for pair in pairs),
         prism=_rule(pairs, [pair.predicted_excess < 0 for pair in pairs]), best_plan=_best_plan(measured, guesses),
         crossover_log2_median=float(np.median(logs)) if logs else None, crossovers_at_both=len(logs),

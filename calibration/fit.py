@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from calibration.alphabeta import fit_alpha_beta
-from calibration.checks import checked
+from calibration.checks import checked, unsteady
 from calibration.compute import ROOFLINE, TERMS, Step, covariance, fit, steps_of, steps_of_probes, tied
 from prism.cost import CalibratedProfile, Taken, Term, columns
 from prism.errors import ConfigError
@@ -115,7 +115,7 @@ def calibrate(
             )
             for cell, ms in zip(cells, fitted, strict=True)
         ),
-        regimes=tuple(_regimes(cells, fitted, models)), mape_pct=mape, messages=(*messages, *map(_unclear, alike)),
+        regimes=tuple(_regimes(cells, fitted, models)), mape_pct=mape, messages=(*messages, *unsteady(cells), *map(_unclear, alike)),
         left_out_mape_pct={
             model: float(100 * np.mean(np.abs(np.expm1(each)))) for model, each in others.items()
         },

@@ -78,7 +78,8 @@ def facts(scores: Scores) -> list[str]:
         f"{scores.cells} cells, {scores.extrapolated_cells} of them extrapolated; {scores.pairs} pairs of a distributed plan and "
         f"local, {scores.near_tie_cells} of them near ties, which noise decides.",
         f"A visit's median lies {scores.measurement_noise_pct:.1f} % from its cell's on average: the noise of the measurements "
-        f"themselves."
+        f"themselves." + (f" On one device the slowest visit of a cell took {scores.visits_apart:.2f} times its quickest (median)."
+        if scores.visits_apart else "")
         if not math.isnan(scores.measurement_noise_pct)
         else "Each cell was visited once: how far measurements repeat is not measured.",
         "Mean absolute error: " + ", ".join(f"{k} {v:.1f} %" for k, v in scores.mape_by_mode_pct.items()) + "; mean error: "

@@ -62,6 +62,15 @@ def test_the_profile_says_what_it_rests_on(found):
     assert profile.outside({"batch": 16}) and not profile.outside({"batch": 2, "width": 384})
 
 
+def test_a_machine_that_does_not_keep_its_speed_is_said(found):
+    """A visit's speed scatters by 2 % in one, by 20 % in the other."""
+    assert not any("keep its speed" in message for message in found.messages)
+    moved = simulated(noise=0.2, visits=3, rates_mbps=RATES)
+    (said,) = [m for m in calibrate(trace_set(moved), MODELS, simulate(MODELS), "moved").messages if "keep its speed" in m]
+    cells = [cell.visit_p50_ms for cell in build_map(trace_set(moved)).cells if cell.plan == LOCAL]
+    assert f"took {np.median([max(each) / min(each) for each in cells]):.2f} times" in said and "--repeats" in said
+
+
 def test_a_parameter_that_the_traces_cannot_tell_is_said():
     traces = trace_set(simulated((LOCAL, FULL), rates_mbps=(100,), visits=3))
     found = calibrate(traces, MODELS, simulate(MODELS), "one rate")
