@@ -125,30 +125,31 @@ class _Axes(NamedTuple):
         if deviation < SURE or not self.lines[0][-1]:  # local has its one place at 0 whatever the rate
             return self.corners(batch, per_bit)
         width = min(deviation, UNSURE)
-        weights: dict[int, float] = {}  # nodes share cells: each is mixed once
-        outside = 0.0
-        for share, step in NODES:
-            node = self.corners(batch, per_bit * math.exp(step * width))
-            outside += share * node.outside
-            for place, weight in node.weights:
-                weights[place] = weights.get(place, 0.0) + share * weight
-        return _Corners(list(weights.items()), outside, node.scale)
+        return self._mixed(batch, [(share, per_bit * math.exp(step * width)) for share, step in NODES])
 
     def corners(self, batch: int, per_bit: float) -> _Corners:
-        place, share, beyond = _between(self.batches, batch)
-        weights, outside = self._along(place, per_bit, 1 - share)
-        if share:
-            others, further = self._along(place + 1, per_bit, share)
-            weights, outside = weights + others, max(outside, further)
-        single = beyond and len(self.batches) == 1  # one batch alone is known: all grows with it
-        return _Corners(weights, beyond + outside, batch / self.batches[0] if single else 1.0)
+        return self._mixed(batch, [(1.0, per_bit)])
 
-    def _along(self, line: int, per_bit: float, weight: float) -> tuple[list[tuple[int, float]], float]:
-        left, share, beyond = _between(self.lines[line], per_bit)
-        first = self.starts[line] + left
-        if not share:
-            return [(first, weight)], beyond
-        return [(first, weight * (1 - share)), (first + 1, weight * share)], beyond
+    def _mixed(self, batch: int, nodes: Sequence[tuple[float, float]]) -> _Corners:
+        """nodes: shares, and the seconds a bit takes. They share cells: each is mixed once."""
+        place, along, beyond = _between(self.batches, batch)
+        lines = ((place, 1 - along), (place + 1, along)) if along else ((place, 1.0),)
+        weights: dict[int, float] = {}
+        outside = 0.0
+        for share, per_bit in nodes:
+            furthest, before = 0.0, None
+            for line, weight in lines:
+                if self.lines[line] is not before:  # batches mostly have the same rates
+                    before = self.lines[line]
+                    left, right_share, further = _between(before, per_bit)
+                    furthest = max(furthest, further)
+                first = self.starts[line] + left
+                weights[first] = weights.get(first, 0.0) + share * (weight * (1 - right_share))
+                if right_share:
+                    weights[first + 1] = weights.get(first + 1, 0.0) + share * (weight * right_share)
+            outside += share * (beyond + furthest)
+        single = beyond and len(self.batches) == 1  # one batch alone is known: all grows with it
+        return _Corners(list(weights.items()), outside, batch / self.batches[0] if single else 1.0)
 
 
 class _Grid(NamedTuple):
@@ -171,6 +172,7 @@ class _Group:
         self._first = members[0][1]
         self.axes, self.ranks = self._first.axes, self._first.plan.ranks
         self._columns = [np.array(column).T.copy() for column in zip(*(grid.columns for _, grid in members), strict=True)]
+        self._whole = [bool(np.isfinite(column).all()) for column in self._columns]
 
     def costs(self, corners: _Corners, objective: Objective) -> list[float]:
         """`_cost` of each plan, to the bit."""
@@ -182,8 +184,11 @@ class _Group:
     def _figures(self, field: int, corners: _Corners) -> NDArray[np.float64]:
         """`_figure` of each plan: rows are added in their order, which a product of matrices needn't do."""
         places, weights = zip(*corners.weights, strict=True)
+        rows, shares = self._columns[field].take(places, axis=0), np.array(weights)[:, None]
+        if self._whole[field]:
+            return np.maximum((rows * shares).sum(axis=0) * corners.scale, LEAST)
         with np.errstate(invalid="ignore"):  # infinite less infinite
-            mixed = (self._columns[field].take(places, axis=0) * np.array(weights)[:, None]).sum(axis=0)
+            mixed = (rows * shares).sum(axis=0)
         return np.where(np.isfinite(mixed), np.maximum(mixed * corners.scale, LEAST), np.inf)
 
 
@@ -345,7 +350,8 @@ def _grid(plan: ExecutionPlan, rows: list[Row], known: dict[_Axes, _Axes]) -> _G
     for row in rows:
         by_batch.setdefault(row.batch, {})[1 / row.rate_bps if row.rate_bps else 0.0] = row
     batches = tuple(sorted(by_batch))
-    lines = tuple(tuple(sorted(by_batch[batch])) for batch in batches)
+    equal: dict[tuple[float, ...], tuple[float, ...]] = {}
+    lines = tuple(equal.setdefault(line, line) for line in (tuple(sorted(by_batch[batch])) for batch in batches))
     starts = tuple(sum(map(len, lines[:k])) for k in range(len(lines)))
     ordered = [by_batch[batch][x] for batch, line in zip(batches, lines, strict=True) for x in line]
     columns = (
