@@ -100,7 +100,7 @@ class Place(NamedTuple):
         return cls(plan, batch, None if rate_bps is None else round(rate_bps))
 
 
-MS, P95, JOULES, WIRE, DEVIATION = range(5)  # columns of a grid
+MS, P95, JOULES, WIRE, DEVIATION = range(5)  # of a cell
 
 
 class _Corners(NamedTuple):
@@ -153,14 +153,14 @@ class _Axes(NamedTuple):
 
 
 class _Grid(NamedTuple):
-    """A plan's cells: a list for each column, in the order of its axes."""
+    """A plan's cells in the order of its axes: what MS and so on name."""
 
     plan: ExecutionPlan
     accuracy: float | None
     agreement: float | None
     source: Source
     axes: _Axes
-    columns: tuple[list[float], ...]
+    cells: list[tuple[float, ...]]
 
 
 class _Group:
@@ -171,7 +171,8 @@ class _Group:
         self.places = [place for place, _ in members]
         self._first = members[0][1]
         self.axes, self.ranks = self._first.axes, self._first.plan.ranks
-        self._columns = [np.array(column).T.copy() for column in zip(*(grid.columns for _, grid in members), strict=True)]
+        cells = np.array([grid.cells for _, grid in members])
+        self._columns = [cells[:, :, field].T.copy() for field in range(cells.shape[2])]
         self._whole = [bool(np.isfinite(column).all()) for column in self._columns]
 
     def costs(self, corners: _Corners, objective: Objective) -> list[float]:
@@ -268,7 +269,7 @@ class Table:
         xs = grid.axes.lines[line]
         near = min(range(len(xs)), key=lambda k: abs(math.log((xs[k] or 1.0) * rate)))
         place = Place.at(plan, batches[line], 1 / xs[near] if xs[near] else None)
-        return place, grid.columns[MS][grid.axes.starts[line] + near]
+        return place, grid.cells[grid.axes.starts[line] + near][MS]
 
     def mixes(self, plan: ExecutionPlan, observation: Observation) -> bool:
         """Whether a plan's figures there are a mean of cells. Beyond them a line goes on, on which what one cell is off by
@@ -290,7 +291,8 @@ class Table:
         slope = (waits[right] - waits[right - 1]) / (xs[right] - xs[right - 1])
         x = max(xs[right] + (wire_ms - waits[right]) / slope, xs[0] / 2)
         corners = grid.axes.corners(batch, x)
-        noise_ms = _deviation(grid, corners) * _figure(grid, MS, corners)
+        deviation = max(grid.cells[place][DEVIATION] for place, _ in corners.weights)
+        noise_ms = deviation * _figure(grid, MS, corners)
         return 1 / x, max(noise_ms / (slope * x), LEAST_DEVIATION)
 
     def corrected(self, factors: Mapping[Place, float]) -> "Table":
@@ -354,14 +356,13 @@ def _grid(plan: ExecutionPlan, rows: list[Row], known: dict[_Axes, _Axes]) -> _G
     lines = tuple(equal.setdefault(line, line) for line in (tuple(sorted(by_batch[batch])) for batch in batches))
     starts = tuple(sum(map(len, lines[:k])) for k in range(len(lines)))
     ordered = [by_batch[batch][x] for batch, line in zip(batches, lines, strict=True) for x in line]
-    columns = (
-        [row.ms for row in ordered], [row.p95_ms for row in ordered],
-        [math.inf if row.joules is None else row.joules for row in ordered], [row.wire_ms for row in ordered],
-        [row.deviation for row in ordered],
-    )  # fmt: skip
+    cells: list[tuple[float, ...]] = [
+        (row.ms, row.p95_ms, math.inf if row.joules is None else row.joules, row.wire_ms, row.deviation)
+        for row in ordered
+    ]
     axes = _Axes(batches, lines, starts)
     source: Source = "measured" if all(row.source == "measured" for row in rows) else "simulated"
-    return _Grid(plan, rows[0].accuracy, rows[0].agreement, source, known.setdefault(axes, axes), columns)
+    return _Grid(plan, rows[0].accuracy, rows[0].agreement, source, known.setdefault(axes, axes), cells)
 
 
 def _able(ranks: int, observation: Observation) -> bool:
@@ -373,10 +374,17 @@ def _per_bit(observation: Observation) -> float:
 
 
 def _expected(grid: _Grid, corners: _Corners, cost: float) -> Expected:
-    ms, joules = _figure(grid, MS, corners), _figure(grid, JOULES, corners)
-    deviation = math.hypot(_deviation(grid, corners), BEYOND * corners.outside)
+    ms = p95 = joules = deviation = 0.0
+    for place, weight in corners.weights:
+        cell = grid.cells[place]
+        ms += weight * cell[MS]
+        p95 += weight * cell[P95]
+        joules += weight * cell[JOULES]
+        deviation = max(deviation, cell[DEVIATION])
+    joules = _within(joules, corners)
     return Expected(
-        plan=grid.plan, ms=ms, p95_ms=_figure(grid, P95, corners), deviation=deviation,
+        plan=grid.plan, ms=_within(ms, corners), p95_ms=_within(p95, corners),
+        deviation=math.hypot(deviation, BEYOND * corners.outside),
         joules=None if joules == math.inf else joules, accuracy=grid.accuracy, agreement=grid.agreement,
         source=grid.source, cost=cost,
     )  # fmt: skip
@@ -399,17 +407,17 @@ def _by_objective(figure: Callable[[int], Figure], objective: Objective) -> Figu
 
 
 def _figure(grid: _Grid, field: int, corners: _Corners) -> float:
-    """A column mixed by the corners' weights; infinite where one of them lacks it."""
-    column, value = grid.columns[field], 0.0
+    """Cells mixed by the corners' weights; infinite where one of them lacks it."""
+    value = 0.0
     for place, weight in corners.weights:
-        value += weight * column[place]
+        value += weight * grid.cells[place][field]
+    return _within(value, corners)
+
+
+def _within(value: float, corners: _Corners) -> float:
     if not -math.inf < value < math.inf:  # also where a negative weight made it no number, or minus infinity
         return math.inf
     return max(value * corners.scale, LEAST)
-
-
-def _deviation(grid: _Grid, corners: _Corners) -> float:
-    return max(grid.columns[DEVIATION][place] for place, _ in corners.weights)
 
 
 def _between(xs: Sequence[float], x: float) -> tuple[int, float, float]:
