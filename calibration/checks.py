@@ -59,7 +59,7 @@ def unsteady(cells: Iterable[Cell]) -> tuple[str, ...]:
         return ()
     return (
         f"the machine didn't keep its speed: in the median local cell the slowest visit took {apart:.2f} times the quickest "
-        f"(steady: below {UNSTEADY}). What moves all cells alike is in no interval; stop what else runs, or measure more visits "
+        f"(steady: below {UNSTEADY}). Intervals don't hold how it differs later; stop what else runs, or measure more visits "
         f"(prism-hw profile --repeats)",
     )
 

@@ -113,7 +113,8 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
 
 class Scores(msgspec.Struct, frozen=True, kw_only=True):
     """Figures of a comparison. measurement_noise_pct: mean distance of a visit's median from its cell's, which no
-    prediction can undercut by much; visits_apart: see checks.py; best_plan: regret where one of all measured plans of a workload and link is chosen.
+    prediction can undercut by much; visits_apart: see checks.py; best_plan: regret where one of all measured plans of a
+    workload and link is chosen.
     log2_median: over break-evens in bandwidth that both maps have; classes: how many of all agree in kind."""
 
     cells: int
