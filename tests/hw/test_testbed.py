@@ -3,15 +3,15 @@
 import json
 import os
 import signal
-import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
-from support.link import stream_share
+from support.link import connection, stream_share
 
 from hw.tap import VNET, AccessPoint, TapJob
 from hw.testbed import NamespaceTestbed, netem_arguments, read_rates
@@ -30,27 +30,24 @@ def interfaces() -> set[str]:
 
 def transfer_s(bed: NamespaceTestbed, size: int) -> float:
     """Best of a few: a payload from station 0 to station 1, until the answer that it is there."""
-    server = bed.stations[1].call(lambda: socket.create_server((bed.addresses[1], 5000)))
-    client = bed.stations[0].call(lambda: socket.create_connection((bed.addresses[1], 5000)))
-    peer, _ = server.accept()
     times = []
-    with server, client, peer:
-        for one in (client, peer):
-            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        child = os.fork()
-        if child == 0:
+    with connection(bed) as (client, peer):
+
+        def answer() -> None:
             for _ in range(6):
                 left = size
-                while left:
-                    left -= len(peer.recv(min(left, 1 << 20)))
+                while left and (got := len(peer.recv(min(left, 1 << 20)))):
+                    left -= got
                 peer.sendall(b"!")
-            os._exit(0)
+
+        other = threading.Thread(target=answer)
+        other.start()
         for _ in range(6):
             began = time.perf_counter()
             client.sendall(bytes(size))
-            client.recv(1)
+            assert client.recv(1)
             times.append(time.perf_counter() - began)
-        os.waitpid(child, 0)
+        other.join()
     return min(times)
 
 

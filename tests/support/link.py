@@ -3,7 +3,10 @@
 import multiprocessing as mp
 import os
 import socket
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,30 +63,43 @@ def measure(
     )
 
 
+@contextmanager
+def connection(bed: NamespaceTestbed) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Two ends of a TCP connection, from station 0 to station 1. Neither waits for ever for the other."""
+    server = bed.stations[1].call(lambda: socket.create_server((bed.addresses[1], 5001)))
+    client = bed.stations[0].call(lambda: socket.create_connection((bed.addresses[1], 5001)))
+    peer, _ = server.accept()
+    with server, client, peer:
+        for one in (client, peer):
+            one.settimeout(TIMEOUT_S)
+            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        yield client, peer
+
+
 def stream_share(link: str, seconds: float = 1.0) -> float:
     """What a plain TCP stream gets of the rate that a testbed promises it, after its first fifth. A busy host can't serve
     its medium in time and loses some, which no measurement through it can do better."""
     spec = LinkSpec.parse(link)
     assert spec.rate_bps
-    with NamespaceTestbed(spec, 2) as bed:
-        server = bed.stations[1].call(lambda: socket.create_server((bed.addresses[1], 5001)))
-        client = bed.stations[0].call(lambda: socket.create_connection((bed.addresses[1], 5001)))
-        peer, _ = server.accept()
-        with server, client, peer:
-            began = time.perf_counter()
-            child = os.fork()
-            if child == 0:
-                while time.perf_counter() < began + seconds:
+    with NamespaceTestbed(spec, 2) as bed, connection(bed) as (client, peer):
+
+        def send() -> None:
+            with suppress(OSError):  # the other end stops it
+                while True:
                     client.sendall(bytes(1 << 16))
-                os._exit(0)
-            received, counted_from = 0, began
-            while (now := time.perf_counter()) < began + seconds:
-                size = len(peer.recv(1 << 16))
-                if now < began + seconds / 5:
-                    counted_from = time.perf_counter()
-                else:
-                    received += size
-            os.waitpid(child, 0)
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        began = time.perf_counter()
+        received, counted_from = 0, began
+        while (now := time.perf_counter()) < began + seconds:
+            size = len(peer.recv(1 << 16))
+            if now < began + seconds / 5:
+                counted_from = time.perf_counter()
+            else:
+                received += size
+        client.shutdown(socket.SHUT_RDWR)
+        sender.join()
         return received * 8 / (now - counted_from) / (spec.rate_bps / 2)
 
 
