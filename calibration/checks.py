@@ -1,7 +1,7 @@
 """What traces must have before anything is fitted to them: one machine, whole clocks, enough cells of enough kinds."""
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -51,6 +51,12 @@ def visits_apart(cells: Iterable[Cell]) -> float | None:
         if cell.plan.ranks == 1 and cell.visits > 1
     ]
     return statistics.median(apart) if apart else None
+
+
+def usual_pace_ms(cells: Sequence[Cell]) -> float | None:
+    """The pace (prism.metrics.pace_ms) of the median cell; None where a cell has none."""
+    paces = [cell.pace_ms for cell in cells if cell.pace_ms]
+    return statistics.median(paces) if paces and len(paces) == len(cells) else None
 
 
 def unsteady(cells: Iterable[Cell]) -> tuple[str, ...]:

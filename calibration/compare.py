@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.checks import visits_apart
-from prism.cost import Tag
+from prism.cost import CalibratedProfile, Tag
 from prism.crossover import Crossover, Kind, crossovers
 from prism.errors import ConfigError
 from prism.perfmap import Cell, PerformanceMap, plan_label, short
@@ -27,13 +27,21 @@ INTERVAL = (5.0, 95.0)
 
 
 class Guess(msgspec.Struct, frozen=True, kw_only=True):
-    """A cell as the profile has it. draws: milliseconds of each draw of terms and scatter, the same draws in all."""
+    """A cell as the profile has it. draws: milliseconds of each draw of terms and scatter, the same draws in all.
+    host_share: by how many per cent the latency grows where the machine is one per cent slower; null in older files."""
 
     ms: float
     draws: tuple[float, ...]
     split_ms: dict[str, float]
     tag: Tag
     outside: tuple[str, ...]
+    host_share: float | None = None
+
+    def slowed(self, slowness: float) -> "Guess":
+        """The guess for a machine that takes `slowness` times as long for what it computes."""
+        factor = slowness**self.host_share if self.host_share is not None else 1.0
+        draws = tuple(factor * ms for ms in self.draws)
+        return msgspec.structs.replace(self, ms=factor * self.ms, draws=draws)
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -140,18 +148,36 @@ class Scores(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """paced: the scores of the same predictions for the pace that the machine had at each cell instead of the pace of its
+    calibration; slowness: between the two, of the median cell. Null where either pace was not timed."""
+
     scores: Scores
     rows: tuple[Row, ...]
     pairs: tuple[Pair, ...]
     break_evens: tuple[BreakEven, ...]
+    paced: Scores | None = None
+    slowness: float | None = None
 
 
 def compared(
-    measured: PerformanceMap, guesses: Sequence[Guess], models: dict[str, ModelSpec],
+    profile: CalibratedProfile, measured: PerformanceMap, guesses: Sequence[Guess], models: dict[str, ModelSpec],
     reference: PerformanceMap | None = None,
 ) -> Report:  # fmt: skip
-    """guesses: one for each of the map's cells, in order. reference: a map of the profiled models, for the rules that
-    learn from them. Raises ConfigError without a pair."""
+    """guesses: the profile's, one for each of the map's cells, in order. reference: a map of the profiled models, for the
+    rules that learn from them. Raises ConfigError without a pair."""
+    found = _compared(measured, guesses, models, reference)
+    known = profile.pace_ms and all(cell.pace_ms for cell in measured.cells)
+    if not known or any(guess.host_share is None for guess in guesses):
+        return found
+    slowness = [profile.slowness(cell.pace_ms) for cell in measured.cells]
+    slowed = [guess.slowed(times) for guess, times in zip(guesses, slowness, strict=True)]
+    paced = _compared(measured, slowed, models, reference).scores
+    return msgspec.structs.replace(found, paced=paced, slowness=float(np.median(slowness)))
+
+
+def _compared(
+    measured: PerformanceMap, guesses: Sequence[Guess], models: dict[str, ModelSpec], reference: PerformanceMap | None
+) -> Report:  # fmt: skip
     cells = measured.cells
     rows = [_row(cell, guess) for cell, guess in zip(cells, guesses, strict=True)]
     twins = [

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar, nnls
 
 from prism.errors import ConfigError
+from prism.metrics import pace_ms
 from prism.plan import ExecutionPlan, Mode
 from prism.spec import ModelSpec
 from prism.trace import Probe, Trace, TraceHeader
@@ -56,9 +57,11 @@ class Step(NamedTuple):
     shape: tuple[int, ...] = ()
 
 
-def steps_of(traces: Iterable[Trace], models: Mapping[str, ModelSpec]) -> list[Step]:
-    """Every compute step of some traces; the visits of a cell count as repeats. Raises ConfigError where a
-    trace's model has no specification."""
+def steps_of(
+    traces: Iterable[Trace], models: Mapping[str, ModelSpec], usual_ms: float | None = None
+) -> list[Step]:
+    """Every compute step of some traces; the visits of a cell count as repeats. usual_ms: a pace (prism.metrics.pace_ms) that
+    every visit's seconds are brought to by its own. Raises ConfigError where a trace's model has no specification."""
     found: dict[tuple[Any, ...], list[float]] = defaultdict(list)
     headers: dict[str, TraceHeader] = {}
     for trace in traces:
@@ -67,8 +70,9 @@ def steps_of(traces: Iterable[Trace], models: Mapping[str, ModelSpec]) -> list[S
             raise ConfigError(f"traces of {header.model}: no specification of it was given; add one")
         cell = f"{header.model} B={header.batch} {header.plan} {header.link if header.plan.ranks > 1 else ''}"
         headers[cell] = header
+        paces = pace_ms(trace) if usual_ms else {}
         for (rank, op), seconds in _medians(trace, models[header.model].blocks).items():
-            found[cell, rank, op].append(seconds)
+            found[cell, rank, op].append(seconds * (usual_ms / paces[rank] if usual_ms else 1.0))
     return [
         _step(models[headers[cell].model], headers[cell], cell, rank, op, tuple(seconds))
         for (cell, rank, op), seconds in found.items()

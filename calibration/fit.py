@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from calibration.alphabeta import fit_alpha_beta
-from calibration.checks import checked, unsteady
+from calibration.checks import checked, unsteady, usual_pace_ms
 from calibration.compute import ROOFLINE, TERMS, Step, covariance, fit, steps_of, steps_of_probes, tied
 from prism.cost import CalibratedProfile, Taken, Term, columns
 from prism.errors import ConfigError
@@ -26,7 +26,7 @@ from prism.spec import ModelSpec
 from prism.trace import Probe
 
 Array = NDArray[np.float64]
-Simulate = Callable[[CalibratedProfile, Sequence[Cell]], Array]  # milliseconds of each cell
+Simulate = Callable[[CalibratedProfile, Sequence[Cell]], Array]  # milliseconds of each cell, at its own pace
 LINK = ("link.gain", "link.message_s")
 LINK_START = (0.97, 5e-4)  # of the configured rate; seconds a message
 SIZES_BYTES = (100_000, 1_000_000)  # between which regimes of a message's size end
@@ -95,8 +95,9 @@ def calibrate(
     if missing:
         raise ConfigError(f"traces of {', '.join(missing)}: no specification was given; add it with --model")
     probed = steps_of_probes(probes)
+    steps = steps_of([file.trace for file in traces.files], models, usual_pace_ms(cells))
     profile = _profile(traces, cells, models, simulate, probed, name, note)
-    alike = tied(steps_of([file.trace for file in traces.files], models) + probed)
+    alike = tied(steps + probed)
     fitted = simulate(profile, cells)
     own_sd = _log_sd(fitted, cells)
     others = _left_out(traces, cells, models, simulate, probed)
@@ -148,7 +149,8 @@ def _profile(
     probed: list[Step], name: str, note: str,
 ) -> CalibratedProfile:  # fmt: skip
     """Terms from the traces and cells given, and from no others."""
-    steps = steps_of([file.trace for file in traces.files], models) + probed
+    usual_ms = usual_pace_ms(cells)
+    steps = steps_of([file.trace for file in traces.files], models, usual_ms) + probed
     values = fit(steps)
     header = traces.files[0].trace.header
     staging = _staging(traces, models)
@@ -172,7 +174,7 @@ def _profile(
             power_mode=str(header.host.get("power_mode", "not reported")), note=note, staged=bool(staging),
             terms=tuple(terms), covariance=tuple(tuple(map(float, row)) for row in whole), power=header.power,
             traces=tuple(sorted(file.digest for file in traces.files)),
-            ranges=_ranges(cells, models, probed), taken=_taken(plans),
+            ranges=_ranges(cells, models, probed), taken=_taken(plans), pace_ms=usual_ms,
         )  # fmt: skip
 
     shared = [cell for cell in cells if cell.plan.ranks > 1]

@@ -58,6 +58,19 @@ def goals(scores: Scores) -> list[Goal]:
     ]
 
 
+def goal_heads(report: Report) -> list[str]:
+    return ["", "value", *(["at the machine's pace"] if report.paced else []), "goal", "reached"]
+
+
+def goal_rows(report: Report) -> list[tuple[str, ...]]:
+    """By `goal_heads`. Reached counts what was predicted, not what would have been for the machine's pace."""
+    rows: list[tuple[str, ...]] = [goal.row() for goal in goals(report.scores)]
+    if report.paced is None:
+        return rows
+    paced = [goal.row()[1] for goal in goals(report.paced)]
+    return [(*row[:2], value, *row[2:]) for row, value in zip(rows, paced, strict=True)]
+
+
 def rules(scores: Scores) -> list[tuple[str, str, str, str]]:
     """Name, accuracy, mean and P95 regret of Prism's choice and of the baselines."""
 
@@ -71,8 +84,9 @@ def rules(scores: Scores) -> list[tuple[str, str, str, str]]:
     return [row("Prism", scores.prism), *(row(name, rule) for name, rule in scores.baselines.items())]
 
 
-def facts(scores: Scores) -> list[str]:
+def facts(report: Report) -> list[str]:
     """What else there is to say, in lines."""
+    scores = report.scores
     right, of = scores.crossover_classes_right
     return [
         f"{scores.cells} cells, {scores.extrapolated_cells} of them extrapolated; {scores.pairs} pairs of a distributed plan and "
@@ -88,9 +102,21 @@ def facts(scores: Scores) -> list[str]:
         f"{scores.difference_mae_pct:.1f} % in size.",
         f"Break-evens: {right} of {of} have the right class (at a value, never, always); {scores.crossovers_at_both} in bandwidth are "
         f"at a value in both. Brier score of P(distributed wins): {scores.brier:.3f}.",
+        *_pace(report),
         f"Choosing one of all measured plans: regret {scores.best_plan.regret_mean_pct:.2f} % on average, P95 "
         f"{scores.best_plan.regret_p95_pct:.1f} %.",
     ]  # fmt: skip
+
+
+def _pace(report: Report) -> list[str]:
+    if report.slowness is None:
+        return []
+    slower = 100 * (report.slowness - 1)
+    return [
+        f"A block timed beside every visit says that the machine was {abs(slower):.0f} % {'slower' if slower > 0 else 'quicker'} "
+        f"than when the profile was calibrated (median cell). At the machine's pace: what the same predictions come to with the "
+        f"computing of each cell stretched by that block's time over its time in the calibration."
+    ]
 
 
 COMPARED = """<p class="about">{{ seen }}</p>
@@ -133,8 +159,8 @@ def comparison_page(
         else "No trace of this comparison was part of the profile's fit."
     )
     body = _rendered(
-        COMPARED, seen=f"{seen} {about}", facts=facts(scores), **{"evens": "", "map": "", **drawn},
-        goals=_table(["", "value", "goal", "reached"], [goal.row() for goal in goals(scores)]),
+        COMPARED, seen=f"{seen} {about}", facts=facts(report), **{"evens": "", "map": "", **drawn},
+        goals=_table(goal_heads(report), goal_rows(report)),
         rules=_table(["", "decisions right", "mean regret", "P95 regret"], rules(scores)),
         models=_table(["model", "mean absolute error"], [(k, f"{v:.1f} %") for k, v in scores.mape_by_model_pct.items()]),
         flips=_table(["model", "plan", "held", "over", "measured", "predicted"], [

@@ -161,7 +161,7 @@ def held_against(
     tokens = {model: sweep.tokens for sweep in held_out.sweeps() for model in sweep.models}
     chosen = [guesses.guesses[key_of(cell, tokens[cell.model])] for cell in measured.cells]
     before = guesses.created <= min(file.trace.header.created for file in held.files)
-    return compared(measured, chosen, models, learned), measured, learned, before
+    return compared(found.profile, measured, chosen, models, learned), measured, learned, before
 
 
 def left_out(folder: Path) -> dict[str, float]:
@@ -197,7 +197,8 @@ def summary(
         "measurement_noise_pct": scores.measurement_noise_pct, "baselines": scores.baselines,
         "passes_calibration": passes(learned), "passes_held_out": passes(measured),
         "fit_mape_pct": found.mape_pct, "leave_one_model_out_mape_pct": found.left_out_mape_pct,
-        "leave_one_of_all_out_mape_pct": others, "scores": scores,
+        "leave_one_of_all_out_mape_pct": others, "scores": scores, "slowness": report.slowness,
+        "scores_at_measured_pace": report.paced,
     }  # fmt: skip
 
 
@@ -257,8 +258,8 @@ def main(
         msgspec.json.encode(summary(found, report, measured, learned, before, others)), indent=1
     )
     (output / "summary.json").write_bytes(text + b"\n")
-    for goal in pages.goals(report.scores):
-        print(*goal.row(), sep="  ")
+    for row in pages.goal_rows(report):
+        print(*row, sep="  ")
     if publish:
         _publish(output, held_out)
     print("Each model from the others alone, of the profiled and of all:")

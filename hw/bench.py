@@ -16,6 +16,7 @@ from hw.energy import PowerSampler, find_meter
 from hw.job import Event, Progress, RankJob, RunConfig, RunStep, Work
 from hw.loading import Workpiece
 from hw.outcome import outcome, trace_header
+from hw.pace import Pace
 from hw.recorder import SpanRecorder
 from hw.score import Tally, score
 from hw.staging import CudaStager, HostStager
@@ -45,6 +46,7 @@ class Tail(msgspec.Struct, frozen=True, kw_only=True):
 
     memory: int
     power: list[Record]
+    pace: list[Record]
 
 
 class Bench:
@@ -58,6 +60,7 @@ class Bench:
         self.stager = CudaStager(self.device, self.recorder) if cuda else HostStager()
         self.exchange: Exchange  # given by the session once the group has formed
         self._clocks = Clocks(job.rank)
+        self._pace = Pace(self.device, job.rank)
         self._sampler: PowerSampler | None = None
         self._meter: list[Record] = []
         self._held: tuple[Any, ...] = ()
@@ -112,14 +115,19 @@ class Bench:
 
     def _worker(self, model: DistributedTransformer, config: RunConfig) -> None:
         schedule = self._schedule(config, metered=True) if config.embed == "each" else None
+        pace = self._paced(config)
         if self._job.rank < config.plan().ranks:
             self._clocks.refresh(config.plan().ranks)
         while model.follow(**(self._piece.call(next(schedule, (0, False, ()))[2]) if schedule else {})):
             spans, _, _ = self.recorder.take()
             comm.send_bytes(msgspec.msgpack.encode(spans), 0)
             self._clocks.refresh(config.plan().ranks)
-        tail = Tail(memory=_peak_memory(), power=self._power())
+        tail = Tail(memory=_peak_memory(), power=self._power(), pace=[*pace, *self._paced(config)])
         comm.send_bytes(msgspec.msgpack.encode(tail), 0)
+
+    def _paced(self, config: RunConfig) -> list[Record]:
+        """This rank's pace now, where a trace is kept. All ranks time it together, so that it is taken alike in all modes."""
+        return [*self._pace.timed()] if config.trace else []
 
     def _power(self) -> list[Record]:
         return [*self._meter, *self._sampler.take()] if self._sampler else []
@@ -136,12 +144,13 @@ class Bench:
                 if writer:
                     writer.write(new)
 
+            keep(self._paced(config))
             self._clocks.refresh(model.plan.ranks)
             keep(self._clocks.known())
             if metered and not self._idled:
                 keep([self._idle()])
             self._batches(model, step, metered, keep, tally)
-            memory = self._finish(model, keep)
+            memory = self._finish(model, config, keep)
         whole = [record for record in records if not isinstance(record, Batch) or record.size == config.batch]
         summary = summarise(Trace(header=header, records=tuple(whole)))
         self._emit(outcome(header, summary, tally, memory, self._piece))
@@ -225,16 +234,19 @@ class Bench:
         keep([*aligned(spans, self._clocks.offsets_ns), done, *self._clocks.refresh(model.plan.ranks)])
         return output
 
-    def _finish(self, model: DistributedTransformer, keep: Callable[[list[Record]], None]) -> dict[int, int]:
-        """End the step on every rank: peak memory by rank, and everyone's power samples kept."""
+    def _finish(
+        self, model: DistributedTransformer, config: RunConfig, keep: Callable[[list[Record]], None]
+    ) -> dict[int, int]:
+        """End the step on every rank: peak memory by rank, and everyone's power samples and pace kept."""
         memory = {0: _peak_memory()}
         keep(self._power())
         if self._job.world_size > 1:
             model.stop()
+        keep(self._paced(config))
         for peer in range(1, self._job.world_size):
             tail = msgspec.msgpack.decode(comm.receive_bytes(peer), type=Tail)
             memory[peer] = tail.memory
-            keep(aligned_power(tail.power, self._clocks.offsets_ns))
+            keep([*aligned_power(tail.power, self._clocks.offsets_ns), *tail.pace])
         return memory
 
 

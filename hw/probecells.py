@@ -12,6 +12,7 @@ import msgspec
 
 from prism.plan import WIRES, ExecutionPlan, Mode, payload_bytes
 from prism.spec import ModelSpec
+from prism.trace import PACE
 from prism.workload import WORD, attention, build, elementwise, gemm, norm
 
 ROWS = (16, 48, 128, 320, 800, 2000, 4800)  # batch times tokens
@@ -101,6 +102,13 @@ def _block() -> Iterator[Cell]:
         yield Cell(op="block", shape=(batch, tokens, width, heads, 4 * width), flops=flops, bytes=size)
 
 
+def _pace() -> Cell:
+    """The block that a machine's pace is told by: of middle size, some milliseconds on a slow core."""
+    shape = (1, 100, 448, 7, 1792)
+    flops, size = block_work(*shape)
+    return Cell(op=PACE, shape=shape, flops=flops, bytes=size)
+
+
 def block_work(batch: int, tokens: int, width: int, heads: int, mlp_width: int) -> tuple[int, int]:
     """FLOPs and memory bytes of a whole block on one device, as the workload graph has it."""
     model = ModelSpec(
@@ -131,3 +139,6 @@ def _copies() -> Iterator[Cell]:
     for size in COPIES:
         for op in ("d2h", "h2d"):
             yield Cell(op=op, shape=(size,), flops=0, bytes=size)
+
+
+PACE_BLOCK = _pace()

@@ -15,6 +15,7 @@ from hw.probecells import Cell
 from prism.adapters.base import split_heads
 from prism.plan import WIRES
 from prism.segment_means import segment_means
+from prism.trace import PACE
 from prism.wire import decode, encode
 
 VALUES = 24_000_000  # floats of random data that all cells share: the inputs of the largest one
@@ -24,10 +25,10 @@ Call = Callable[[], object]
 class Bench:
     """Random tensors and whole blocks on one device."""
 
-    def __init__(self, device: torch.device, seed: int) -> None:
+    def __init__(self, device: torch.device, seed: int, values: int = VALUES) -> None:
         self.device = device
         self._generator = torch.Generator(device).manual_seed(seed)
-        self._values = torch.randn(VALUES, generator=self._generator, device=device)
+        self._values = torch.randn(values, generator=self._generator, device=device)
         self._used = 0
         self._blocks: dict[tuple[int, int, int], nn.Module] = {}
 
@@ -138,6 +139,7 @@ _CALLS: dict[str, Callable[[Bench, Cell], Any]] = {
     "norm": _norm,
     "elementwise": _elementwise,
     "block": _block,
+    PACE: _block,
     "pack": _pack,
     "unpack": _unpack,
     "segment_means": _means,

@@ -77,6 +77,7 @@ class CalibratedProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     message_bytes, link_mbps).
     staged: whether tensors are copied between a device and its host.
     traces: SHA-256 of each trace or table that the fit read.
+    pace_ms: how quick the machine was when the data were taken (prism.metrics.pace_ms); null where nobody timed it.
     """
 
     schema: int = PROFILE_SCHEMA
@@ -92,6 +93,7 @@ class CalibratedProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     traces: tuple[str, ...]
     taken: Taken = Taken()
     power: PowerProfile | None = None
+    pace_ms: float | None = None
 
     def __post_init__(self) -> None:
         if self.schema != PROFILE_SCHEMA:
@@ -108,6 +110,11 @@ class CalibratedProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
     def model(self) -> "CostModel":
         return CostModel(self.values())
+
+    def slowness(self, pace_ms: float | None) -> float:
+        """How many times as long the machine computed, at this pace, as when the profile's data were taken; 1 where either
+        pace is unknown."""
+        return pace_ms / self.pace_ms if pace_ms and self.pace_ms else 1.0
 
     def draws(self, count: int, seed: int) -> list["CostModel"]:
         """Cost models of `count` draws of the terms, log-normal about the estimates."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from prism.energy import Energy, measured_energy, modelled_energy
 from prism.errors import TraceError
-from prism.trace import KINDS, Batch, Span, Trace
+from prism.trace import KINDS, PACE, Batch, Span, Trace
 
 
 class Latency(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,6 +59,16 @@ def summarise(trace: Trace) -> Summary:
         energy=energy,
         energy_note=note,
     )
+
+
+def pace_ms(trace: Trace) -> dict[int, float]:
+    """Of each rank that timed it, milliseconds of the block that a machine's pace is told by (hw/pace.py): the median over
+    the stretches beside the batches. Empty where none was timed."""
+    found: dict[int, list[float]] = defaultdict(list)
+    for probe in trace.probes:
+        if probe.op == PACE and not probe.warmup:
+            found[probe.rank].append((probe.end_ns - probe.start_ns) / 1e6 / probe.calls)
+    return {rank: statistics.median(times) for rank, times in found.items()}
 
 
 def _energy(trace: Trace) -> tuple[Energy | None, str]:

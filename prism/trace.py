@@ -21,6 +21,9 @@ Kind = Literal["compute", "stage_d2h", "wait", "wire", "stage_h2d"]
 KINDS: tuple[Kind, ...] = ("compute", "stage_d2h", "wait", "wire", "stage_h2d")
 
 
+PACE = "pace"  # op of the probes beside the batches that tell how quick the machine was
+
+
 class TraceHeader(msgspec.Struct, frozen=True, kw_only=True, tag="header", tag_field="type"):
     """What was run, on what, and the command that reproduces it. `power` is a declaration of the user's,
     from which energy is modelled where no sensor was read."""
@@ -121,7 +124,8 @@ class Idle(msgspec.Struct, frozen=True, kw_only=True, tag="idle", tag_field="typ
 class Probe(msgspec.Struct, frozen=True, kw_only=True, tag="probe", tag_field="type"):
     """One timed repeat of a micro-benchmark: `calls` calls of `op` between start and end, back to back.
 
-    op: gemm, attention, norm, elementwise, block, d2h, h2d, pack, unpack, pair, mesh, ring.
+    op: gemm, attention, norm, elementwise, block, d2h, h2d, pack, unpack, pair, mesh, ring; and pace, a block of one shape
+    that is timed beside the batches of a run.
     shape: what the op's own documentation in hw/probe.py says, in that order.
     flops, bytes: of one call, by prism.workload's rules (exchange: payload bytes of one message).
     """

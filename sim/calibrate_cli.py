@@ -113,15 +113,15 @@ def compare_command(
         print(msgspec.json.encode(report).decode())
         return
     console = Console()
-    table = Table("", "value", "goal", "reached", box=None)
-    for goal in pages.goals(report.scores):
-        table.add_row(*goal.row())
+    table = Table(*pages.goal_heads(report), box=None)
+    for row in pages.goal_rows(report):
+        table.add_row(*row)
     console.print(table)
     rules = Table("", "decisions right", "mean regret", "P95 regret", box=None)
     for row in pages.rules(report.scores):
         rules.add_row(*row)
     console.print(rules)
-    for line in pages.facts(report.scores):
+    for line in pages.facts(report):
         console.print(line, soft_wrap=True)
     if in_fit:
         console.print(f"{in_fit} traces were part of the profile's fit: no test of it", style="yellow")
@@ -136,7 +136,7 @@ def compare(
     from sim.fitting import guesses
 
     found = guesses(profile, measured.cells, models, draws, seed, os.cpu_count() or 1)
-    return compared(measured, found, models, reference)
+    return compared(profile, measured, found, models, reference)
 
 
 def side_by_side(

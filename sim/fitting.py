@@ -1,5 +1,6 @@
 """What calibration asks of the simulator: latencies of measured cells, and guesses with draws. One cell is one point."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -15,6 +16,8 @@ from prism.perfmap import Cell
 from prism.spec import ModelSpec
 from sim.study import Point, latencies, latency_ms, outside_of, scatter, summary
 
+SLOWER = 1.1  # how much slower a machine is taken to be, to see what its pace does to a latency
+
 
 def point_of(cell: Cell, models: Mapping[str, ModelSpec]) -> Point:
     model = msgspec.structs.replace(models[cell.model], tokens=cell.tokens)
@@ -22,11 +25,14 @@ def point_of(cell: Cell, models: Mapping[str, ModelSpec]) -> Point:
 
 
 def simulate(models: Mapping[str, ModelSpec]) -> Simulate:
-    """Milliseconds of cells under a profile."""
+    """Milliseconds of cells under a profile, with the machine as quick as it was at each."""
 
     def run(profile: CalibratedProfile, cells: Sequence[Cell]) -> Any:
         cost = profile.model()
-        return np.array([latency_ms(profile, cost, point_of(cell, models)) for cell in cells])
+        return np.array([
+            latency_ms(profile, cost.at_speed(1 / profile.slowness(cell.pace_ms)), point_of(cell, models))
+            for cell in cells
+        ])  # fmt: skip
 
     return run
 
@@ -52,10 +58,13 @@ def guess_of(profile: CalibratedProfile, draws: int, seed: int) -> Callable[[Poi
 
 
 def _guess(profile: CalibratedProfile, costs: Sequence[CostModel], seed: int, point: Point) -> Guess:
-    found = summary(profile, profile.model(), point)
+    cost = profile.model()
+    found = summary(profile, cost, point)
+    slower = latency_ms(profile, cost.at_speed(1 / SLOWER), point)
     drawn = latencies(profile, costs, point) * scatter(profile, len(costs), point, seed)
     outside = outside_of(profile, point)
     return Guess(
         ms=found.latency_ms.p50, draws=tuple(map(float, drawn)), split_ms=found.split_ms,
         tag="extrapolated" if outside else "calibrated", outside=tuple(outside),
+        host_share=math.log(slower / found.latency_ms.p50) / math.log(SLOWER),
     )  # fmt: skip

@@ -28,7 +28,7 @@ def profile(**changes: float) -> CalibratedProfile:
 
 
 def report(measured: PerformanceMap, known: CalibratedProfile, **fields) -> Report:
-    return compared(measured, guesses(known, measured.cells, MODELS, 40, 0, 1), MODELS, **fields)
+    return compared(known, measured, guesses(known, measured.cells, MODELS, 40, 0, 1), MODELS, **fields)
 
 
 def test_the_truth_against_itself(measured):
