@@ -89,8 +89,9 @@ class PrismPolicy(msgspec.Struct, frozen=True, kw_only=True, tag="prism", forbid
         view = table.at(observation, objective)
         best, runner_up, able = _best_two(view, observation, objective)
         present = None if state.plan is None else view.of(state.plan)
-        if present is not None and _standing(present, objective, observation) < _standing(best, objective, observation):
-            present = None
+        if present is not None and present is not best:
+            standing = _standing(present, objective, observation)
+            present = present if standing >= _standing(best, objective, observation) else None
 
         def decided(chosen: Expected, why: str) -> Decision:
             moved = chosen.plan != state.plan
@@ -106,8 +107,8 @@ class PrismPolicy(msgspec.Struct, frozen=True, kw_only=True, tag="prism", forbid
             return decided(
                 best, "the first decision" if state.plan is None else "the plan before can't be kept"
             )
-        if best.plan == present.plan:
-            return decided(present, "still the best")
+        if present is best:
+            return decided(best, "still the best")
         gain = present.cost - best.cost
         doubt = self.doubt * math.hypot(present.deviation * present.cost, best.deviation * best.cost)
         needed = max(self.hysteresis * present.cost, doubt)

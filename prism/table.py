@@ -1,8 +1,6 @@
 """What every plan is expected to cost at an observation: cells of a performance map, and the lines between them.
 
-Latency between cells is linear in the batch and in the seconds a bit takes (1 / rate): what crosses the link is bytes
-over the rate on top of work. Beyond the cells the nearest ends go on, with a wider deviation.
-"""
+prism/corners.py says between which cells an observation lies."""
 
 import bisect
 import math
@@ -14,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prism.accuracy import AccuracyTable, Answers
+from prism.corners import Axes, Corners, between
 from prism.errors import ConfigError
 from prism.perfmap import Cell, PerformanceMap
 from prism.plan import ExecutionPlan, Mode
@@ -23,8 +22,6 @@ LOCAL = ExecutionPlan(mode=Mode.LOCAL)
 LEAST_DEVIATION = 0.01  # of a latency: no cell is known better than this
 LEAST = 1e-6  # of a figure, where a line falls to nothing
 BEYOND = 0.3  # deviation added per factor e outside of the cells
-SURE, UNSURE = 0.1, 1.0  # deviations of a rate: up to the one it is taken as it is, from the other on as if it were that
-NODES = ((2 / 3, 0.0), (1 / 6, math.sqrt(3)), (1 / 6, -math.sqrt(3)))  # shares and deviations of Gauss-Hermite's three
 PREDICTED_DEVIATION = 0.08  # of a cell that was simulated, where its profile doesn't say another
 Share = float
 Source = Literal["measured", "simulated"]
@@ -42,6 +39,10 @@ class Objective(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     most_joules: float | None = None
     least_accuracy: Share | None = None
     least_agreement: Share | None = None
+
+    def __post_init__(self) -> None:
+        if self.minimise == "weighted" and not 0 < self.joule_ms < math.inf:
+            raise ValueError(f"joule_ms is {self.joule_ms:g}; weighted needs what a joule is worth, a number above 0")
 
 
 class Observation(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,55 +104,6 @@ class Place(NamedTuple):
 MS, P95, JOULES, WIRE, DEVIATION = range(5)  # of a cell
 
 
-class _Corners(NamedTuple):
-    """The cells around an observation with their weights, how far outside of the cells it lies in factors e, and what
-    a figure is multiplied with where it lies beyond a single batch."""
-
-    weights: list[tuple[int, float]]
-    outside: float
-    scale: float
-
-
-class _Axes(NamedTuple):
-    """Where a plan has cells: batches, and for each the seconds a bit takes, ascending. Plans share equal ones."""
-
-    batches: tuple[int, ...]
-    lines: tuple[tuple[float, ...], ...]
-    starts: tuple[int, ...]
-
-    def expected(self, batch: int, per_bit: float, deviation: float) -> _Corners:
-        """The corners of the expectation over a rate that is known with a relative deviation: time is convex in the
-        rate, so a link that may be slow costs more than the one that is believed."""
-        if deviation < SURE or not self.lines[0][-1]:  # local has its one place at 0 whatever the rate
-            return self.corners(batch, per_bit)
-        width = min(deviation, UNSURE)
-        return self._mixed(batch, [(share, per_bit * math.exp(step * width)) for share, step in NODES])
-
-    def corners(self, batch: int, per_bit: float) -> _Corners:
-        return self._mixed(batch, [(1.0, per_bit)])
-
-    def _mixed(self, batch: int, nodes: Sequence[tuple[float, float]]) -> _Corners:
-        """nodes: shares, and the seconds a bit takes. They share cells: each is mixed once."""
-        place, along, beyond = _between(self.batches, batch)
-        lines = ((place, 1 - along), (place + 1, along)) if along else ((place, 1.0),)
-        weights: dict[int, float] = {}
-        outside = 0.0
-        for share, per_bit in nodes:
-            furthest, before = 0.0, None
-            for line, weight in lines:
-                if self.lines[line] is not before:  # batches mostly have the same rates
-                    before = self.lines[line]
-                    left, right_share, further = _between(before, per_bit)
-                    furthest = max(furthest, further)
-                first = self.starts[line] + left
-                weights[first] = weights.get(first, 0.0) + share * (weight * (1 - right_share))
-                if right_share:
-                    weights[first + 1] = weights.get(first + 1, 0.0) + share * (weight * right_share)
-            outside += share * (beyond + furthest)
-        single = beyond and len(self.batches) == 1  # one batch alone is known: all grows with it
-        return _Corners(list(weights.items()), outside, batch / self.batches[0] if single else 1.0)
-
-
 class _Grid(NamedTuple):
     """A plan's cells in the order of its axes: what MS and so on name."""
 
@@ -159,7 +111,7 @@ class _Grid(NamedTuple):
     accuracy: float | None
     agreement: float | None
     source: Source
-    axes: _Axes
+    axes: Axes
     cells: list[tuple[float, ...]]
 
 
@@ -175,14 +127,14 @@ class _Group:
         self._columns = [cells[:, :, field].T.copy() for field in range(cells.shape[2])]
         self._whole = [bool(np.isfinite(column).all()) for column in self._columns]
 
-    def costs(self, corners: _Corners, objective: Objective) -> list[float]:
+    def costs(self, corners: Corners, objective: Objective) -> list[float]:
         """`_cost` of each plan, to the bit."""
         if len(self.places) == 1:  # as local is: an array of one is slower
             return [_cost(self._first, corners, objective)]
         costs: list[float] = _by_objective(lambda field: self._figures(field, corners), objective).tolist()
         return costs
 
-    def _figures(self, field: int, corners: _Corners) -> NDArray[np.float64]:
+    def _figures(self, field: int, corners: Corners) -> NDArray[np.float64]:
         """`_figure` of each plan: rows are added in their order, which a product of matrices needn't do."""
         places, weights = zip(*corners.weights, strict=True)
         rows, shares = self._columns[field].take(places, axis=0), np.array(weights)[:, None]
@@ -198,7 +150,8 @@ class View:
 
     def __init__(self, table: "Table", observation: Observation, objective: Objective) -> None:
         self._table, self._observation, self._objective = table, observation, objective
-        self._corners: dict[int, _Corners] = {}
+        self._corners: dict[int, Corners] = {}
+        self._made: dict[int, Expected] = {}  # by the grid's id: the present plan is mostly one of the best
 
     def ranked(self) -> Iterator[Expected]:
         """Every plan that its devices and its link allow, the best by the objective first; made one by one, for a
@@ -209,18 +162,21 @@ class View:
                 found = group.costs(self._at(group.axes), self._objective)
                 costs += zip(found, group.places, strict=True)
         for cost, place in sorted(costs):
-            grid = self._table.grids[place]
-            yield _expected(grid, self._at(grid.axes), cost)
+            yield self._expected(self._table.grids[place], cost)
 
     def of(self, plan: ExecutionPlan) -> Expected | None:
-        """One plan's figures, None where it can't run."""
+        """One plan's figures, None where it can't run; the same object as from `ranked`."""
         grid = self._table.able(plan, self._observation)
         if grid is None:
             return None
-        corners = self._at(grid.axes)
-        return _expected(grid, corners, _cost(grid, corners, self._objective))
+        known = self._made.get(id(grid))
+        return known or self._expected(grid, _cost(grid, self._at(grid.axes), self._objective))
 
-    def _at(self, axes: _Axes) -> _Corners:
+    def _expected(self, grid: _Grid, cost: float) -> Expected:
+        found = self._made[id(grid)] = _expected(grid, self._at(grid.axes), cost)
+        return found
+
+    def _at(self, axes: Axes) -> Corners:
         known = self._corners.get(id(axes))
         if known is None:
             seen = self._observation
@@ -239,10 +195,10 @@ class Table:
         by_plan: dict[ExecutionPlan, list[Row]] = {}
         for row in self.rows:
             by_plan.setdefault(row.plan, []).append(row)
-        known: dict[_Axes, _Axes] = {}
+        known: dict[Axes, Axes] = {}
         self.grids = [_grid(plan, rows, known) for plan, rows in by_plan.items()]
         self._by_plan = {grid.plan: grid for grid in self.grids}
-        alike: dict[tuple[_Axes, int], list[tuple[int, _Grid]]] = {}
+        alike: dict[tuple[Axes, int], list[tuple[int, _Grid]]] = {}
         for place, grid in enumerate(self.grids):
             alike.setdefault((grid.axes, grid.plan.ranks), []).append((place, grid))
         self.groups = [_Group(members) for members in alike.values()]
@@ -283,7 +239,7 @@ class Table:
         grid = self._by_plan.get(plan)
         if grid is None or plan.ranks == 1:
             return None
-        xs = grid.axes.lines[_between(grid.axes.batches, batch)[0]]
+        xs = grid.axes.lines[between(grid.axes.batches, batch)[0]]
         waits = [_figure(grid, WIRE, grid.axes.corners(batch, x)) for x in xs]
         right = min(max(bisect.bisect_left(waits, wire_ms), 1), len(xs) - 1)
         if right < 1 or waits[right] <= waits[right - 1]:
@@ -347,7 +303,7 @@ def _joules(cell: Cell) -> float | None:
     return cell.energy.joules if cell.source == "simulated" and cell.energy else cell.energy_j
 
 
-def _grid(plan: ExecutionPlan, rows: list[Row], known: dict[_Axes, _Axes]) -> _Grid:
+def _grid(plan: ExecutionPlan, rows: list[Row], known: dict[Axes, Axes]) -> _Grid:
     by_batch: dict[int, dict[float, Row]] = {}
     for row in rows:
         by_batch.setdefault(row.batch, {})[1 / row.rate_bps if row.rate_bps else 0.0] = row
@@ -360,7 +316,7 @@ def _grid(plan: ExecutionPlan, rows: list[Row], known: dict[_Axes, _Axes]) -> _G
         (row.ms, row.p95_ms, math.inf if row.joules is None else row.joules, row.wire_ms, row.deviation)
         for row in ordered
     ]
-    axes = _Axes(batches, lines, starts)
+    axes = Axes(batches, lines, starts)
     source: Source = "measured" if all(row.source == "measured" for row in rows) else "simulated"
     return _Grid(plan, rows[0].accuracy, rows[0].agreement, source, known.setdefault(axes, axes), cells)
 
@@ -373,14 +329,15 @@ def _per_bit(observation: Observation) -> float:
     return 1 / observation.bandwidth_bps if observation.bandwidth_bps else 0.0
 
 
-def _expected(grid: _Grid, corners: _Corners, cost: float) -> Expected:
+def _expected(grid: _Grid, corners: Corners, cost: float) -> Expected:
     ms = p95 = joules = deviation = 0.0
     for place, weight in corners.weights:
-        cell = grid.cells[place]
-        ms += weight * cell[MS]
-        p95 += weight * cell[P95]
-        joules += weight * cell[JOULES]
-        deviation = max(deviation, cell[DEVIATION])
+        cell_ms, cell_p95, cell_joules, _, doubt = grid.cells[place]
+        ms += weight * cell_ms
+        p95 += weight * cell_p95
+        joules += weight * cell_joules
+        if doubt > deviation:
+            deviation = doubt
     joules = _within(joules, corners)
     return Expected(
         plan=grid.plan, ms=_within(ms, corners), p95_ms=_within(p95, corners),
@@ -390,7 +347,7 @@ def _expected(grid: _Grid, corners: _Corners, cost: float) -> Expected:
     )  # fmt: skip
 
 
-def _cost(grid: _Grid, corners: _Corners, objective: Objective) -> float:
+def _cost(grid: _Grid, corners: Corners, objective: Objective) -> float:
     """By the objective; infinite where a figure it needs was not measured."""
     return _by_objective(lambda field: _figure(grid, field, corners), objective)
 
@@ -406,7 +363,7 @@ def _by_objective(figure: Callable[[int], Figure], objective: Objective) -> Figu
     return figure(MS) + objective.joule_ms * joules
 
 
-def _figure(grid: _Grid, field: int, corners: _Corners) -> float:
+def _figure(grid: _Grid, field: int, corners: Corners) -> float:
     """Cells mixed by the corners' weights; infinite where one of them lacks it."""
     value = 0.0
     for place, weight in corners.weights:
@@ -414,17 +371,7 @@ def _figure(grid: _Grid, field: int, corners: _Corners) -> float:
     return _within(value, corners)
 
 
-def _within(value: float, corners: _Corners) -> float:
+def _within(value: float, corners: Corners) -> float:
     if not -math.inf < value < math.inf:  # also where a negative weight made it no number, or minus infinity
         return math.inf
     return max(value * corners.scale, LEAST)
-
-
-def _between(xs: Sequence[float], x: float) -> tuple[int, float, float]:
-    """Left neighbour, share of the way to the right one, and how far outside. Beyond the last the line through the last
-    two goes on; before the first it would fall below what was ever seen, so the first stands."""
-    if x <= xs[0] or len(xs) == 1:  # local's one place is 0: it uses no link
-        return 0, 0.0, abs(math.log(x / xs[0])) if x > 0 and xs[0] > 0 else 0.0
-    right = min(bisect.bisect_left(xs, x), len(xs) - 1)
-    share = (x - xs[right - 1]) / (xs[right] - xs[right - 1])
-    return right - 1, share, math.log(x / xs[-1]) if x > xs[-1] else 0.0

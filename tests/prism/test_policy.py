@@ -71,12 +71,12 @@ def test_plans_ranked_together_cost_what_each_costs_alone(mbps, batch, deviation
         )
         for k, (plan, b, rate) in enumerate(cells)
     ]  # fmt: skip
-    view = Table(rows).at(
-        seen(mbps, batch, bandwidth_deviation=deviation), Objective(minimise=minimise, joule_ms=3.0)
-    )
-    ranked = list(view.ranked())
+    table, observed = Table(rows), seen(mbps, batch, bandwidth_deviation=deviation)
+    objective = Objective(minimise=minimise, joule_ms=3.0)
+    ranked = list(table.at(observed, objective).ranked())
     assert [each.plan for each in ranked] == [each.plan for each in sorted(ranked, key=lambda each: each.cost)]
-    assert {each.plan: each.cost for each in ranked} == {each.plan: view.of(each.plan).cost for each in ranked}
+    alone = table.at(observed, objective)
+    assert {each.plan: each for each in ranked} == {each.plan: alone.of(each.plan) for each in ranked}
 
 
 def test_it_distributes_where_the_link_is_fast_and_not_where_it_is_slow(table):
@@ -100,6 +100,19 @@ def test_a_small_gain_changes_nothing(table):
     near = PrismPolicy(hysteresis=10.0).decide(seen(1000), table, LATENCY, State(plan=LOCAL))
     assert near.plan == LOCAL and "doubt" in near.why and near.runner_up.plan == every[0].plan
     assert PrismPolicy().decide(seen(1000), table, LATENCY, State(plan=LOCAL)).plan == every[0].plan
+
+
+@pytest.mark.parametrize("joule_ms", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_weighted_sum_needs_what_a_joule_is_worth(joule_ms):
+    with pytest.raises(ValueError, match="joule_ms"):
+        Objective(minimise="weighted", joule_ms=joule_ms)
+
+
+def test_the_runner_up_is_another_plan(table):
+    first = PrismPolicy().decide(seen(1000), table, LATENCY, State())
+    still = PrismPolicy().decide(seen(1000), table, LATENCY, first.state)
+    assert still.why == "still the best" and still.plan == first.plan
+    assert still.runner_up == first.runner_up and still.runner_up.plan != still.plan
 
 
 def test_a_young_change_waits_unless_it_is_urgent(table):
