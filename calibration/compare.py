@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.checks import visits_apart
+from calibration.noise import floor_mape_pct
 from prism.cost import CalibratedProfile, Tag
 from prism.crossover import Crossover, Kind, crossovers
 from prism.errors import ConfigError
@@ -120,13 +121,15 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Scores(msgspec.Struct, frozen=True, kw_only=True):
-    """Figures of a comparison. measurement_noise_pct: mean distance of a visit's median from its cell's, which no
+    """Figures of a comparison. floor_mape_pct: what a perfect prediction's error would be, by the scatter of the visits
+    (noise.py). measurement_noise_pct: mean distance of a visit's median from its cell's, which no
     prediction can undercut by much; visits_apart: see checks.py; best_plan: regret where one of all measured plans of a
     workload and link is chosen.
     log2_median: over break-evens in bandwidth that both maps have; classes: how many of all agree in kind."""
 
     cells: int
     latency_mape_pct: float
+    floor_mape_pct: float | None
     mape_by_mode_pct: dict[str, float]
     mape_by_model_pct: dict[str, float]
     bias_by_mode_pct: dict[str, float]
@@ -165,21 +168,26 @@ def compared(
 ) -> Report:  # fmt: skip
     """guesses: the profile's, one for each of the map's cells, in order. reference: a map of the profiled models, for the
     rules that learn from them. Raises ConfigError without a pair."""
-    found = _compared(measured, guesses, models, reference)
+    twins = _twins(measured)
+    rules = _rules(measured, _pairs(measured, twins, guesses), twins, models, reference)
+    visits = [np.log(cell.visit_p50_ms) for cell in measured.cells]
+    found = _judged(measured, guesses, twins, rules, floor_mape_pct(visits))
     known = profile.pace_ms and all(cell.pace_ms for cell in measured.cells)
     if not known or any(guess.host_share is None for guess in guesses):
         return found
     slowness = [profile.slowness(cell.pace_ms) for cell in measured.cells]
     slowed = [guess.slowed(times) for guess, times in zip(guesses, slowness, strict=True)]
-    paced = _compared(measured, slowed, models, reference).scores
+    level = [
+        logs - (guess.host_share or 0.0) * np.log(np.array(cell.visit_pace_ms) / cell.pace_ms)
+        for logs, guess, cell in zip(visits, guesses, measured.cells, strict=True)
+    ]
+    paced = _judged(measured, slowed, twins, rules, floor_mape_pct(level)).scores
     return msgspec.structs.replace(found, paced=paced, slowness=float(np.median(slowness)))
 
 
-def _compared(
-    measured: PerformanceMap, guesses: Sequence[Guess], models: dict[str, ModelSpec], reference: PerformanceMap | None
-) -> Report:  # fmt: skip
+def _twins(measured: PerformanceMap) -> list[tuple[int, int]]:
+    """Places of each distributed cell and of the local cell of its workload."""
     cells = measured.cells
-    rows = [_row(cell, guess) for cell, guess in zip(cells, guesses, strict=True)]
     twins = [
         (index, next(k for k, c in enumerate(cells) if c is local))
         for index, cell in enumerate(cells)
@@ -190,10 +198,23 @@ def _compared(
             "no workload has both a local and a distributed cell, so that nothing can be compared; measure modes = "
             '["local", "full"] of one model and batch'
         )
-    pairs = [_pair(cells[a], cells[b], guesses[a], guesses[b]) for a, b in twins]
-    evens = _break_evens(measured, guesses)
-    scores = _scores(measured, rows, pairs, evens, _rules(measured, pairs, twins, models, reference), guesses)
+    return twins
+
+
+def _judged(
+    measured: PerformanceMap, guesses: Sequence[Guess], twins: Sequence[tuple[int, int]], baselines: dict[str, Rule],
+    floor: float | None,
+) -> Report:  # fmt: skip
+    rows = [_row(cell, guess) for cell, guess in zip(measured.cells, guesses, strict=True)]
+    pairs, evens = _pairs(measured, twins, guesses), _break_evens(measured, guesses)
+    scores = _scores(measured, rows, pairs, evens, baselines, guesses, floor)
     return Report(scores=scores, rows=tuple(rows), pairs=tuple(pairs), break_evens=tuple(evens))
+
+
+def _pairs(
+    measured: PerformanceMap, twins: Sequence[tuple[int, int]], guesses: Sequence[Guess]
+) -> list[Pair]:
+    return [_pair(measured.cells[a], measured.cells[b], guesses[a], guesses[b]) for a, b in twins]
 
 
 def _row(cell: Cell, guess: Guess) -> Row:
@@ -340,7 +361,7 @@ def _by(
 
 def _scores(
     measured: PerformanceMap, rows: Sequence[Row], pairs: Sequence[Pair], evens: Sequence[BreakEven],
-    baselines: dict[str, Rule], guesses: Sequence[Guess],
+    baselines: dict[str, Rule], guesses: Sequence[Guess], floor: float | None,
 ) -> Scores:  # fmt: skip
     off = [100 * (pair.predicted_excess - pair.measured_excess) for pair in pairs]
     logs = [abs(e.log2) for e in evens if e.log2 is not None and e.axis == "bandwidth_mbps"]
@@ -352,7 +373,7 @@ def _scores(
     ]
     won = [(pair.p_wins - (pair.measured_excess < 0)) ** 2 for pair in pairs]
     return Scores(
-        cells=len(rows), latency_mape_pct=float(np.mean([abs(row.error_pct) for row in rows])),
+        cells=len(rows), latency_mape_pct=float(np.mean([abs(row.error_pct) for row in rows])), floor_mape_pct=floor,
         mape_by_mode_pct=_by(rows, "mode", abs), mape_by_model_pct=_by(rows, "model", abs),
         bias_by_mode_pct=_by(rows, "mode", float), difference_bias_pct=float(np.mean(off)),
         difference_mae_pct=float(np.mean(np.abs(off))),

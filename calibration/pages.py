@@ -91,6 +91,7 @@ def facts(report: Report) -> list[str]:
     return [
         f"{scores.cells} cells, {scores.extrapolated_cells} of them extrapolated; {scores.pairs} pairs of a distributed plan and "
         f"local, {scores.near_tie_cells} of them near ties, which noise decides.",
+        *_floor(report),
         f"A visit's median lies {scores.measurement_noise_pct:.1f} % from its cell's on average: the noise of the measurements "
         f"themselves." + (f" On one device the slowest visit of a cell took {scores.visits_apart:.2f} times its quickest (median)."
         if scores.visits_apart else "")
@@ -106,6 +107,17 @@ def facts(report: Report) -> list[str]:
         f"Choosing one of all measured plans: regret {scores.best_plan.regret_mean_pct:.2f} % on average, P95 "
         f"{scores.best_plan.regret_p95_pct:.1f} %.",
     ]  # fmt: skip
+
+
+def _floor(report: Report) -> list[str]:
+    floor, paced = report.scores.floor_mape_pct, report.paced
+    if floor is None:
+        return []
+    at_pace = f", {paced.floor_mape_pct:.1f} % at the machine's pace" if paced and paced.floor_mape_pct else ""
+    return [
+        f"Predictions that knew every cell's true median would be off by {floor:.1f} % on average{at_pace}: so far do the visits of a cell "
+        f"lie apart."
+    ]
 
 
 def _pace(report: Report) -> list[str]:

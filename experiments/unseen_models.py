@@ -190,7 +190,7 @@ def summary(
         "models_calibrated": sorted({cell.model for cell in learned.cells}),
         "models_held_out": sorted({cell.model for cell in measured.cells}),
         "predicted_before_measured": before,
-        "cells": scores.cells, "latency_mape_pct": scores.latency_mape_pct,
+        "cells": scores.cells, "latency_mape_pct": scores.latency_mape_pct, "floor_mape_pct": scores.floor_mape_pct,
         "decision_accuracy_pct": scores.prism.decision_accuracy_pct, "near_tie_cells": scores.near_tie_cells,
         "regret_mean_pct": scores.prism.regret_mean_pct, "regret_p95_pct": scores.prism.regret_p95_pct,
         "crossover_log2_median": scores.crossover_log2_median, "coverage90_pct": scores.coverage90_pct,

@@ -51,8 +51,8 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     of each visit, in order of time. spread_ms: from where to where the median may lie: the range of the visits'
     medians, widened to the quartiles of the batches. Of more than five visits the outer tenth on either side is
     left out: the whole range would grow with every visit, until one that stalled makes it say nothing.
-    split_ms: the terminal's, as in Summary. pace_ms: how quick the machine was, the median over the visits of the mean over
-    the plan's ranks (prism.metrics.pace_ms); null where a visit lacks it.
+    split_ms: the terminal's, as in Summary. visit_pace_ms: how quick the machine was at each visit, the mean over the plan's
+    ranks (prism.metrics.pace_ms); empty where a visit lacks it.
     bandwidth_mbps: of the link's medium, as configured. energy_j: measured joules of a batch, all devices
     together; null where they are not measured, and energy_note says why.
     """
@@ -80,7 +80,12 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     visits: int
     oversubscribed: bool
     provenance: Provenance
-    pace_ms: float | None = None
+    visit_pace_ms: tuple[float, ...] = ()
+
+    @property
+    def pace_ms(self) -> float | None:
+        """The median over the visits."""
+        return float(np.median(self.visit_pace_ms)) if self.visit_pace_ms else None
 
     @property
     def workload(self) -> Workload:
@@ -181,18 +186,18 @@ def _cell(files: list[TraceFile]) -> Cell:
         bytes_per_exchange=summary.bytes_per_exchange, effective_bandwidth_mbps=summary.effective_bandwidth_mbps,
         energy_j=summary.energy_j, energy=summary.energy, energy_note=summary.energy_note,
         batches=summary.batches, failed=sum(bool(batch.failed) for batch in pooled.batches),
-        visits=len(files), oversubscribed=header.oversubscribed, provenance=_provenance(files), pace_ms=_pace(files),
+        visits=len(files), oversubscribed=header.oversubscribed, provenance=_provenance(files), visit_pace_ms=_paces(files),
     )  # fmt: skip
     same([(file.name, setting(file.trace.header)) for file in files], cell.label)
     return cell
 
 
-def _pace(files: list[TraceFile]) -> float | None:
+def _paces(files: list[TraceFile]) -> tuple[float, ...]:
     each = [pace_ms(file.trace) for file in files]
     ranks = range(files[0].trace.header.plan.ranks)
     if any(rank not in paces for paces in each for rank in ranks):
-        return None
-    return float(np.median([np.mean([paces[rank] for rank in ranks]) for paces in each]))
+        return ()
+    return tuple(float(np.mean([paces[rank] for rank in ranks])) for paces in each)
 
 
 def _spread(medians: Sequence[float], batches: Sequence[float]) -> tuple[float, float]:

@@ -1,11 +1,15 @@
 """Comparisons whose answer is known: the truth against itself, and against a profile that is wrong in one way."""
 
+import html
+
 import msgspec
+import numpy as np
 import pytest
-from support.simulated import KNOWN, LOCAL, MODELS, PROFILE, simulated, trace_set
+from support.simulated import KNOWN, LOCAL, MODELS, PACE_MS, PROFILE, simulated, trace_set
 
 from calibration import pages
 from calibration.compare import Report, compared
+from calibration.noise import floor_mape_pct
 from prism.cost import CalibratedProfile, Term
 from prism.errors import ConfigError
 from prism.perfmap import PerformanceMap, build_map
@@ -59,6 +63,31 @@ def test_rules_that_do_not_model_do_worse(measured):
         assert rule.decision_accuracy_pct < 100 and rule.regret_mean_pct > found.prism.regret_mean_pct
     without = report(measured, profile()).scores.baselines
     assert set(without) == {"always local", "always distributed"}
+
+
+def test_a_machine_at_another_pace_is_told_from_a_wrong_profile(measured):
+    slow = build_map(trace_set(simulated(visits=3, noise=0.004, rates_mbps=RATES, slowness=1.25)))
+    known = msgspec.structs.replace(profile(), pace_ms=PACE_MS)
+    found = report(slow, known)
+    assert found.slowness == pytest.approx(1.25) and found.paced is not None
+    assert found.scores.latency_mape_pct > 5 and found.scores.bias_by_mode_pct["local"] == pytest.approx(-20, abs=1)
+    assert found.paced.floor_mape_pct == pytest.approx(found.scores.floor_mape_pct, rel=0.01)  # all visits at one pace
+    assert found.paced.latency_mape_pct < 1 and found.paced.coverage90_pct > 80 > found.scores.coverage90_pct
+    page = html.unescape(pages.comparison_page(found, known, 0, "prism-sim compare", "a title"))
+    assert "25 % slower than when the profile was calibrated" in page and "at the machine's pace" in page
+    wrong = msgspec.structs.replace(profile(gemm__s_per_flop=1.5 * KNOWN["gemm.s_per_flop"]), pace_ms=PACE_MS)
+    assert report(slow, wrong).paced.bias_by_mode_pct["local"] > 5, "what is wrong with a profile stays seen"
+    for lacking in (report(measured, known), report(slow, profile())):
+        assert lacking.paced is None and lacking.slowness is None
+
+
+def test_the_floor_is_what_a_perfect_prediction_would_be_off_by():
+    visits = np.random.default_rng(3).normal(0.0, 0.08, (2000, 3))
+    off = 100 * float(np.abs(np.median(visits, axis=1)).mean())
+    assert floor_mape_pct(list(visits)) == pytest.approx(off, rel=0.05)
+    disturbed = visits + 1.0 * (np.arange(visits.size).reshape(visits.shape) % 50 == 0)
+    assert floor_mape_pct(list(disturbed)) < 1.4 * off, "a visit in fifty took nearly three times as long"
+    assert floor_mape_pct([each[:1] for each in visits]) is None
 
 
 def test_without_a_pair_nothing_is_compared():

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from support.simulated import KNOWN, MEANS, MODELS, PLANS, other_clock, simulated, vit, without
+from support.simulated import KNOWN, MEANS, MODELS, PACE_MS, PLANS, other_clock, simulated, vit, without
 
 from calibration.compute import (
     ROOFLINE,
@@ -31,6 +31,15 @@ def test_the_bootstrap_says_how_far_a_term_may_be_off() -> None:
     found, spread = fit(steps), np.sqrt(np.diag(covariance(steps, draws=60)))
     assert 0.001 < spread[0] < 0.1
     assert abs(np.log(found["gemm.s_per_flop"] / KNOWN["gemm.s_per_flop"])) < 4 * spread[0]
+
+
+def test_a_machine_that_changed_its_speed_does_not_bend_the_terms() -> None:
+    """One model is measured while everything takes 1.3 times as long; the block beside each visit says so."""
+    (small, large), expected = MODELS, {name: KNOWN[name] for name in (*TERMS, ROOFLINE)}
+    quick = simulated(models={small: MODELS[small]}, slowness=1.0)
+    slow = simulated(models={large: MODELS[large]}, slowness=1.3)
+    assert fit(steps_of([*quick, *slow], MODELS, PACE_MS)) == pytest.approx(expected, rel=0.01)
+    assert fit(steps_of([*quick, *slow], MODELS)) != pytest.approx(expected, rel=0.1)
 
 
 def test_without_a_lone_rank_the_slowdown_is_not_invented() -> None:

@@ -9,6 +9,7 @@ from support.simulated import (
     LOCAL,
     MEANS,
     MODELS,
+    PACE_MS,
     PROFILE,
     disturbed,
     other_clock,
@@ -20,7 +21,7 @@ from support.simulated import (
 from calibration.fit import LINK, Calibration, calibrate, link_terms, undisturbed_ms
 from prism.errors import ConfigError, TraceError
 from prism.perfmap import build_map
-from prism.trace import Span
+from prism.trace import Probe, Span
 from sim.fitting import simulate
 
 RATES = (50, 400)
@@ -69,6 +70,21 @@ def test_a_machine_that_does_not_keep_its_speed_is_said(found):
     (said,) = [m for m in calibrate(trace_set(moved), MODELS, simulate(MODELS), "moved").messages if "keep its speed" in m]
     cells = [cell.visit_p50_ms for cell in build_map(trace_set(moved)).cells if cell.plan == LOCAL]
     assert f"took {np.median([max(each) / min(each) for each in cells]):.2f} times" in said and "--repeats" in said
+
+
+def test_visits_at_another_pace_are_brought_to_the_usual_one():
+    """Half of the cells were measured on a machine that took 1.3 times as long."""
+    quick = simulated(rates_mbps=RATES, batches=(1,), visits=3, noise=0.005, slowness=1.0)
+    slow = simulated(rates_mbps=RATES, batches=(4,), visits=3, noise=0.005, slowness=1.3)
+    found = calibrate(trace_set([*quick, *slow]), MODELS, simulate(MODELS), "paced")
+    known = found.profile.pace_ms
+    assert known is not None and PACE_MS <= known <= 1.3 * PACE_MS
+    assert found.mape_pct < 1.5
+    value = found.profile.values()["gemm.s_per_flop"] * PACE_MS / known
+    assert value == pytest.approx(KNOWN["gemm.s_per_flop"], rel=0.03)
+    plain = [msgspec.structs.replace(t, records=tuple(r for r in t.records if not isinstance(r, Probe))) for t in (*quick, *slow)]
+    without = calibrate(trace_set(plain), MODELS, simulate(MODELS), "not paced")
+    assert without.profile.pace_ms is None and without.mape_pct > 3 * found.mape_pct
 
 
 def test_a_parameter_that_the_traces_cannot_tell_is_said():

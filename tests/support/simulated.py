@@ -10,7 +10,7 @@ from prism.cost import CalibratedProfile, Term
 from prism.plan import ExecutionPlan, Mode
 from prism.pooling import TraceFile, TraceSet
 from prism.spec import LinkSpec, ModelSpec
-from prism.trace import Batch, Span, Trace
+from prism.trace import PACE, Batch, Probe, Span, Trace
 from sim.backend import SimBackend, identical
 
 KNOWN = {
@@ -36,13 +36,17 @@ LOCAL = ExecutionPlan(mode=Mode.LOCAL)
 FULL = ExecutionPlan(mode=Mode.FULL, devices=2)
 MEANS = ExecutionPlan(mode=Mode.SEGMENT_MEANS, devices=2, segments=10)
 PLANS = (LOCAL, FULL, MEANS)
+PACE_MS = 6.0
 
 
 def simulated(
     plans: Sequence[ExecutionPlan] = PLANS, noise: float = 0.0, visits: int = 1, *, batches: Sequence[int] = (1, 4),
     rates_mbps: Sequence[float] = (400,), models: dict[str, ModelSpec] = MODELS, profile: CalibratedProfile = PROFILE,
+    slowness: float | None = None,
 ) -> list[Trace]:  # fmt: skip
-    """A trace for each visit of each cell; `noise` makes a whole visit slower or faster."""
+    """A trace for each visit of each cell; `noise` makes a whole visit slower or faster. slowness: how many times as long the
+    machine takes for what it computes; then its pace is in the traces, at 1 PACE_MS."""
+    cost = profile.model().at_speed(1 / (slowness or 1))
     rng = np.random.default_rng(1)
     found = []
     for model in models.values():
@@ -50,12 +54,22 @@ def simulated(
             for batch in batches:
                 for rate in rates_mbps if plan.ranks > 1 else rates_mbps[:1]:
                     link = LinkSpec(kind="testbed", rate_bps=rate * 1e6)
-                    backend = SimBackend(identical(profile, profile.model(), plan.ranks, link))
+                    backend = SimBackend(identical(profile, cost, plan.ranks, link))
                     trace = backend.run(plan, Workload(model=model, batch=batch))
+                    trace = paced(trace, PACE_MS * slowness) if slowness else trace
                     found += [
                         disturbed(trace, float(np.exp(noise * rng.standard_normal()))) for _ in range(visits)
                     ]
     return found
+
+
+def paced(trace: Trace, ms: float) -> Trace:
+    """As if each rank had timed its machine's pace beside the batches."""
+    probes = (
+        Probe(rank=rank, op=PACE, shape=(), flops=0, bytes=0, start_ns=0, end_ns=round(1e6 * ms))
+        for rank in range(trace.header.plan.ranks)
+    )
+    return msgspec.structs.replace(trace, records=(*trace.records, *probes))
 
 
 def disturbed(trace: Trace, factor: float) -> Trace:
