@@ -6,7 +6,8 @@ shuffled order, static local and static segment means answer one batch each, in 
 and the adaptive runtime, which knows only what it observed itself, answers one and then more until the slot is over. A
 slot counts with the mean of its adaptive batches. The oracle has the quickest of the slot's static ones. The published
 look-up has the plan of the nearest cell at what was observed before each adaptive batch, and that plan's static time; the
-told look-up the same at the true rate of the slot before. "choices" are the adaptive runtime's plans at the static times of
+told look-up the same at the true rate of the slot before. "on_every_map" decides the observations again with every map that
+lacks some of the rates (coarser_maps.py). "choices" are the adaptive runtime's plans at the static times of
 their slot, as the look-up's are: without the noise, and the probes' cost, of its own batches.
 
 Beside it the same policy, filter and table in the simulator: latencies and waits by the profile x86-core at each slot's
@@ -33,6 +34,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
+from coarser_maps import on_every_map
 from rich.progress import track
 
 from hw.evaluate import EvalConfig, evaluate
@@ -206,7 +208,7 @@ class Simulated:
             for name, plan in STATIC.items()
         }  # fmt: skip
         until = self._now + SLOT_S
-        row: dict[str, Any] = {"adaptive": [], "modes": [], "lookups": [], "failed": 0}
+        row: dict[str, Any] = {"adaptive": [], "modes": [], "lookups": [], "seen": [], "failed": 0}
         order = contenders(slot, self._rng)
         while order or self._now < until:
             name = order.pop() if order else "adaptive"
@@ -234,6 +236,7 @@ class Simulated:
         self._state = decision.state
         row["modes"].append(decision.plan.mode.value)
         row["lookups"].append(looked_up(seen, self._table))
+        row["seen"].append(seen)
         return named(decision.plan)
 
     def _saw(self, rate: float, deviation: float, source: Any, after_ms: float) -> None:
@@ -255,11 +258,14 @@ def looked_up(seen: Observation, table: Table) -> str:
 
 
 def with_lookups(rows: list[dict[str, Any]], log: DecisionLog) -> list[dict[str, Any]]:
-    """What the published look-up would have done at each observation that was logged."""
+    """What was seen before each batch, and what the published look-up would have done."""
     table = Table(log.header.rows)
-    chosen = [looked_up(entry.observation, table) for entry in log.entries if isinstance(entry, Decided)]
-    names = iter(chosen)
-    return [{**row, "lookups": [next(names) for _ in row["adaptive"]]} for row in rows]
+    every = iter([entry.observation for entry in log.entries if isinstance(entry, Decided)])
+    seen = [[next(every) for _ in row["adaptive"]] for row in rows]
+    return [
+        {**row, "seen": each, "lookups": [looked_up(one, table) for one in each]}
+        for row, each in zip(rows, seen, strict=True)
+    ]
 
 
 def judged(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -296,6 +302,9 @@ def judged(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "choices_over_oracle": over("oracle", "chosen"), "choices_over_published_lookup": over("lookup", "chosen"),
         "switches": sum(a != b for a, b in itertools.pairwise(modes)),
         "crossings": sum(a != b for a, b in itertools.pairwise(best)),
+        "on_every_map": on_every_map(table, [
+            ({plan: row[name] for name, plan in STATIC.items() if name in row}, row.pop("seen")) for row in rows
+        ]),
         "failed": sum(row["failed"] for row in rows),
         "rate_error_p50": float(np.median([abs(math.log(a / b)) for a, b in believed])),
     }  # fmt: skip
