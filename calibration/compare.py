@@ -13,11 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.checks import visits_apart
-from calibration.noise import floor_mape_pct
+from calibration.pairs import (
+    BreakEven,
+    Guess,
+    Pair,
+    Rule,
+    break_evens_of,
+    pairs_of,
+    rule_from,
+    rule_of,
+    twins_of,
+)
+from calibration.perfect import Perfect, perfect
 from prism.cost import CalibratedProfile, Tag
-from prism.crossover import Crossover, Kind, crossovers
-from prism.errors import ConfigError
-from prism.perfmap import Cell, PerformanceMap, plan_label, short
+from prism.perfmap import Cell, PerformanceMap
 from prism.plan import Mode
 from prism.spec import ModelSpec
 from prism.trace import KINDS
@@ -25,24 +34,6 @@ from prism.workload import build
 
 Array = NDArray[np.float64]
 INTERVAL = (5.0, 95.0)
-
-
-class Guess(msgspec.Struct, frozen=True, kw_only=True):
-    """A cell as the profile has it. draws: milliseconds of each draw of terms and scatter, the same draws in all.
-    host_share: by how many per cent the latency grows where the machine is one per cent slower; null in older files."""
-
-    ms: float
-    draws: tuple[float, ...]
-    split_ms: dict[str, float]
-    tag: Tag
-    outside: tuple[str, ...]
-    host_share: float | None = None
-
-    def slowed(self, slowness: float) -> "Guess":
-        """The guess for a machine that takes `slowness` times as long for what it computes."""
-        factor = slowness**self.host_share if self.host_share is not None else 1.0
-        draws = tuple(factor * ms for ms in self.draws)
-        return msgspec.structs.replace(self, ms=factor * self.ms, draws=draws)
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,62 +65,14 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         return ", ".join(f"{kind} {value:+.0f} %" for kind, value in parts if abs(value) >= 1) or "within 1 %"
 
 
-class Pair(msgspec.Struct, frozen=True, kw_only=True):
-    """excess: distributed over local, less 1. p_wins: share of the draws in which distributed is faster."""
-
-    cell: str
-    model: str
-    batch: int
-    plan: str
-    bandwidth_mbps: float | None
-    measured_excess: float
-    predicted_excess: float
-    p_wins: float
-    near_tie: bool
-
-    @property
-    def right(self) -> bool:
-        return (self.measured_excess < 0) == (self.predicted_excess < 0)
-
-
-class BreakEven(msgspec.Struct, frozen=True, kw_only=True):
-    """One break-even of both maps. log2: of predicted over measured, null unless both are at a value."""
-
-    model: str
-    plan: str
-    axis: str
-    held: str
-    measured: Kind
-    measured_at: float | None
-    predicted: Kind
-    predicted_at: float | None
-    near_tie: bool
-
-    @property
-    def log2(self) -> float | None:
-        if self.measured_at is None or self.predicted_at is None:
-            return None
-        return math.log2(self.predicted_at / self.measured_at)
-
-
-class Rule(msgspec.Struct, frozen=True, kw_only=True):
-    """How a way to decide does: accuracy outside of near ties, regret over all pairs (latency lost to the better)."""
-
-    decision_accuracy_pct: float | None
-    regret_mean_pct: float
-    regret_p95_pct: float
-
-
 class Scores(msgspec.Struct, frozen=True, kw_only=True):
-    """Figures of a comparison. floor_mape_pct: what a perfect prediction's error would be, by the scatter of the visits
-    (noise.py). measurement_noise_pct: mean distance of a visit's median from its cell's, which no
+    """Figures of a comparison. perfect: what a prediction without error would score (perfect.py). measurement_noise_pct: mean distance of a visit's median from its cell's, which no
     prediction can undercut by much; visits_apart: see checks.py; best_plan: regret where one of all measured plans of a
     workload and link is chosen.
     log2_median: over break-evens in bandwidth that both maps have; classes: how many of all agree in kind."""
 
     cells: int
     latency_mape_pct: float
-    floor_mape_pct: float | None
     mape_by_mode_pct: dict[str, float]
     mape_by_model_pct: dict[str, float]
     bias_by_mode_pct: dict[str, float]
@@ -148,6 +91,7 @@ class Scores(msgspec.Struct, frozen=True, kw_only=True):
     brier: float
     extrapolated_cells: int
     baselines: dict[str, Rule]
+    perfect: Perfect | None = None
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -168,10 +112,10 @@ def compared(
 ) -> Report:  # fmt: skip
     """guesses: the profile's, one for each of the map's cells, in order. reference: a map of the profiled models, for the
     rules that learn from them. Raises ConfigError without a pair."""
-    twins = _twins(measured)
-    rules = _rules(measured, _pairs(measured, twins, guesses), twins, models, reference)
+    twins = twins_of(measured)
+    rules = _rules(measured, pairs_of(measured, twins, guesses), twins, models, reference)
     visits = [np.log(cell.visit_p50_ms) for cell in measured.cells]
-    found = _judged(measured, guesses, twins, rules, floor_mape_pct(visits))
+    found = _judged(measured, guesses, twins, rules, perfect(measured, twins, visits))
     known = profile.pace_ms and all(cell.pace_ms for cell in measured.cells)
     if not known or any(guess.host_share is None for guess in guesses):
         return found
@@ -181,40 +125,18 @@ def compared(
         logs - (guess.host_share or 0.0) * np.log(np.array(cell.visit_pace_ms) / cell.pace_ms)
         for logs, guess, cell in zip(visits, guesses, measured.cells, strict=True)
     ]
-    paced = _judged(measured, slowed, twins, rules, floor_mape_pct(level)).scores
+    paced = _judged(measured, slowed, twins, rules, perfect(measured, twins, level)).scores
     return msgspec.structs.replace(found, paced=paced, slowness=float(np.median(slowness)))
-
-
-def _twins(measured: PerformanceMap) -> list[tuple[int, int]]:
-    """Places of each distributed cell and of the local cell of its workload."""
-    cells = measured.cells
-    twins = [
-        (index, next(k for k, c in enumerate(cells) if c is local))
-        for index, cell in enumerate(cells)
-        if cell.plan.ranks > 1 and (local := measured.local(cell.workload)) is not None
-    ]
-    if not twins:
-        raise ConfigError(
-            "no workload has both a local and a distributed cell, so that nothing can be compared; measure modes = "
-            '["local", "full"] of one model and batch'
-        )
-    return twins
 
 
 def _judged(
     measured: PerformanceMap, guesses: Sequence[Guess], twins: Sequence[tuple[int, int]], baselines: dict[str, Rule],
-    floor: float | None,
+    known: Perfect | None,
 ) -> Report:  # fmt: skip
     rows = [_row(cell, guess) for cell, guess in zip(measured.cells, guesses, strict=True)]
-    pairs, evens = _pairs(measured, twins, guesses), _break_evens(measured, guesses)
-    scores = _scores(measured, rows, pairs, evens, baselines, guesses, floor)
+    pairs, evens = pairs_of(measured, twins, guesses), break_evens_of(measured, guesses)
+    scores = _scores(measured, rows, pairs, evens, baselines, guesses, known)
     return Report(scores=scores, rows=tuple(rows), pairs=tuple(pairs), break_evens=tuple(evens))
-
-
-def _pairs(
-    measured: PerformanceMap, twins: Sequence[tuple[int, int]], guesses: Sequence[Guess]
-) -> list[Pair]:
-    return [_pair(measured.cells[a], measured.cells[b], guesses[a], guesses[b]) for a, b in twins]
 
 
 def _row(cell: Cell, guess: Guess) -> Row:
@@ -229,72 +151,13 @@ def _row(cell: Cell, guess: Guess) -> Row:
     )  # fmt: skip
 
 
-def _pair(cell: Cell, local: Cell, guess: Guess, alone: Guess) -> Pair:
-    wins = np.array(guess.draws) < np.array(alone.draws)
-    return Pair(
-        cell=cell.label, model=cell.model, batch=cell.batch, plan=plan_label(cell.plan),
-        bandwidth_mbps=cell.bandwidth_mbps, near_tie=cell.within_noise(local),
-        measured_excess=cell.latency_ms.p50 / local.latency_ms.p50 - 1, predicted_excess=guess.ms / alone.ms - 1,
-        p_wins=float(wins.mean()) if len(wins) else float(guess.ms < alone.ms),
-    )  # fmt: skip
-
-
-def _break_evens(measured: PerformanceMap, guesses: Sequence[Guess]) -> list[BreakEven]:
-    """Of the map and of the same map with the predicted latencies in it."""
-    replace = msgspec.structs.replace
-    cells = tuple(
-        replace(cell, latency_ms=replace(cell.latency_ms, p50=guess.ms, p95=guess.ms))
-        for cell, guess in zip(measured.cells, guesses, strict=True)
-    )
-    theirs = crossovers(replace(measured, cells=cells))
-    return [
-        BreakEven(
-            model=short(ours.model), plan=plan_label(ours.plan), axis=ours.axis, held=_held(ours),
-            measured=ours.kind, measured_at=ours.at, predicted=other.kind, predicted_at=other.at,
-            near_tie=ours.near_tie,
-        )
-        for ours, other in zip(crossovers(measured), theirs, strict=True)
-        if len(ours.measured) > 1
-    ]  # fmt: skip
-
-
-def _held(line: Crossover) -> str:
-    if line.axis == "bandwidth_mbps":
-        return f"B={line.batch}"
-    return f"{(line.link.rate_bps or 0) / 1e6:g} Mbps"
-
-
-def _rule(pairs: Sequence[Pair], distribute: Sequence[bool]) -> Rule:
-    """How well a choice for each pair does."""
-    clear = [
-        choice == (pair.measured_excess < 0)
-        for pair, choice in zip(pairs, distribute, strict=True)
-        if not pair.near_tie
-    ]
-    lost = [_regret(pair.measured_excess, choice) for pair, choice in zip(pairs, distribute, strict=True)]
-    return _made(clear, lost)
-
-
-def _made(clear: Sequence[bool], lost: Sequence[float]) -> Rule:
-    return Rule(
-        decision_accuracy_pct=100 * float(np.mean(clear)) if clear else None,
-        regret_mean_pct=100 * float(np.mean(lost)), regret_p95_pct=100 * float(np.percentile(lost, 95)),
-    )  # fmt: skip
-
-
-def _regret(excess: float, distribute: bool) -> float:
-    """Latency over the better one's, less 1. excess: of distributed over local."""
-    ratio = 1 + excess
-    return (ratio if distribute else 1.0) / min(ratio, 1.0) - 1
-
-
 def _rules(
     measured: PerformanceMap, pairs: Sequence[Pair], twins: Sequence[tuple[int, int]], models: dict[str, ModelSpec],
     reference: PerformanceMap | None,
 ) -> dict[str, Rule]:  # fmt: skip
     found = {
-        "always local": _rule(pairs, [False] * len(pairs)),
-        "always distributed": _rule(pairs, [True] * len(pairs)),
+        "always local": rule_of(pairs, [False] * len(pairs)),
+        "always distributed": rule_of(pairs, [True] * len(pairs)),
     }
     if reference is not None:
         known = [
@@ -304,8 +167,8 @@ def _rules(
         ]
         cells = [measured.cells[index] for index, _ in twins]
         least = _threshold([(flops, excess) for _, excess, flops in known])
-        found["FLOP threshold"] = _rule(pairs, [_gflops(cell, models) >= least for cell in cells])
-        found["nearest profiled model"] = _rule(pairs, [_nearest(cell, known, models) < 0 for cell in cells])
+        found["FLOP threshold"] = rule_of(pairs, [_gflops(cell, models) >= least for cell in cells])
+        found["nearest profiled model"] = rule_of(pairs, [_nearest(cell, known, models) < 0 for cell in cells])
     return found
 
 
@@ -349,7 +212,7 @@ def _best_plan(measured: PerformanceMap, guesses: Sequence[Guess]) -> Rule:
         best, chosen = min(ms for _, ms in options), min(options)[1]
         right.append(chosen == best)
         lost.append(chosen / best - 1)
-    return _made(right, lost)
+    return rule_from(right, lost)
 
 
 def _by(
@@ -361,7 +224,7 @@ def _by(
 
 def _scores(
     measured: PerformanceMap, rows: Sequence[Row], pairs: Sequence[Pair], evens: Sequence[BreakEven],
-    baselines: dict[str, Rule], guesses: Sequence[Guess], floor: float | None,
+    baselines: dict[str, Rule], guesses: Sequence[Guess], known: Perfect | None,
 ) -> Scores:  # fmt: skip
     off = [100 * (pair.predicted_excess - pair.measured_excess) for pair in pairs]
     logs = [abs(e.log2) for e in evens if e.log2 is not None and e.axis == "bandwidth_mbps"]
@@ -373,15 +236,15 @@ def _scores(
     ]
     won = [(pair.p_wins - (pair.measured_excess < 0)) ** 2 for pair in pairs]
     return Scores(
-        cells=len(rows), latency_mape_pct=float(np.mean([abs(row.error_pct) for row in rows])), floor_mape_pct=floor,
+        cells=len(rows), latency_mape_pct=float(np.mean([abs(row.error_pct) for row in rows])),
         mape_by_mode_pct=_by(rows, "mode", abs), mape_by_model_pct=_by(rows, "model", abs),
         bias_by_mode_pct=_by(rows, "mode", float), difference_bias_pct=float(np.mean(off)),
         difference_mae_pct=float(np.mean(np.abs(off))),
         measurement_noise_pct=100 * float(np.mean(noise)) if noise else math.nan, visits_apart=visits_apart(measured.cells),
         pairs=len(pairs), near_tie_cells=sum(pair.near_tie for pair in pairs),
-        prism=_rule(pairs, [pair.predicted_excess < 0 for pair in pairs]), best_plan=_best_plan(measured, guesses),
+        prism=rule_of(pairs, [pair.predicted_excess < 0 for pair in pairs]), best_plan=_best_plan(measured, guesses),
         crossover_log2_median=float(np.median(logs)) if logs else None, crossovers_at_both=len(logs),
         crossover_classes_right=(sum(e.measured == e.predicted for e in evens), len(evens)),
         coverage90_pct=100 * float(np.mean([row.covered for row in rows])), brier=float(np.mean(won)),
-        extrapolated_cells=sum(row.tag == "extrapolated" for row in rows), baselines=baselines,
+        extrapolated_cells=sum(row.tag == "extrapolated" for row in rows), baselines=baselines, perfect=known,
     )  # fmt: skip

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from calibration.compare import BreakEven, Pair, Row
+from calibration.compare import Row
 from calibration.fit import Residual
+from calibration.pairs import BreakEven, Pair
 from prism.perfmap import short
 from prism.trace import KINDS
 

@@ -9,8 +9,10 @@ import jinja2
 from markupsafe import Markup
 
 from calibration import figures
-from calibration.compare import Report, Rule, Scores
+from calibration.compare import Report, Scores
 from calibration.fit import Calibration
+from calibration.pairs import Rule
+from calibration.perfect import Perfect
 from prism.cost import CalibratedProfile
 from prism.page import frame, svg_text
 from prism.trace import now_text
@@ -59,16 +61,34 @@ def goals(scores: Scores) -> list[Goal]:
 
 
 def goal_heads(report: Report) -> list[str]:
-    return ["", "value", *(["at the machine's pace"] if report.paced else []), "goal", "reached"]
+    heads = ["", "value"]
+    for number, scores in enumerate(_known(report)):
+        heads += ["at its pace"] if number else []
+        heads += ["if perfect"] if scores.perfect else []
+    return [*heads, "goal", "reached"]
 
 
 def goal_rows(report: Report) -> list[tuple[str, ...]]:
     """By `goal_heads`. Reached counts what was predicted, not what would have been for the machine's pace."""
-    rows: list[tuple[str, ...]] = [goal.row() for goal in goals(report.scores)]
-    if report.paced is None:
-        return rows
-    paced = [goal.row()[1] for goal in goals(report.paced)]
-    return [(*row[:2], value, *row[2:]) for row, value in zip(rows, paced, strict=True)]
+    columns: list[list[str]] = []
+    for scores in _known(report):
+        columns.append([goal.row()[1] for goal in goals(scores)])
+        columns += [_perfect(scores.perfect)] if scores.perfect else []
+    plain = [goal.row() for goal in goals(report.scores)]
+    return [(row[0], *found, *row[2:]) for row, found in zip(plain, zip(*columns, strict=True), strict=True)]
+
+
+def _known(report: Report) -> list[Scores]:
+    return [report.scores, *([report.paced] if report.paced else [])]
+
+
+def _perfect(found: Perfect) -> list[str]:
+    """In the order of `goals`; a perfect prediction has no interval."""
+    values = (
+        found.latency_mape_pct, found.decision_accuracy_pct, found.regret_mean_pct, found.regret_p95_pct,
+        found.crossover_log2_median, None,
+    )  # fmt: skip
+    return ["-" if value is None or math.isnan(value) else f"{value:.2f}" for value in values]
 
 
 def rules(scores: Scores) -> list[tuple[str, str, str, str]]:
@@ -91,7 +111,7 @@ def facts(report: Report) -> list[str]:
     return [
         f"{scores.cells} cells, {scores.extrapolated_cells} of them extrapolated; {scores.pairs} pairs of a distributed plan and "
         f"local, {scores.near_tie_cells} of them near ties, which noise decides.",
-        *_floor(report),
+        *_scatter(report),
         f"A visit's median lies {scores.measurement_noise_pct:.1f} % from its cell's on average: the noise of the measurements "
         f"themselves." + (f" On one device the slowest visit of a cell took {scores.visits_apart:.2f} times its quickest (median)."
         if scores.visits_apart else "")
@@ -109,14 +129,12 @@ def facts(report: Report) -> list[str]:
     ]  # fmt: skip
 
 
-def _floor(report: Report) -> list[str]:
-    floor, paced = report.scores.floor_mape_pct, report.paced
-    if floor is None:
+def _scatter(report: Report) -> list[str]:
+    if report.scores.perfect is None:
         return []
-    at_pace = f", {paced.floor_mape_pct:.1f} % at the machine's pace" if paced and paced.floor_mape_pct else ""
     return [
-        f"Predictions that knew every cell's true median would be off by {floor:.1f} % on average{at_pace}: so far do the visits of a cell "
-        f"lie apart."
+        "If perfect: what a prediction that knows every cell's true median would score, by how far the visits of a cell lie apart; what "
+        "moves all its visits alike isn't in it."
     ]
 
 
@@ -126,8 +144,8 @@ def _pace(report: Report) -> list[str]:
     slower = 100 * (report.slowness - 1)
     return [
         f"A block timed beside every visit says that the machine was {abs(slower):.0f} % {'slower' if slower > 0 else 'quicker'} "
-        f"than when the profile was calibrated (median cell). At the machine's pace: what the same predictions come to with the "
-        f"computing of each cell stretched by that block's time over its time in the calibration."
+        f"than when the profile was calibrated (median cell). At its pace: what the same predictions come to with the computing of "
+        f"each cell stretched by that block's time over its time in the calibration."
     ]
 
 

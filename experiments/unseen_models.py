@@ -25,8 +25,9 @@ import msgspec
 import typer
 
 from calibration import pages
-from calibration.compare import Guess, Report, compared
+from calibration.compare import Report, compared
 from calibration.fit import Calibration, calibrate
+from calibration.pairs import Guess
 from hw.job import RunConfig
 from hw.sweep import SweepConfig
 from hw.sweep import cells as cells_of
@@ -190,7 +191,7 @@ def summary(
         "models_calibrated": sorted({cell.model for cell in learned.cells}),
         "models_held_out": sorted({cell.model for cell in measured.cells}),
         "predicted_before_measured": before,
-        "cells": scores.cells, "latency_mape_pct": scores.latency_mape_pct, "floor_mape_pct": scores.floor_mape_pct,
+        "cells": scores.cells, "latency_mape_pct": scores.latency_mape_pct,
         "decision_accuracy_pct": scores.prism.decision_accuracy_pct, "near_tie_cells": scores.near_tie_cells,
         "regret_mean_pct": scores.prism.regret_mean_pct, "regret_p95_pct": scores.prism.regret_p95_pct,
         "crossover_log2_median": scores.crossover_log2_median, "coverage90_pct": scores.coverage90_pct,

@@ -9,7 +9,7 @@ from support.simulated import KNOWN, LOCAL, MODELS, PACE_MS, PROFILE, simulated,
 
 from calibration import pages
 from calibration.compare import Report, compared
-from calibration.noise import floor_mape_pct
+from calibration.perfect import deviation
 from prism.cost import CalibratedProfile, Term
 from prism.errors import ConfigError
 from prism.perfmap import PerformanceMap, build_map
@@ -71,23 +71,31 @@ def test_a_machine_at_another_pace_is_told_from_a_wrong_profile(measured):
     found = report(slow, known)
     assert found.slowness == pytest.approx(1.25) and found.paced is not None
     assert found.scores.latency_mape_pct > 5 and found.scores.bias_by_mode_pct["local"] == pytest.approx(-20, abs=1)
-    assert found.paced.floor_mape_pct == pytest.approx(found.scores.floor_mape_pct, rel=0.01)  # all visits at one pace
+    assert found.paced.perfect == found.scores.perfect  # all visits at one pace
     assert found.paced.latency_mape_pct < 1 and found.paced.coverage90_pct > 80 > found.scores.coverage90_pct
     page = html.unescape(pages.comparison_page(found, known, 0, "prism-sim compare", "a title"))
-    assert "25 % slower than when the profile was calibrated" in page and "at the machine's pace" in page
+    assert "25 % slower than when the profile was calibrated" in page and ">at its pace<" in page
     wrong = msgspec.structs.replace(profile(gemm__s_per_flop=1.5 * KNOWN["gemm.s_per_flop"]), pace_ms=PACE_MS)
     assert report(slow, wrong).paced.bias_by_mode_pct["local"] > 5, "what is wrong with a profile stays seen"
     for lacking in (report(measured, known), report(slow, profile())):
         assert lacking.paced is None and lacking.slowness is None
 
 
-def test_the_floor_is_what_a_perfect_prediction_would_be_off_by():
+def test_the_scatter_of_visits_says_what_a_perfect_prediction_would_score(measured):
     visits = np.random.default_rng(3).normal(0.0, 0.08, (2000, 3))
-    off = 100 * float(np.abs(np.median(visits, axis=1)).mean())
-    assert floor_mape_pct(list(visits)) == pytest.approx(off, rel=0.05)
+    assert deviation(list(visits)) == pytest.approx(0.08, rel=0.03)
     disturbed = visits + 1.0 * (np.arange(visits.size).reshape(visits.shape) % 50 == 0)
-    assert floor_mape_pct(list(disturbed)) < 1.4 * off, "a visit in fifty took nearly three times as long"
-    assert floor_mape_pct([each[:1] for each in visits]) is None
+    variance = float(disturbed.var(axis=1, ddof=1).mean())
+    assert deviation(list(disturbed)) < 0.75 * variance**0.5, "a visit in fifty took nearly three times as long"
+    assert deviation([each[:1] for each in visits]) is None
+    noisy = build_map(trace_set(simulated(visits=3, noise=0.08, rates_mbps=RATES)))
+    truth = report(noisy, profile()).scores
+    known = truth.perfect
+    assert known.latency_mape_pct == pytest.approx(truth.latency_mape_pct, rel=0.5)
+    assert known.latency_mape_pct > 10 * report(measured, profile()).scores.perfect.latency_mape_pct
+    assert known.decision_accuracy_pct > 90 and known.regret_mean_pct < 2 and known.crossover_log2_median > 0
+    single = build_map(trace_set(simulated(rates_mbps=RATES)))
+    assert report(single, profile()).scores.perfect is None
 
 
 def test_without_a_pair_nothing_is_compared():

@@ -1,0 +1,157 @@
+"""Pairs of a distributed cell and the local cell of its workload, the break-evens between them, and how well a choice does."""
+
+import math
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+
+from prism.cost import Tag
+from prism.crossover import Crossover, Kind, crossovers
+from prism.errors import ConfigError
+from prism.perfmap import Cell, PerformanceMap, plan_label, short
+
+
+class Guess(msgspec.Struct, frozen=True, kw_only=True):
+    """A cell as the profile has it. draws: milliseconds of each draw of terms and scatter, the same draws in all.
+    host_share: by how many per cent the latency grows where the machine is one per cent slower; null in older files."""
+
+    ms: float
+    draws: tuple[float, ...]
+    split_ms: dict[str, float]
+    tag: Tag
+    outside: tuple[str, ...]
+    host_share: float | None = None
+
+    def slowed(self, slowness: float) -> "Guess":
+        """The guess for a machine that takes `slowness` times as long for what it computes."""
+        factor = slowness**self.host_share if self.host_share is not None else 1.0
+        draws = tuple(factor * ms for ms in self.draws)
+        return msgspec.structs.replace(self, ms=factor * self.ms, draws=draws)
+
+
+class Pair(msgspec.Struct, frozen=True, kw_only=True):
+    """excess: distributed over local, less 1. p_wins: share of the draws in which distributed is faster."""
+
+    cell: str
+    model: str
+    batch: int
+    plan: str
+    bandwidth_mbps: float | None
+    measured_excess: float
+    predicted_excess: float
+    p_wins: float
+    near_tie: bool
+
+    @property
+    def right(self) -> bool:
+        return (self.measured_excess < 0) == (self.predicted_excess < 0)
+
+
+class BreakEven(msgspec.Struct, frozen=True, kw_only=True):
+    """One break-even of both maps. log2: of predicted over measured, null unless both are at a value."""
+
+    model: str
+    plan: str
+    axis: str
+    held: str
+    measured: Kind
+    measured_at: float | None
+    predicted: Kind
+    predicted_at: float | None
+    near_tie: bool
+
+    @property
+    def log2(self) -> float | None:
+        if self.measured_at is None or self.predicted_at is None:
+            return None
+        return math.log2(self.predicted_at / self.measured_at)
+
+
+class Rule(msgspec.Struct, frozen=True, kw_only=True):
+    """How a way to decide does: accuracy outside of near ties, regret over all pairs (latency lost to the better)."""
+
+    decision_accuracy_pct: float | None
+    regret_mean_pct: float
+    regret_p95_pct: float
+
+
+def twins_of(measured: PerformanceMap) -> list[tuple[int, int]]:
+    """Places of each distributed cell and of the local cell of its workload."""
+    cells = measured.cells
+    twins = [
+        (index, next(k for k, c in enumerate(cells) if c is local))
+        for index, cell in enumerate(cells)
+        if cell.plan.ranks > 1 and (local := measured.local(cell.workload)) is not None
+    ]
+    if not twins:
+        raise ConfigError(
+            "no workload has both a local and a distributed cell, so that nothing can be compared; measure modes = "
+            '["local", "full"] of one model and batch'
+        )
+    return twins
+
+
+def pairs_of(
+    measured: PerformanceMap, twins: Sequence[tuple[int, int]], guesses: Sequence[Guess]
+) -> list[Pair]:
+    return [_pair(measured.cells[a], measured.cells[b], guesses[a], guesses[b]) for a, b in twins]
+
+
+def _pair(cell: Cell, local: Cell, guess: Guess, alone: Guess) -> Pair:
+    wins = np.array(guess.draws) < np.array(alone.draws)
+    return Pair(
+        cell=cell.label, model=cell.model, batch=cell.batch, plan=plan_label(cell.plan),
+        bandwidth_mbps=cell.bandwidth_mbps, near_tie=cell.within_noise(local),
+        measured_excess=cell.latency_ms.p50 / local.latency_ms.p50 - 1, predicted_excess=guess.ms / alone.ms - 1,
+        p_wins=float(wins.mean()) if len(wins) else float(guess.ms < alone.ms),
+    )  # fmt: skip
+
+
+def break_evens_of(measured: PerformanceMap, guesses: Sequence[Guess]) -> list[BreakEven]:
+    """Of the map and of the same map with the predicted latencies in it."""
+    replace = msgspec.structs.replace
+    cells = tuple(
+        replace(cell, latency_ms=replace(cell.latency_ms, p50=guess.ms, p95=guess.ms))
+        for cell, guess in zip(measured.cells, guesses, strict=True)
+    )
+    theirs = crossovers(replace(measured, cells=cells))
+    return [
+        BreakEven(
+            model=short(ours.model), plan=plan_label(ours.plan), axis=ours.axis, held=_held(ours),
+            measured=ours.kind, measured_at=ours.at, predicted=other.kind, predicted_at=other.at,
+            near_tie=ours.near_tie,
+        )
+        for ours, other in zip(crossovers(measured), theirs, strict=True)
+        if len(ours.measured) > 1
+    ]  # fmt: skip
+
+
+def _held(line: Crossover) -> str:
+    if line.axis == "bandwidth_mbps":
+        return f"B={line.batch}"
+    return f"{(line.link.rate_bps or 0) / 1e6:g} Mbps"
+
+
+def rule_of(pairs: Sequence[Pair], distribute: Sequence[bool]) -> Rule:
+    """How well a choice for each pair does."""
+    clear = [
+        choice == (pair.measured_excess < 0)
+        for pair, choice in zip(pairs, distribute, strict=True)
+        if not pair.near_tie
+    ]
+    lost = [regret(pair.measured_excess, choice) for pair, choice in zip(pairs, distribute, strict=True)]
+    return rule_from(clear, lost)
+
+
+def rule_from(clear: Sequence[bool], lost: Sequence[float]) -> Rule:
+    return Rule(
+        decision_accuracy_pct=100 * float(np.mean(clear)) if clear else None,
+        regret_mean_pct=100 * float(np.mean(lost)), regret_p95_pct=100 * float(np.percentile(lost, 95)),
+    )  # fmt: skip
+
+
+def regret(excess: float, distribute: bool) -> float:
+    """Latency over the better one's, less 1. excess: of distributed over local."""
+    ratio = 1 + excess
+    return (ratio if distribute else 1.0) / min(ratio, 1.0) - 1
