@@ -53,6 +53,17 @@ def visits_apart(cells: Iterable[Cell]) -> float | None:
     return statistics.median(apart) if apart else None
 
 
+def unpaced(cells: Sequence[Cell]) -> tuple[str, ...]:
+    """What to say where only some cells have a pace."""
+    lacking = [cell.label for cell in cells if not cell.pace_ms]
+    if not lacking or len(lacking) == len(cells):
+        return ()
+    return (
+        f"{len(lacking)} of {len(cells)} cells have visits without the machine's pace on every rank (cut short, or of an older version), "
+        f"as {lacking[0]}: no visit is brought to the usual pace; measure those again with prism-hw profile",
+    )
+
+
 def usual_pace_ms(cells: Sequence[Cell]) -> float | None:
     """The pace (prism.metrics.pace_ms) of the median cell; None where a cell has none."""
     paces = [cell.pace_ms for cell in cells if cell.pace_ms]

@@ -10,7 +10,6 @@ from typing import Literal
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from calibration.checks import visits_apart
 from calibration.pairs import (
@@ -19,6 +18,7 @@ from calibration.pairs import (
     Pair,
     Rule,
     break_evens_of,
+    distances,
     pairs_of,
     rule_from,
     rule_of,
@@ -32,7 +32,6 @@ from prism.spec import ModelSpec
 from prism.trace import KINDS
 from prism.workload import build
 
-Array = NDArray[np.float64]
 INTERVAL = (5.0, 95.0)
 
 
@@ -227,7 +226,7 @@ def _scores(
     baselines: dict[str, Rule], guesses: Sequence[Guess], known: Perfect | None,
 ) -> Scores:  # fmt: skip
     off = [100 * (pair.predicted_excess - pair.measured_excess) for pair in pairs]
-    logs = [abs(e.log2) for e in evens if e.log2 is not None and e.axis == "bandwidth_mbps"]
+    logs = distances(evens)
     noise = [
         abs(ms / cell.latency_ms.p50 - 1)
         for cell in measured.cells

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from calibration.alphabeta import fit_alpha_beta
-from calibration.checks import checked, unsteady, usual_pace_ms
+from calibration.checks import checked, unpaced, unsteady, usual_pace_ms
 from calibration.compute import ROOFLINE, TERMS, Step, covariance, fit, steps_of, steps_of_probes, tied
 from prism.cost import CalibratedProfile, Taken, Term, columns
 from prism.errors import ConfigError
@@ -95,12 +95,13 @@ def calibrate(
     if missing:
         raise ConfigError(f"traces of {', '.join(missing)}: no specification was given; add it with --model")
     probed = steps_of_probes(probes)
-    steps = steps_of([file.trace for file in traces.files], models, usual_pace_ms(cells))
-    profile = _profile(traces, cells, models, simulate, probed, name, note)
+    usual_ms = usual_pace_ms(cells)
+    steps = steps_of([file.trace for file in traces.files], models, usual_ms)
+    profile = _profile(traces, cells, models, simulate, probed, usual_ms, name, note)
     alike = tied(steps + probed)
     fitted = simulate(profile, cells)
     own_sd = _log_sd(fitted, cells)
-    others = _left_out(traces, cells, models, simulate, probed)
+    others = _left_out(traces, cells, models, simulate, probed, usual_ms)
     errors = [error for each in others.values() for error in each]
     sd = 1.4826 * float(np.median(np.abs(errors))) if errors else own_sd
     profile = msgspec.structs.replace(profile, residual_log_sd=max(sd, own_sd))
@@ -116,7 +117,7 @@ def calibrate(
             )
             for cell, ms in zip(cells, fitted, strict=True)
         ),
-        regimes=tuple(_regimes(cells, fitted, models)), mape_pct=mape, messages=(*messages, *unsteady(cells), *map(_unclear, alike)),
+        regimes=tuple(_regimes(cells, fitted, models)), mape_pct=mape, messages=(*messages, *unpaced(cells), *unsteady(cells), *map(_unclear, alike)),
         left_out_mape_pct={
             model: float(100 * np.mean(np.abs(np.expm1(each)))) for model, each in others.items()
         },
@@ -124,7 +125,8 @@ def calibrate(
 
 
 def _left_out(
-    traces: TraceSet, cells: Sequence[Cell], models: Mapping[str, ModelSpec], simulate: Simulate, probed: list[Step]
+    traces: TraceSet, cells: Sequence[Cell], models: Mapping[str, ModelSpec], simulate: Simulate, probed: list[Step],
+    usual_ms: float | None,
 ) -> dict[str, list[float]]:  # fmt: skip
     """Logarithms of predicted over measured, of each model from a fit to the others."""
     names = sorted({cell.model for cell in cells})
@@ -136,7 +138,7 @@ def _left_out(
         if all(cell.plan.ranks == 1 for cell in known):
             continue  # nothing is left of exchanges
         try:
-            other = _profile(part, known, models, simulate, probed, "left out", "")
+            other = _profile(part, known, models, simulate, probed, usual_ms, "left out", "")
         except ConfigError:
             continue  # the others are too few
         ratio = np.log(simulate(other, held) / [cell.latency_ms.p50 for cell in held])
@@ -146,10 +148,9 @@ def _left_out(
 
 def _profile(
     traces: TraceSet, cells: Sequence[Cell], models: Mapping[str, ModelSpec], simulate: Simulate,
-    probed: list[Step], name: str, note: str,
+    probed: list[Step], usual_ms: float | None, name: str, note: str,
 ) -> CalibratedProfile:  # fmt: skip
-    """Terms from the traces and cells given, and from no others."""
-    usual_ms = usual_pace_ms(cells)
+    """Terms from the traces and cells given, and from no others; at the pace `usual_ms`, where it is known."""
     steps = steps_of([file.trace for file in traces.files], models, usual_ms) + probed
     values = fit(steps)
     header = traces.files[0].trace.header

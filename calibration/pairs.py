@@ -25,7 +25,7 @@ class Guess(msgspec.Struct, frozen=True, kw_only=True):
 
     def slowed(self, slowness: float) -> "Guess":
         """The guess for a machine that takes `slowness` times as long for what it computes."""
-        factor = slowness**self.host_share if self.host_share is not None else 1.0
+        factor = slowness ** (self.host_share or 0.0)
         draws = tuple(factor * ms for ms in self.draws)
         return msgspec.structs.replace(self, ms=factor * self.ms, draws=draws)
 
@@ -74,6 +74,11 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     decision_accuracy_pct: float | None
     regret_mean_pct: float
     regret_p95_pct: float
+
+
+def distances(evens: Sequence[BreakEven]) -> list[float]:
+    """|log2| of the break-evens in bandwidth that are at a value in both maps."""
+    return [abs(e.log2) for e in evens if e.log2 is not None and e.axis == "bandwidth_mbps"]
 
 
 def twins_of(measured: PerformanceMap) -> list[tuple[int, int]]:

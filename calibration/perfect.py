@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.pairs import Guess, break_evens_of, pairs_of, rule_of
+from calibration.pairs import Guess, break_evens_of, distances, pairs_of, rule_of
 from prism.perfmap import PerformanceMap
 
 DRAWS, MEDIANS = 16, 20_000
@@ -58,9 +58,7 @@ def _scored(
     ]
     pairs = pairs_of(measured, twins, guesses)
     rule = rule_of(pairs, [pair.predicted_excess < 0 for pair in pairs])
-    logs = [
-        abs(e.log2) for e in break_evens_of(measured, guesses) if e.log2 is not None and e.axis == "bandwidth_mbps"
-    ]
+    logs = distances(break_evens_of(measured, guesses))
     return (
         100 * float(np.abs(factors - 1).mean()), rule.decision_accuracy_pct, rule.regret_mean_pct, rule.regret_p95_pct,
         float(np.median(logs)) if logs else None,

@@ -1,5 +1,6 @@
 """One rank's workbench: the loaded model and its inputs, and the batches of a step on it."""
 
+import functools
 import resource
 import time
 from collections.abc import Callable, Iterator
@@ -60,7 +61,6 @@ class Bench:
         self.stager = CudaStager(self.device, self.recorder) if cuda else HostStager()
         self.exchange: Exchange  # given by the session once the group has formed
         self._clocks = Clocks(job.rank)
-        self._pace = Pace(self.device, job.rank)
         self._sampler: PowerSampler | None = None
         self._meter: list[Record] = []
         self._held: tuple[Any, ...] = ()
@@ -125,8 +125,13 @@ class Bench:
         tail = Tail(memory=_peak_memory(), power=self._power(), pace=[*pace, *self._paced(config)])
         comm.send_bytes(msgspec.msgpack.encode(tail), 0)
 
+    @functools.cached_property
+    def _pace(self) -> Pace:
+        return Pace(self.device, self._job.rank)
+
     def _paced(self, config: RunConfig) -> list[Record]:
-        """This rank's pace now, where a trace is kept. All ranks time it together, so that it is taken alike in all modes."""
+        """This rank's pace now, where a trace is kept. All ranks of the session time it together, also in local mode: it compares
+        sessions of equally many ranks."""
         return [*self._pace.timed()] if config.trace else []
 
     def _power(self) -> list[Record]:

@@ -1,6 +1,6 @@
 """How quick a rank's machine is just now: one whole block of a fixed shape, timed before and after the batches of every
 step that leaves a trace. Between two measurements of one model, a machine that changed its speed is told by it from
-anything else that changed."""
+anything else that changed. On a GPU, where a block so small may be bound by its launches, it speaks for those."""
 
 import torch
 
@@ -16,7 +16,7 @@ class Pace:
 
     def __init__(self, device: torch.device, rank: int) -> None:
         _, tokens, width, *_ = PACE_BLOCK.shape
-        with torch.random.fork_rng():  # a model's random weights are the same with and without
+        with torch.random.fork_rng(devices=[]):  # a model's random weights are the same with and without
             self._bench = Bench(device, 0, tokens * width)
             self._call = self._bench.call(PACE_BLOCK)
         self._rank = rank

@@ -85,6 +85,10 @@ def test_visits_at_another_pace_are_brought_to_the_usual_one():
     plain = [msgspec.structs.replace(t, records=tuple(r for r in t.records if not isinstance(r, Probe))) for t in (*quick, *slow)]
     without = calibrate(trace_set(plain), MODELS, simulate(MODELS), "not paced")
     assert without.profile.pace_ms is None and without.mape_pct > 3 * found.mape_pct
+    mixed = calibrate(trace_set([plain[0], *quick[1:], *slow]), MODELS, simulate(MODELS), "one visit lacks it")
+    assert mixed.profile.pace_ms is None and mixed.mape_pct == without.mape_pct
+    (said,) = [message for message in mixed.messages if "pace" in message]
+    assert said.startswith("1 of ") and "prism-hw profile" in said
 
 
 def test_a_parameter_that_the_traces_cannot_tell_is_said():

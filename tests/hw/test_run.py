@@ -6,11 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import pytest
 
-from prism.metrics import summarise
-from prism.trace import Span, read_trace
+from hw.pace import STRETCHES
+from prism.metrics import pace_ms, summarise
+from prism.trace import PACE, Span, read_trace
 
 COMMAND = [sys.executable, "-m", "hw.cli", "run"]
 ENV = {**os.environ, "PRISM_TEST_RUN": str(os.getpid())}
@@ -65,6 +67,9 @@ def test_modes_agree_and_the_bytes_are_the_formulas(tmp_path):
     assert full["energy_j"] is None
     trace = read_trace(tmp_path / "full.jsonl")
     assert 0.98 < summarise(trace).coverage <= 1.0
+    counts = Counter((probe.rank, probe.warmup) for probe in trace.probes if probe.op == PACE)
+    assert counts == {(rank, warmup): 2 if warmup else 2 * STRETCHES for rank in (0, 1) for warmup in (False, True)}
+    assert {*pace_ms(trace)} == {0, 1} and min(pace_ms(trace).values()) > 0
     sent = [
         s.sent_bytes for s in trace.records if isinstance(s, Span) and s.op == "exchange" and s.kind == "wire"
     ]

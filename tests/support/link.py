@@ -92,14 +92,16 @@ def stream_share(link: str, seconds: float = 1.0) -> float:
         sender.start()
         began = time.perf_counter()
         received, counted_from = 0, began
-        while (now := time.perf_counter()) < began + seconds:
-            size = len(peer.recv(1 << 16))
-            if now < began + seconds / 5:
-                counted_from = time.perf_counter()
-            else:
-                received += size
-        client.shutdown(socket.SHUT_RDWR)
-        sender.join()
+        try:
+            while (now := time.perf_counter()) < began + seconds:
+                size = len(peer.recv(1 << 16))
+                if now < began + seconds / 5:
+                    counted_from = time.perf_counter()
+                else:
+                    received += size
+        finally:
+            client.shutdown(socket.SHUT_RDWR)
+            sender.join()
         return received * 8 / (now - counted_from) / (spec.rate_bps / 2)
 
 
