@@ -15,14 +15,15 @@ from calibration.checks import visits_apart
 from calibration.pairs import (
     BreakEven,
     Guess,
+    Measured,
     Pair,
     Rule,
     break_evens_of,
     distances,
+    measured_of,
     pairs_of,
     rule_from,
     rule_of,
-    twins_of,
 )
 from calibration.perfect import Perfect, perfect
 from prism.cost import CalibratedProfile, Tag
@@ -111,12 +112,12 @@ def compared(
 ) -> Report:  # fmt: skip
     """guesses: the profile's, one for each of the map's cells, in order. reference: a map of the profiled models, for the
     rules that learn from them. Raises ConfigError without a pair."""
-    twins = twins_of(measured)
-    rules = _rules(measured, pairs_of(measured, twins, guesses), twins, models, reference)
+    known = measured_of(measured)
+    rules = _rules(known, pairs_of(known, guesses), models, reference)
     visits = [np.log(cell.visit_p50_ms) for cell in measured.cells]
-    found = _judged(measured, guesses, twins, rules, perfect(measured, twins, visits))
-    known = profile.pace_ms and all(cell.pace_ms for cell in measured.cells)
-    if not known or any(guess.host_share is None for guess in guesses):
+    found = _judged(known, guesses, rules, perfect(known, visits))
+    paced = profile.pace_ms and all(cell.pace_ms for cell in measured.cells)
+    if not paced or any(guess.host_share is None for guess in guesses):
         return found
     slowness = [profile.slowness(cell.pace_ms) for cell in measured.cells]
     slowed = [guess.slowed(times) for guess, times in zip(guesses, slowness, strict=True)]
@@ -124,17 +125,16 @@ def compared(
         logs - (guess.host_share or 0.0) * np.log(np.array(cell.visit_pace_ms) / cell.pace_ms)
         for logs, guess, cell in zip(visits, guesses, measured.cells, strict=True)
     ]
-    paced = _judged(measured, slowed, twins, rules, perfect(measured, twins, level)).scores
-    return msgspec.structs.replace(found, paced=paced, slowness=float(np.median(slowness)))
+    scores = _judged(known, slowed, rules, perfect(known, level)).scores
+    return msgspec.structs.replace(found, paced=scores, slowness=float(np.median(slowness)))
 
 
 def _judged(
-    measured: PerformanceMap, guesses: Sequence[Guess], twins: Sequence[tuple[int, int]], baselines: dict[str, Rule],
-    known: Perfect | None,
-) -> Report:  # fmt: skip
-    rows = [_row(cell, guess) for cell, guess in zip(measured.cells, guesses, strict=True)]
-    pairs, evens = pairs_of(measured, twins, guesses), break_evens_of(measured, guesses)
-    scores = _scores(measured, rows, pairs, evens, baselines, guesses, known)
+    measured: Measured, guesses: Sequence[Guess], baselines: dict[str, Rule], known: Perfect | None
+) -> Report:
+    rows = [_row(cell, guess) for cell, guess in zip(measured.map.cells, guesses, strict=True)]
+    pairs, evens = pairs_of(measured, guesses), break_evens_of(measured, guesses)
+    scores = _scores(measured.map, rows, pairs, evens, baselines, guesses, known)
     return Report(scores=scores, rows=tuple(rows), pairs=tuple(pairs), break_evens=tuple(evens))
 
 
@@ -151,8 +151,7 @@ def _row(cell: Cell, guess: Guess) -> Row:
 
 
 def _rules(
-    measured: PerformanceMap, pairs: Sequence[Pair], twins: Sequence[tuple[int, int]], models: dict[str, ModelSpec],
-    reference: PerformanceMap | None,
+    measured: Measured, pairs: Sequence[Pair], models: dict[str, ModelSpec], reference: PerformanceMap | None,
 ) -> dict[str, Rule]:  # fmt: skip
     found = {
         "always local": rule_of(pairs, [False] * len(pairs)),
@@ -164,7 +163,7 @@ def _rules(
             for cell in reference.cells
             if cell.plan.ranks > 1 and (local := reference.local(cell.workload)) is not None
         ]
-        cells = [measured.cells[index] for index, _ in twins]
+        cells = [measured.map.cells[index] for index, _ in measured.twins]
         least = _threshold([(flops, excess) for _, excess, flops in known])
         found["FLOP threshold"] = rule_of(pairs, [_gflops(cell, models) >= least for cell in cells])
         found["nearest profiled model"] = rule_of(pairs, [_nearest(cell, known, models) < 0 for cell in cells])

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -81,8 +82,17 @@ def distances(evens: Sequence[BreakEven]) -> list[float]:
     return [abs(e.log2) for e in evens if e.log2 is not None and e.axis == "bandwidth_mbps"]
 
 
-def twins_of(measured: PerformanceMap) -> list[tuple[int, int]]:
-    """Places of each distributed cell and of the local cell of its workload."""
+class Measured(NamedTuple):
+    """A map with what predictions are held against: places of each distributed cell and of the local cell of its workload, and
+    where the better plan changes."""
+
+    map: PerformanceMap
+    twins: list[tuple[int, int]]
+    lines: tuple[Crossover, ...]
+
+
+def measured_of(measured: PerformanceMap) -> Measured:
+    """Raises ConfigError without a pair."""
     cells = measured.cells
     twins = [
         (index, next(k for k, c in enumerate(cells) if c is local))
@@ -94,13 +104,12 @@ def twins_of(measured: PerformanceMap) -> list[tuple[int, int]]:
             "no workload has both a local and a distributed cell, so that nothing can be compared; measure modes = "
             '["local", "full"] of one model and batch'
         )
-    return twins
+    return Measured(measured, twins, crossovers(measured))
 
 
-def pairs_of(
-    measured: PerformanceMap, twins: Sequence[tuple[int, int]], guesses: Sequence[Guess]
-) -> list[Pair]:
-    return [_pair(measured.cells[a], measured.cells[b], guesses[a], guesses[b]) for a, b in twins]
+def pairs_of(measured: Measured, guesses: Sequence[Guess]) -> list[Pair]:
+    cells = measured.map.cells
+    return [_pair(cells[a], cells[b], guesses[a], guesses[b]) for a, b in measured.twins]
 
 
 def _pair(cell: Cell, local: Cell, guess: Guess, alone: Guess) -> Pair:
@@ -113,21 +122,21 @@ def _pair(cell: Cell, local: Cell, guess: Guess, alone: Guess) -> Pair:
     )  # fmt: skip
 
 
-def break_evens_of(measured: PerformanceMap, guesses: Sequence[Guess]) -> list[BreakEven]:
+def break_evens_of(measured: Measured, guesses: Sequence[Guess]) -> list[BreakEven]:
     """Of the map and of the same map with the predicted latencies in it."""
     replace = msgspec.structs.replace
     cells = tuple(
         replace(cell, latency_ms=replace(cell.latency_ms, p50=guess.ms, p95=guess.ms))
-        for cell, guess in zip(measured.cells, guesses, strict=True)
+        for cell, guess in zip(measured.map.cells, guesses, strict=True)
     )
-    theirs = crossovers(replace(measured, cells=cells))
+    theirs = crossovers(replace(measured.map, cells=cells))
     return [
         BreakEven(
             model=short(ours.model), plan=plan_label(ours.plan), axis=ours.axis, held=_held(ours),
             measured=ours.kind, measured_at=ours.at, predicted=other.kind, predicted_at=other.at,
             near_tie=ours.near_tie,
         )
-        for ours, other in zip(crossovers(measured), theirs, strict=True)
+        for ours, other in zip(measured.lines, theirs, strict=True)
         if len(ours.measured) > 1
     ]  # fmt: skip
 

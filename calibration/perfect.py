@@ -8,8 +8,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.pairs import Guess, break_evens_of, distances, pairs_of, rule_of
-from prism.perfmap import PerformanceMap
+from calibration.pairs import Guess, Measured, break_evens_of, distances, pairs_of, rule_of
 
 DRAWS, MEDIANS = 16, 20_000
 
@@ -24,10 +23,8 @@ class Perfect(msgspec.Struct, frozen=True, kw_only=True):
     crossover_log2_median: float | None
 
 
-def perfect(
-    measured: PerformanceMap, twins: Sequence[tuple[int, int]], logs: Sequence[NDArray[np.float64]]
-) -> Perfect | None:
-    """None where no cell was visited twice. twins: see twins_of; logs: of the milliseconds of each cell's visits, in order.
+def perfect(measured: Measured, logs: Sequence[NDArray[np.float64]]) -> Perfect | None:
+    """None where no cell was visited twice. logs: of the milliseconds of each cell's visits, in order.
 
     A true median lies about the measured one as the measured lies about it: log-normal, with the deviation that the median
     of a cell's visits has. What moves all visits of a cell alike isn't in it.
@@ -37,7 +34,7 @@ def perfect(
         return None
     spread = visit * np.array([_of_median(len(each)) for each in logs])
     rng = np.random.default_rng(0)
-    found = [_scored(measured, twins, np.exp(spread * rng.standard_normal(len(spread)))) for _ in range(DRAWS)]
+    found = [_scored(measured, np.exp(spread * rng.standard_normal(len(spread)))) for _ in range(DRAWS)]
     *means, log2 = (
         float(np.mean(known)) if (known := [each for each in column if each is not None]) else None
         for column in zip(*found, strict=True)
@@ -49,14 +46,12 @@ def perfect(
     )  # fmt: skip
 
 
-def _scored(
-    measured: PerformanceMap, twins: Sequence[tuple[int, int]], factors: NDArray[np.float64]
-) -> tuple[float | None, ...]:
+def _scored(measured: Measured, factors: NDArray[np.float64]) -> tuple[float | None, ...]:
     guesses = [
         Guess(ms=factor * cell.latency_ms.p50, draws=(), split_ms={}, tag="calibrated", outside=())
-        for factor, cell in zip(map(float, factors), measured.cells, strict=True)
+        for factor, cell in zip(map(float, factors), measured.map.cells, strict=True)
     ]
-    pairs = pairs_of(measured, twins, guesses)
+    pairs = pairs_of(measured, guesses)
     rule = rule_of(pairs, [pair.predicted_excess < 0 for pair in pairs])
     logs = distances(break_evens_of(measured, guesses))
     return (
