@@ -139,8 +139,9 @@ class OraclePolicy:
 
 def kept(each: Expected, objective: Objective, observation: Observation) -> bool:
     """Whether a plan keeps the constraints, and the deadline of the batch's first request."""
-    limits = [limit for limit in (objective.most_ms, observation.left_ms) if limit is not None]
-    if limits and each.ms > min(limits):
+    if objective.most_ms is not None and each.ms > objective.most_ms:
+        return False
+    if observation.left_ms is not None and each.ms > observation.left_ms:
         return False
     if objective.most_joules is not None and (each.joules is None or each.joules > objective.most_joules):
         return False
@@ -149,8 +150,10 @@ def kept(each: Expected, objective: Objective, observation: Observation) -> bool
 
 def answers_kept(each: Expected, objective: Objective) -> bool:
     """Whether a plan's answers are good enough."""
-    floors = ((objective.least_accuracy, each.accuracy), (objective.least_agreement, each.agreement))
-    return all(least is None or (known is not None and known >= least) for least, known in floors)
+    right, agreeing = objective.least_accuracy, objective.least_agreement
+    if right is not None and (each.accuracy is None or each.accuracy < right):
+        return False
+    return agreeing is None or (each.agreement is not None and each.agreement >= agreeing)
 
 
 def _standing(each: Expected, objective: Objective, observation: Observation) -> int:

@@ -1,31 +1,27 @@
 """What every plan is expected to cost at an observation: cells of a performance map, and the lines between them.
 
-prism/corners.py says between which cells an observation lies."""
+prism/lines.py draws the lines."""
 
 import bisect
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Literal, NamedTuple, TypeVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from prism.accuracy import AccuracyTable, Answers
-from prism.corners import Axes, Corners, between
 from prism.errors import ConfigError
+from prism.lines import WIRE, Axes, Line, Lines, Mixed, nodes
 from prism.perfmap import Cell, PerformanceMap
 from prism.plan import ExecutionPlan, Mode
 from prism.spec import Positive
 
 LOCAL = ExecutionPlan(mode=Mode.LOCAL)
 LEAST_DEVIATION = 0.01  # of a latency: no cell is known better than this
-LEAST = 1e-6  # of a figure, where a line falls to nothing
-BEYOND = 0.3  # deviation added per factor e outside of the cells
 PREDICTED_DEVIATION = 0.08  # of a cell that was simulated, where its profile doesn't say another
 Share = float
 Source = Literal["measured", "simulated"]
-Figure = TypeVar("Figure", float, NDArray[np.float64])  # of one plan, or of each of several
 
 
 class Objective(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -101,57 +97,37 @@ class Place(NamedTuple):
         return cls(plan, batch, None if rate_bps is None else round(rate_bps))
 
 
-MS, P95, JOULES, WIRE, DEVIATION = range(5)  # of a cell
-
-
 class _Grid(NamedTuple):
-    """A plan's cells in the order of its axes: what MS and so on name."""
+    """What is known of a plan, and its cells by batch and by the seconds that a bit takes."""
 
     plan: ExecutionPlan
     accuracy: float | None
     agreement: float | None
     source: Source
     axes: Axes
-    cells: list[tuple[float, ...]]
+    rows: list[Row]
 
 
 class _Group:
-    """Plans with equal axes on equally many devices: one check and one mix of cells serve them all. What a plan's own
-    lists hold lies together here, a row for each cell: a walk through 25 lists took two fifths of a decision's time."""
+    """Plans with equal axes on equally many devices: one check and one mix of cells serve them all. A walk through 25
+    plans took two fifths of a decision's time."""
 
     def __init__(self, members: Sequence[tuple[int, _Grid]]) -> None:
         self.places = [place for place, _ in members]
-        self._first = members[0][1]
-        self.axes, self.ranks = self._first.axes, self._first.plan.ranks
-        cells = np.array([grid.cells for _, grid in members])
-        self._columns = [cells[:, :, field].T.copy() for field in range(cells.shape[2])]
-        self._whole = [bool(np.isfinite(column).all()) for column in self._columns]
-
-    def costs(self, corners: Corners, objective: Objective) -> list[float]:
-        """`_cost` of each plan, to the bit."""
-        if len(self.places) == 1:  # as local is: an array of one is slower
-            return [_cost(self._first, corners, objective)]
-        costs: list[float] = _by_objective(lambda field: self._figures(field, corners), objective).tolist()
-        return costs
-
-    def _figures(self, field: int, corners: Corners) -> NDArray[np.float64]:
-        """`_figure` of each plan: rows are added in their order, which a product of matrices needn't do."""
-        places, weights = zip(*corners.weights, strict=True)
-        rows, shares = self._columns[field].take(places, axis=0), np.array(weights)[:, None]
-        if self._whole[field]:
-            return np.maximum((rows * shares).sum(axis=0) * corners.scale, LEAST)
-        with np.errstate(invalid="ignore"):  # infinite less infinite
-            mixed = (rows * shares).sum(axis=0)
-        return np.where(np.isfinite(mixed), np.maximum(mixed * corners.scale, LEAST), np.inf)
+        self.grids = [grid for _, grid in members]
+        self.axes, self.ranks = self.grids[0].axes, self.grids[0].plan.ranks
+        cells = np.array([[_figures(row) for row in grid.rows] for grid in self.grids])
+        self.lines = Lines(self.axes, cells.transpose(1, 2, 0))
 
 
 class View:
-    """What every plan costs at one observation: the corners are worked out once for plans that share axes."""
+    """What every plan costs at one observation: worked out once for plans that share axes."""
 
     def __init__(self, table: "Table", observation: Observation, objective: Objective) -> None:
         self._table, self._observation, self._objective = table, observation, objective
-        self._corners: dict[int, Corners] = {}
-        self._made: dict[int, Expected] = {}  # by the grid's id: the present plan is mostly one of the best
+        self._nodes = nodes(_per_bit(observation), observation.bandwidth_deviation)
+        self._known: dict[int, tuple[Line, Mixed, list[float]]] = {}  # with the costs, by the group's id
+        self._made: dict[int, Expected] = {}  # by the plan's place: the present one is mostly one of the best
 
     def ranked(self) -> Iterator[Expected]:
         """Every plan that its devices and its link allow, the best by the objective first; made one by one, for a
@@ -159,29 +135,34 @@ class View:
         costs: list[tuple[float, int]] = []
         for group in self._table.groups:
             if _able(group.ranks, self._observation):
-                found = group.costs(self._at(group.axes), self._objective)
-                costs += zip(found, group.places, strict=True)
-        for cost, place in sorted(costs):
-            yield self._expected(self._table.grids[place], cost)
+                costs += zip(self._at(group)[2], group.places, strict=True)
+        for _, place in sorted(costs):
+            yield self._expected(place)
 
     def of(self, plan: ExecutionPlan) -> Expected | None:
         """One plan's figures, None where it can't run; the same object as from `ranked`."""
-        grid = self._table.able(plan, self._observation)
-        if grid is None:
+        place = self._table.place_of(plan, self._observation)
+        if place is None:
             return None
-        known = self._made.get(id(grid))
-        return known or self._expected(grid, _cost(grid, self._at(grid.axes), self._objective))
+        return self._made.get(place) or self._expected(place)
 
-    def _expected(self, grid: _Grid, cost: float) -> Expected:
-        found = self._made[id(grid)] = _expected(grid, self._at(grid.axes), cost)
+    def _expected(self, place: int) -> Expected:
+        group, k = self._table.homes[place]
+        line, mixed, costs = self._at(group)
+        grid, joules = group.grids[k], mixed.joules[k]
+        found = self._made[place] = Expected(
+            plan=grid.plan, ms=mixed.ms[k], p95_ms=mixed.p95_ms[k], deviation=line.deviation(k, mixed),
+            joules=None if math.isnan(joules) else joules, accuracy=grid.accuracy, agreement=grid.agreement,
+            source=grid.source, cost=costs[k],
+        )  # fmt: skip
         return found
 
-    def _at(self, axes: Axes) -> Corners:
-        known = self._corners.get(id(axes))
+    def _at(self, group: _Group) -> tuple[Line, Mixed, list[float]]:
+        known = self._known.get(id(group))
         if known is None:
-            seen = self._observation
-            known = axes.expected(seen.batch, _per_bit(seen), seen.bandwidth_deviation)
-            self._corners[id(axes)] = known
+            line = group.lines.at(self._observation.batch)
+            mixed = line.at(self._nodes)
+            known = self._known[id(group)] = line, mixed, _costs(mixed, self._objective)
         return known
 
 
@@ -196,59 +177,58 @@ class Table:
         for row in self.rows:
             by_plan.setdefault(row.plan, []).append(row)
         known: dict[Axes, Axes] = {}
-        self.grids = [_grid(plan, rows, known) for plan, rows in by_plan.items()]
-        self._by_plan = {grid.plan: grid for grid in self.grids}
+        self._grids = [_grid(plan, rows, known) for plan, rows in by_plan.items()]
+        self._places = {grid.plan: place for place, grid in enumerate(self._grids)}
         alike: dict[tuple[Axes, int], list[tuple[int, _Grid]]] = {}
-        for place, grid in enumerate(self.grids):
+        for place, grid in enumerate(self._grids):
             alike.setdefault((grid.axes, grid.plan.ranks), []).append((place, grid))
         self.groups = [_Group(members) for members in alike.values()]
+        self.homes = {place: (group, k) for group in self.groups for k, place in enumerate(group.places)}
 
     @property
     def plans(self) -> list[ExecutionPlan]:
-        return list(self._by_plan)
+        return list(self._places)
 
     def at(self, observation: Observation, objective: Objective) -> View:
         return View(self, observation, objective)
 
-    def able(self, plan: ExecutionPlan, observation: Observation) -> _Grid | None:
-        """A plan's cells, None where there are none or its devices or its link are missing."""
-        grid = self._by_plan.get(plan)
-        return grid if grid is not None and _able(plan.ranks, observation) else None
+    def place_of(self, plan: ExecutionPlan, observation: Observation) -> int | None:
+        """Where a plan stands among `plans`, None where it doesn't or its devices or its link are missing."""
+        return self._places.get(plan) if _able(plan.ranks, observation) else None
 
     def nearest(self, plan: ExecutionPlan, observation: Observation) -> tuple[Place, float] | None:
         """A plan's nearest cell and its milliseconds, nothing between cells; None where the plan can't run."""
-        grid = self.able(plan, observation)
-        if grid is None:
+        place = self.place_of(plan, observation)
+        if place is None:
             return None
-        batches, rate = grid.axes.batches, observation.bandwidth_bps or 1.0
-        line = min(range(len(batches)), key=lambda k: abs(batches[k] - observation.batch))
-        xs = grid.axes.lines[line]
-        near = min(range(len(xs)), key=lambda k: abs(math.log((xs[k] or 1.0) * rate)))
-        place = Place.at(plan, batches[line], 1 / xs[near] if xs[near] else None)
-        return place, grid.cells[grid.axes.starts[line] + near][MS]
+        grid, rate = self._grids[place], observation.bandwidth_bps or 1.0
+        batch = min(grid.axes.batches, key=lambda each: abs(each - observation.batch))
+        alike = [row for row in grid.rows if row.batch == batch]
+        row = min(alike, key=lambda each: abs(math.log(rate / (each.rate_bps or rate))))
+        return Place.at(plan, batch, row.rate_bps), row.ms
 
     def mixes(self, plan: ExecutionPlan, observation: Observation) -> bool:
         """Whether a plan's figures there are a mean of cells. Beyond them a line goes on, on which what one cell is off by
         would be multiplied."""
-        corners = self._by_plan[plan].axes.corners(observation.batch, _per_bit(observation))
-        return all(weight >= 0 for _, weight in corners.weights)
+        axes = self._grids[self._places[plan]].axes
+        slowest = min(xs[-1] for xs in axes.lines)
+        return observation.batch <= axes.batches[-1] and (plan.ranks == 1 or _per_bit(observation) <= slowest)
 
     def rate_of(self, plan: ExecutionPlan, batch: int, wire_ms: float) -> tuple[float, float] | None:
         """The rate, in bit/s, at which a batch waits for the link as long as this one did, and its relative deviation.
         No faster than twice what the cells know. None where they don't say how the wait depends on the rate."""
-        grid = self._by_plan.get(plan)
-        if grid is None or plan.ranks == 1:
+        if plan not in self._places or plan.ranks == 1:
             return None
-        xs = grid.axes.lines[between(grid.axes.batches, batch)[0]]
-        waits = [_figure(grid, WIRE, grid.axes.corners(batch, x)) for x in xs]
+        group, k = self.homes[self._places[plan]]
+        line = group.lines.at(batch)
+        xs, waits = line.xs, line.figures[:, WIRE, k].tolist()
         right = min(max(bisect.bisect_left(waits, wire_ms), 1), len(xs) - 1)
         if right < 1 or waits[right] <= waits[right - 1]:
             return None
         slope = (waits[right] - waits[right - 1]) / (xs[right] - xs[right - 1])
         x = max(xs[right] + (wire_ms - waits[right]) / slope, xs[0] / 2)
-        corners = grid.axes.corners(batch, x)
-        deviation = max(grid.cells[place][DEVIATION] for place, _ in corners.weights)
-        noise_ms = deviation * _figure(grid, MS, corners)
+        mixed = line.at(nodes(x, 0.0))
+        noise_ms = line.deviation(k, mixed) * mixed.ms[k]
         return 1 / x, max(noise_ms / (slope * x), LEAST_DEVIATION)
 
     def corrected(self, factors: Mapping[Place, float]) -> "Table":
@@ -310,15 +290,15 @@ def _grid(plan: ExecutionPlan, rows: list[Row], known: dict[Axes, Axes]) -> _Gri
     batches = tuple(sorted(by_batch))
     equal: dict[tuple[float, ...], tuple[float, ...]] = {}
     lines = tuple(equal.setdefault(line, line) for line in (tuple(sorted(by_batch[batch])) for batch in batches))
-    starts = tuple(sum(map(len, lines[:k])) for k in range(len(lines)))
+    axes = Axes(batches, lines)
     ordered = [by_batch[batch][x] for batch, line in zip(batches, lines, strict=True) for x in line]
-    cells: list[tuple[float, ...]] = [
-        (row.ms, row.p95_ms, math.inf if row.joules is None else row.joules, row.wire_ms, row.deviation)
-        for row in ordered
-    ]
-    axes = Axes(batches, lines, starts)
     source: Source = "measured" if all(row.source == "measured" for row in rows) else "simulated"
-    return _Grid(plan, rows[0].accuracy, rows[0].agreement, source, known.setdefault(axes, axes), cells)
+    return _Grid(plan, rows[0].accuracy, rows[0].agreement, source, known.setdefault(axes, axes), ordered)
+
+
+def _figures(row: Row) -> tuple[float, ...]:
+    """In the order of MS and so on."""
+    return row.ms, row.p95_ms, math.nan if row.joules is None else row.joules, row.wire_ms, row.deviation
 
 
 def _able(ranks: int, observation: Observation) -> bool:
@@ -329,49 +309,13 @@ def _per_bit(observation: Observation) -> float:
     return 1 / observation.bandwidth_bps if observation.bandwidth_bps else 0.0
 
 
-def _expected(grid: _Grid, corners: Corners, cost: float) -> Expected:
-    ms = p95 = joules = deviation = 0.0
-    for place, weight in corners.weights:
-        cell_ms, cell_p95, cell_joules, _, doubt = grid.cells[place]
-        ms += weight * cell_ms
-        p95 += weight * cell_p95
-        joules += weight * cell_joules
-        if doubt > deviation:
-            deviation = doubt
-    joules = _within(joules, corners)
-    return Expected(
-        plan=grid.plan, ms=_within(ms, corners), p95_ms=_within(p95, corners),
-        deviation=math.hypot(deviation, BEYOND * corners.outside),
-        joules=None if joules == math.inf else joules, accuracy=grid.accuracy, agreement=grid.agreement,
-        source=grid.source, cost=cost,
-    )  # fmt: skip
-
-
-def _cost(grid: _Grid, corners: Corners, objective: Objective) -> float:
-    """By the objective; infinite where a figure it needs was not measured."""
-    return _by_objective(lambda field: _figure(grid, field, corners), objective)
-
-
-def _by_objective(figure: Callable[[int], Figure], objective: Objective) -> Figure:
+def _costs(mixed: Mixed, objective: Objective) -> list[float]:
+    """Of each plan, by the objective; infinite where joules are wanted and not known."""
     if objective.minimise == "p50":
-        return figure(MS)
+        return mixed.ms
     if objective.minimise == "p95":
-        return figure(P95)
-    joules = figure(JOULES)
-    if objective.minimise == "energy":
-        return joules
-    return figure(MS) + objective.joule_ms * joules
-
-
-def _figure(grid: _Grid, field: int, corners: Corners) -> float:
-    """Cells mixed by the corners' weights; infinite where one of them lacks it."""
-    value = 0.0
-    for place, weight in corners.weights:
-        value += weight * grid.cells[place][field]
-    return _within(value, corners)
-
-
-def _within(value: float, corners: Corners) -> float:
-    if not -math.inf < value < math.inf:  # also where a negative weight made it no number, or minus infinity
-        return math.inf
-    return max(value * corners.scale, LEAST)
+        return mixed.p95_ms
+    costs = mixed.joules
+    if objective.minimise == "weighted":
+        costs = [ms + objective.joule_ms * joules for ms, joules in zip(mixed.ms, costs, strict=True)]
+    return [math.inf if math.isnan(cost) else cost for cost in costs]

@@ -12,6 +12,7 @@ from support.simulated import MODELS, simulated, trace_set
 
 from prism.energy import Energy
 from prism.errors import ConfigError
+from prism.lines import SURE, nodes
 from prism.perfmap import PerformanceMap, build_map
 from prism.plan import ExecutionPlan, Mode
 from prism.policy import Decision, FixedPolicy, LookupPolicy, OraclePolicy, PrismPolicy, State
@@ -77,6 +78,30 @@ def test_plans_ranked_together_cost_what_each_costs_alone(mbps, batch, deviation
     assert [each.plan for each in ranked] == [each.plan for each in sorted(ranked, key=lambda each: each.cost)]
     alone = table.at(observed, objective)
     assert {each.plan: each for each in ranked} == {each.plan: alone.of(each.plan) for each in ranked}
+
+
+@given(st.floats(5, 4000), st.integers(1, 20), st.floats(0, 2))
+def test_batches_of_unlike_rates_are_mixed_as_each_alone_goes_on(mbps, batch, deviation):
+    """Latency that is linear in the batch and in 1 / rate is met between cells, and beyond the last of them."""
+    linear = {1: (25e6, 100e6, 1600e6), 8: (40e6, 800e6)}
+    rows = [Row(plan=LOCAL, batch=1, rate_bps=None, ms=90, p95_ms=99, wire_ms=0, deviation=0.02)] + [
+        Row(plan=FULL, batch=b, rate_bps=rate, ms=30 * b + b * 2e9 / rate, p95_ms=99, wire_ms=0, deviation=0.05)
+        for b, rates in linear.items()
+        for rate in rates
+    ]
+    observed = seen(mbps, batch, bandwidth_deviation=deviation)
+    found = Table(rows).at(observed, LATENCY).of(FULL)
+
+    def line(b, per_bit):
+        return 30 * b + b * 2e9 * max(per_bit, 1 / linear[b][-1])
+
+    def both(per_bit):
+        return line(1, per_bit) + (batch - 1) / 7 * (line(8, per_bit) - line(1, per_bit))
+
+    assert found.ms == pytest.approx(sum(share * both(x) for share, x in nodes(1e-6 / mbps, deviation)))
+    slow, fast = (25, 1600) if batch == 1 else (40, 800)
+    if deviation < SURE:
+        assert (found.deviation > 0.0501) == (batch > 8 or not slow <= mbps <= fast)
 
 
 def test_it_distributes_where_the_link_is_fast_and_not_where_it_is_slow(table):
