@@ -9,6 +9,7 @@ launches and works one after the other (overlap.power 1), as a CPU does. A kerne
 (see docs of alphabeta.py), each step weighing by its share of the batch, each probe as a cell.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar, nnls
 
+from prism.cost import normal_scores
 from prism.errors import ConfigError
 from prism.metrics import pace_ms
 from prism.plan import ExecutionPlan, Mode
@@ -147,6 +149,49 @@ def _medians(trace: Trace, blocks: int) -> dict[tuple[int, str], float]:
             op = MERGED.get(span.op, span.op)
             sums[span.rank, op][span.batch, span.block] += (span.end_ns - span.start_ns) / 1e9
     return {key: float(np.median(list(values.values()))) for key, values in sums.items()}
+
+
+def seconds_of(step: Step, values: Mapping[str, float]) -> float:
+    """What the cost model has for a step."""
+    slowdown = 1.0 + values[TERMS[-1]] * step.together
+    factors = (values[name] * (slowdown if name == TERMS[MEMORY] else 1.0) for name in TERMS[:-1])
+    return sum(factor * value for factor, value in zip(factors, features(step, values), strict=True))
+
+
+def spread(
+    traces: Iterable[Trace], models: Mapping[str, ModelSpec], values: Mapping[str, float]
+) -> tuple[float, float]:
+    """How far ranks beside each other lie apart in a block beyond what their shares of the work explain: the deviation of
+    a rank's logarithm, from the slowest's distance to their mean, and the variance of its own logarithm. On average over
+    the blocks and batches of a trace, which add up; the median of the traces."""
+    found: list[float] = []
+    for trace in traces:
+        header, model = trace.header, models[trace.header.model]
+        ranks = header.plan.ranks
+        if ranks == 1:
+            continue
+        expected = [
+            math.log(seconds_of(_step(model, header, "", rank, "block", ()), values)) for rank in range(ranks)
+        ]
+        logs = _blocks(trace, model.blocks, ranks) - expected
+        if len(logs):
+            apart = float(np.mean(np.max(logs, axis=1) - np.mean(logs, axis=1)))
+            found.append(apart / normal_scores(ranks)[-1])
+    middle = float(np.median(found)) if found else 0.0
+    if not middle:
+        return 0.0, 0.0
+    return middle, math.pi / 2 * (1.4826 * float(np.median(np.abs(np.array(found) - middle))) / middle) ** 2 / len(found)
+
+
+def _blocks(trace: Trace, blocks: int, ranks: int) -> Array:
+    """[blocks of measured batches, ranks]: logarithms of the seconds that each rank computed."""
+    measured = {batch.batch for batch in trace.measured}
+    sums: dict[tuple[int, int], Array] = defaultdict(lambda: np.zeros(ranks))
+    for span in trace.spans:
+        if span.kind == "compute" and span.batch in measured and 0 <= span.block < blocks:
+            sums[span.batch, span.block][span.rank] += (span.end_ns - span.start_ns) / 1e9
+    whole = [each for each in sums.values() if each.all()]
+    return np.log(np.array(whole).reshape(-1, ranks))
 
 
 def fit(steps: Sequence[Step]) -> dict[str, float]:

@@ -17,6 +17,7 @@ from scipy.optimize import least_squares
 from calibration.alphabeta import fit_alpha_beta
 from calibration.checks import checked, unpaced, unsteady, usual_pace_ms
 from calibration.compute import ROOFLINE, TERMS, Step, covariance, fit, steps_of, steps_of_probes, tied
+from calibration.compute import spread as ranks_apart
 from prism.cost import CalibratedProfile, Taken, Term, columns
 from prism.errors import ConfigError
 from prism.perfmap import Cell, build_map
@@ -30,6 +31,7 @@ Simulate = Callable[[CalibratedProfile, Sequence[Cell]], Array]  # milliseconds 
 LINK = ("link.gain", "link.message_s")
 LINK_START = (0.97, 5e-4)  # of the configured rate; seconds a message
 SIZES_BYTES = (100_000, 1_000_000)  # between which regimes of a message's size end
+SPREAD = "together.spread"
 WEAK = 0.5  # a standard error of the logarithm above this says that the data hardly bear on a term
 GROSS = 5.0  # robust deviations above its cell's median from which on a visit was disturbed
 STAGES: dict[Literal["stage_d2h", "stage_h2d"], str] = {"stage_d2h": "d2h", "stage_h2d": "h2d"}
@@ -155,8 +157,10 @@ def _profile(
     values = fit(steps)
     header = traces.files[0].trace.header
     staging = _staging(traces, models)
+    apart, apart_variance = ranks_apart([file.trace for file in traces.files], models, values)
     known = {
         **{term: (values[term], "spans and probes") for term in TERMS},
+        SPREAD: (apart, "spans of ranks beside each other"),
         ROOFLINE: (values[ROOFLINE], "the better of two forms"),
         **{term: (value, "spans of the copies") for term, value in staging.items()},
         "overlap.power": (1.0, "a CPU launches and works by turns"),
@@ -169,6 +173,7 @@ def _profile(
         terms += [_term(each, float(v), "latencies, simulated") for each, v in zip(LINK, link, strict=True)]
         whole = np.zeros((len(terms), len(terms)))
         whole[: len(TERMS), : len(TERMS)] = spread
+        whole[len(TERMS), len(TERMS)] = apart_variance
         whole[-2:, -2:] = link_covariance
         return CalibratedProfile(
             name=name, device=str(header.host.get("processor", header.host.get("device", "unknown"))),
@@ -313,7 +318,7 @@ def _estimates(profile: CalibratedProfile, unclear: set[str]) -> Iterable[Estima
     spread = np.sqrt(np.diag(np.array(profile.covariance)))
     for term, se in zip(profile.terms, spread, strict=True):
         state: Literal["fitted", "weak", "not determined", "prior"] = "prior"
-        if term.name in TERMS + LINK:
+        if term.name in (*TERMS, SPREAD, *LINK):
             state = "not determined" if term.value == 0 else "weak" if se > WEAK or term.name in unclear else "fitted"
         known = float(se) if state in ("fitted", "weak") else None
         yield Estimate(name=term.name, value=term.value, log_se=known, state=state)

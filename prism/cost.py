@@ -16,6 +16,7 @@ Copies and packing cost fixed + slope * bytes with a break between two regimes o
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import NormalDist
 from typing import Literal
 
 import msgspec
@@ -37,7 +38,7 @@ REQUIRED = (
     "overlap.power", "link.gain", "link.message_s",
 )  # fmt: skip
 OPTIONAL = (  # 0 where a profile leaves them out; a curve without a break has one slope
-    "exchange.fixed_s", "exchange.s_per_byte", "together.slowdown", "roofline.power", "clock.slowdown", "clock.rise_s", "clock.fall_s",
+    "exchange.fixed_s", "exchange.s_per_byte", "together.slowdown", "together.spread", "roofline.power", "clock.slowdown", "clock.rise_s", "clock.fall_s",
     *(f"{c}.{part}" for c in CURVES for part in ("fixed_s", "s_per_byte", "break_bytes", "large_s_per_byte")),
 )  # fmt: skip
 Tag = Literal["calibrated", "extrapolated"]
@@ -137,6 +138,11 @@ class CalibratedProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         return found
 
 
+def normal_scores(count: int) -> list[float]:
+    """Where the smallest, the second and so on of `count` normal values are expected, in deviations."""
+    return [NormalDist().inv_cdf((place - 0.375) / (count + 0.25)) for place in range(1, count + 1)]
+
+
 def columns(model: ModelSpec) -> int:
     """Of the widest matrix product: Q, K and V, the MLP, or the head, whose vocabulary may be far wider."""
     return max(model.width + 2 * model.kv_width, model.mlp_width, model.output_width)
@@ -224,6 +230,7 @@ class CostModel:
         parts = ("fixed_s", "s_per_byte", "break_bytes", "large_s_per_byte")
         self.curves = {c: Curve(*(values.get(f"{c}.{part}", 0.0) for part in parts)) for c in CURVES}
         self.clock = Clock(*(values.get(f"clock.{part}", 0.0) for part in ("slowdown", "rise_s", "fall_s")))
+        self._spread = values.get("together.spread", 0.0)
         self.link_gain, self.message_s = values["link.gain"], values["link.message_s"]
 
     def together(self) -> "CostModel":
@@ -233,6 +240,14 @@ class CostModel:
         if factor == 1.0:
             return self
         return CostModel({**self._values, "memory.s_per_byte": factor * self._s_per_byte})
+
+    def uneven(self, ranks: int) -> tuple[float, ...]:
+        """What several ranks' seconds of one block are multiplied with, in some order: ranks that should take equally long
+        don't, and who waits for all waits for the slowest. together.spread is the deviation of a rank's logarithm; the
+        factors stand where that many normal values are expected (Blom, 1958)."""
+        if ranks == 1 or not self._spread:
+            return (1.0,) * ranks
+        return tuple(math.exp(self._spread * value) for value in normal_scores(ranks))
 
     def at_speed(self, speed: float) -> "CostModel":
         """A device `speed` times as fast in all that it computes, launches and copies; its link stays as it is."""

@@ -47,6 +47,7 @@ class Group:
 
     def __init__(self, env: simpy.Environment, devices: list[Device], network: Network, record: bool) -> None:
         self._env, self._devices, self._network, self._record = env, devices, network, record
+        self._uneven = devices[0].cost.uneven(len(devices))
         self._arrived: dict[Key, int] = {}
         self._waiting: dict[Key, tuple[int, simpy.Event]] = {}
         self._busy: dict[int, simpy.Process] = {}
@@ -130,6 +131,8 @@ class Group:
             start = clock
             if step.kind == "work":
                 ns = step.ns if step.ns >= 0 else device.compute_ns(clock, step.launch_s, step.device_s)
+                if step.span == "compute" and 0 <= block < script.blocks:
+                    ns = round(ns * self._uneven[(rank + block) % len(self._uneven)])
                 if device.shared:
                     clock = yield from device.queued(env, clock, step.span, ns)
                 else:
