@@ -72,6 +72,7 @@ class HeldOut(enum.StrEnum):
 
     FIRST = "first"
     SECOND = "second"
+    THIRD = "third"
 
     def config(self, name: str) -> Path:
         return CONFIGS / self / f"{name}.toml"
@@ -102,7 +103,9 @@ def fitted(folder: Path) -> Calibration:
 
 
 def described(traces: TraceSet) -> dict[str, ModelSpec]:
-    return {name: describe(name) for name in sorted({file.trace.header.model for file in traces.files})}
+    """Of older traces, which don't say it, by the name."""
+    found = traces.shapes()
+    return {name: found.get(name) or describe(name) for name in traces.models()}
 
 
 def key(config: RunConfig) -> str:

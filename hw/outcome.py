@@ -29,7 +29,7 @@ def trace_header(config: RunConfig, job: RankJob, piece: Workpiece) -> TraceHead
         seed=config.seed, command=job.command, oversubscribed=job.oversubscribed,
         config=_recorded(config), config_hash=config.digest(),
         host={**host.describe(config.threads), **job.facts},
-        power=load_power_profile(Path(config.power)) if config.power else None,
+        power=load_power_profile(Path(config.power)) if config.power else None, spec=piece.spec,
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from hw.probecells import PACE_BLOCK
 from hw.probework import Bench
 from prism.trace import Probe
 
-STRETCHES, CALLS = 3, 3  # a burst of the machine's own disturbs one stretch, and the median leaves it out
+STRETCHES, CALLS = 5, 4  # a burst of the machine's own disturbs one stretch, and the median leaves it out
 
 
 class Pace:

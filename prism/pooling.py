@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from prism.errors import TraceError
+from prism.spec import ModelSpec
 from prism.trace import Batch, Probe, Record, Span, Trace, TraceHeader, read_trace
 
 TIMES = ("start_ns", "end_ns", "at_ns")  # on the terminal's clock; a record has one or two of them
@@ -30,6 +31,19 @@ class TraceSet(msgspec.Struct, frozen=True, kw_only=True):
 
     files: tuple[TraceFile, ...]
     left_out: tuple[str, ...] = ()
+
+    def models(self) -> list[str]:
+        return sorted({file.trace.header.model for file in self.files})
+
+    def shapes(self) -> dict[str, ModelSpec]:
+        """Of each model whose traces say it. Raises TraceError where two of them say another, beside the tokens."""
+        found: dict[str, ModelSpec] = {}
+        for header in (file.trace.header for file in self.files):
+            if header.spec is not None:
+                known = found.setdefault(header.model, header.spec)
+                if msgspec.structs.replace(header.spec, tokens=known.tokens) != known:
+                    raise TraceError(f"traces of {header.model} are of two shapes; give each model's alone")
+        return found
 
 
 def read_traces(paths: Iterable[Path]) -> TraceSet:

@@ -14,7 +14,7 @@ import msgspec
 
 from prism.errors import TraceError
 from prism.plan import ExecutionPlan
-from prism.spec import PowerProfile
+from prism.spec import ModelSpec, PowerProfile
 
 SCHEMA_VERSION = 1
 Kind = Literal["compute", "stage_d2h", "wait", "wire", "stage_h2d"]
@@ -26,7 +26,7 @@ PACE = "pace"  # op of the probes beside the batches that tell how quick the mac
 
 class TraceHeader(msgspec.Struct, frozen=True, kw_only=True, tag="header", tag_field="type"):
     """What was run, on what, and the command that reproduces it. `power` is a declaration of the user's,
-    from which energy is modelled where no sensor was read."""
+    from which energy is modelled where no sensor was read. spec: the model's shape; null in older files."""
 
     schema: int = SCHEMA_VERSION
     source: Literal["measured", "simulated"]
@@ -44,6 +44,7 @@ class TraceHeader(msgspec.Struct, frozen=True, kw_only=True, tag="header", tag_f
     config_hash: str = ""
     host: dict[str, Any] = {}
     power: PowerProfile | None = None
+    spec: ModelSpec | None = None
 
 
 class Span(msgspec.Struct, frozen=True, kw_only=True, tag="span", tag_field="type"):

@@ -106,7 +106,7 @@ class SimBackend:
             tokens=model.tokens, link=str(self._machines.link), seed=workload.seed, command="",
             oversubscribed=plan.ranks > len(self._machines.costs), power=profile.power,
             config={"profile": profile.name, "topology": self._machines.kind if self._machines.graph is None else "custom"},
-            host={"device": profile.device, "power_mode": profile.power_mode},
+            host={"device": profile.device, "power_mode": profile.power_mode}, spec=model,
         )  # fmt: skip
 
 

@@ -162,14 +162,14 @@ def _first_batch(trace: Trace) -> Trace:
 
 
 def _models(traces: TraceSet, given: list[str] | None) -> dict[str, ModelSpec]:
-    """The shape of each model of some traces: from --model, else by its name."""
-    found: dict[str, ModelSpec] = {}
+    """The shape of each model of some traces: from --model, else as they say, else by its name."""
+    found = traces.shapes()
     for text in given or []:
         name, _, path = text.partition("=")
         if not path:
             raise ConfigError(f"model {text!r}: write NAME=SPEC.json")
         found[name] = model_of(path)
-    for name in sorted({file.trace.header.model for file in traces.files} - set(found)):
+    for name in sorted(set(traces.models()) - set(found)):
         try:
             found[name] = model_of(name)
         except InputError as error:
