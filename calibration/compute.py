@@ -6,7 +6,8 @@
 with s = 1 for one rank alone and 1 + together.slowdown for several, which share a memory. That is prism.cost's step for a device that
 launches and works one after the other (overlap.power 1), as a CPU does. A kernel counts with its FLOPs and its bytes
 (roofline.power 1) or with the larger side alone (0), whichever fits better. Medians come first, then relative weights
-(see docs of alphabeta.py), each step weighing by its share of the batch, each probe as a cell.
+(see docs of alphabeta.py), each step weighing by its share of the batch, each probe as a cell. How far ranks beside
+each other lie apart (together.spread) is read off the same spans, beyond what the line explains.
 """
 
 import math
@@ -87,11 +88,16 @@ def _step(
     together = header.plan.ranks > 1
     graph = build(msgspec.structs.replace(model, blocks=1), header.plan, header.batch, header.tokens)
     return Step(
-        cell=cell, op=op, block=op == "block", exchanged=together and op == "block", seconds=seconds,
+        cell=cell, op=op, block=op == "block", exchanged=op == "block" and _receives(graph, rank), seconds=seconds,
         kernels=tuple(kernel for each in _operations(graph, rank, op) for kernel in each.kernels),
         times=model.blocks if op == "block" else 1, together=together,
         moved=graph.moved_bytes(rank) if op == "block" else 0,
     )  # fmt: skip
+
+
+def _receives(graph: WorkloadGraph, rank: int) -> bool:
+    """Whether a rank goes on from rows of others in a block: the first part of a causal model doesn't."""
+    return any(op.kind == "stage_h2d" and op.block == 0 for op in graph.operations(rank))
 
 
 def steps_of_probes(probes: Iterable[Probe]) -> list[Step]:
@@ -158,7 +164,7 @@ def seconds_of(step: Step, values: Mapping[str, float]) -> float:
     return sum(factor * value for factor, value in zip(factors, features(step, values), strict=True))
 
 
-def spread(
+def ranks_apart(
     traces: Iterable[Trace], models: Mapping[str, ModelSpec], values: Mapping[str, float]
 ) -> tuple[float, float]:
     """How far ranks beside each other lie apart in a block beyond what their shares of the work explain: the deviation of

@@ -16,8 +16,17 @@ from scipy.optimize import least_squares
 
 from calibration.alphabeta import fit_alpha_beta
 from calibration.checks import checked, unpaced, unsteady, usual_pace_ms
-from calibration.compute import ROOFLINE, TERMS, Step, covariance, fit, steps_of, steps_of_probes, tied
-from calibration.compute import spread as ranks_apart
+from calibration.compute import (
+    ROOFLINE,
+    TERMS,
+    Step,
+    covariance,
+    fit,
+    ranks_apart,
+    steps_of,
+    steps_of_probes,
+    tied,
+)
 from prism.cost import CalibratedProfile, Taken, Term, columns
 from prism.errors import ConfigError
 from prism.perfmap import Cell, build_map

@@ -9,7 +9,8 @@ launch = kernels * kernel.fixed_s + block.fixed_s (+ exchange.fixed_s after an e
 + bytes that the exchange moved * exchange.s_per_byte (the network's work on the host),
 device = sum of (FLOPs * s_per_flop, bytes * memory.s_per_byte) joined: the larger one, or by roofline.power as
 launch and device are (1: a core that computes and fetches by turns), stretched while the clock is low (Clock)
-and beside other ranks of the same machine (CostModel.together).
+and beside other ranks of the same machine (CostModel.together). Of ranks that should take equally long, one is slower
+(CostModel.uneven).
 Copies and packing cost fixed + slope * bytes with a break between two regimes of size.
 """
 

@@ -1,8 +1,22 @@
 """Compute terms from traces: known ones are found again, also under noise; what can't be told is said."""
 
+import msgspec
 import numpy as np
 import pytest
-from support.simulated import KNOWN, MEANS, MODELS, PACE_MS, PLANS, other_clock, simulated, vit, without
+from support.simulated import (
+    FULL,
+    KNOWN,
+    LOCAL,
+    MEANS,
+    MODELS,
+    PACE_MS,
+    PLANS,
+    PROFILE,
+    other_clock,
+    simulated,
+    vit,
+    without,
+)
 
 from calibration.compute import (
     ROOFLINE,
@@ -11,12 +25,14 @@ from calibration.compute import (
     covariance,
     features,
     fit,
+    ranks_apart,
     steps_of,
     steps_of_probes,
     tied,
 )
+from calibration.fit import SPREAD
 from hw.probecells import cells
-from prism.cost import load_profile
+from prism.cost import Term, load_profile
 from prism.errors import ConfigError
 from prism.trace import Probe
 
@@ -46,6 +62,23 @@ def test_without_a_lone_rank_the_slowdown_is_not_invented() -> None:
     found = fit(steps_of(simulated(PLANS[1:]), MODELS))
     assert found["together.slowdown"] == 0.0
     assert found["memory.s_per_byte"] == pytest.approx(1.3 * KNOWN["memory.s_per_byte"], rel=0.01)
+
+
+@pytest.mark.parametrize("devices", [2, 3])
+def test_how_far_ranks_lie_apart_is_found_again(devices) -> None:
+    plans = (FULL, msgspec.structs.replace(MEANS, devices=devices))
+    term = Term(name=SPREAD, value=0.12, origin="prior", source="a test")
+    known = msgspec.structs.replace(PROFILE, terms=(*PROFILE.terms, term))
+    uneven, even = simulated(plans, profile=known), simulated(plans)
+    found, variance = ranks_apart(uneven, MODELS, KNOWN)
+    assert found == pytest.approx(0.12, rel=1e-3) and variance < 1e-6
+    assert ranks_apart(even, MODELS, KNOWN)[0] == pytest.approx(0.0, abs=1e-3)
+    assert ranks_apart(simulated((LOCAL,), profile=known), MODELS, KNOWN) == (0.0, 0.0), "nobody to lie apart from"
+
+
+def test_a_later_rank_of_a_causal_model_works_more_and_is_not_taken_for_slow() -> None:
+    causal = {"vit192": msgspec.structs.replace(MODELS["vit192"], family="gpt2", causal=True, prefix_tokens=0)}
+    assert ranks_apart(simulated((FULL,), models=causal), causal, KNOWN)[0] == pytest.approx(0.0, abs=1e-3)
 
 
 def test_the_features_of_a_local_block_are_all_its_kernels() -> None:

@@ -14,7 +14,7 @@ from prism.metrics import summarise
 from prism.perfmap import Workload, build_map, load_map, plan_label
 from prism.plan import ExecutionPlan, Mode
 from prism.pooling import TraceSet, pool, read_traces
-from prism.spec import LinkSpec
+from prism.spec import LinkSpec, ModelSpec
 from prism.trace import Batch
 
 B1 = Workload("measured", "vit", 197, 1)
@@ -175,6 +175,20 @@ def test_nothing_to_map_is_one_clear_line(tmp_path):
     (tmp_path / "bad.jsonl").write_bytes(b"?\n")
     with pytest.raises(TraceError, match=r"no trace to make a map of: bad\.jsonl: line 1"):
         map_of(tmp_path)
+
+
+def test_traces_say_their_models_shapes(tmp_path):
+    spec = ModelSpec(name="vit", family="vit", blocks=2, width=64, heads=1, mlp_width=256, tokens=197)
+    longer = msgspec.structs.replace(spec, tokens=577)
+    visit(tmp_path, LOCAL, "loopback", [[10.0]], spec=spec)
+    visit(tmp_path, LOCAL, "loopback", [[20.0]], 2, spec=longer, tokens=577)
+    visit(tmp_path, LOCAL, "loopback", [[30.0]], model="older")
+    known = read_traces([tmp_path])
+    assert known.models() == ["older", "vit"] and list(known.shapes()) == ["vit"]
+    assert msgspec.structs.replace(known.shapes()["vit"], tokens=197) == spec
+    visit(tmp_path, LOCAL, "loopback", [[40.0]], 3, spec=msgspec.structs.replace(spec, width=128))
+    with pytest.raises(TraceError, match="of vit are of two shapes"):
+        read_traces([tmp_path]).shapes()
 
 
 def test_a_map_survives_its_file(tmp_path):

@@ -216,6 +216,21 @@ def test_a_ring_that_all_enter_at_once_takes_the_closed_form(ranks, size, mbps, 
     assert env.now / 1e9 == pytest.approx(closed, rel=1e-6, abs=1e-6)
 
 
+@pytest.mark.parametrize("devices", [2, 4])
+def test_ranks_that_lie_apart_wait_for_the_slowest_in_every_block(devices):
+    plan = msgspec.structs.replace(FULL2, devices=devices, embed="each", overlap=False)
+    even = dict(staged=False, terms=terms(link__message_s=0.0))
+    uneven = profile(staged=False, terms=terms(link__message_s=0.0, together__spread=0.1))
+    known = profile(**even)
+    model, cost = msgspec.structs.replace(SMALL, tokens=64, blocks=60), known.model()  # equal parts; ends count little
+    steps = script(model, plan, 2).steps[0][1]
+    block = sum(seconds(step, cost) for step in steps if step.kind == "work" and step.span == "compute")
+    longer = ms(plan, model, known=uneven, over=link(None)) - ms(plan, model, known=known, over=link(None))
+    assert longer / 1e3 == pytest.approx(model.blocks * block * (max(uneven.model().uneven(devices)) - 1), rel=0.05)
+    alone = ExecutionPlan(mode=Mode.LOCAL)
+    assert ms(alone, model, known=uneven) == ms(alone, model, known=known), "a rank alone waits for nobody"
+
+
 def test_a_slower_device_makes_the_other_wait():
     known = profile()
     slow = profile(terms=terms(gemm__s_per_flop=1.5e-11)).model()
