@@ -1,14 +1,14 @@
 """The flagship: profile three small models, predict seven or eight others, and only then measure those.
 
     python experiments/unseen_models.py --output out/unseen_models
-    python experiments/unseen_models.py --held-out second --output out/unseen_models_second
+    python experiments/unseen_models.py --held-out third --output out/unseen_models_third
 
 Probe and three small models on the testbed -> a profile -> predictions of every held-out cell, written to a file ->
 the held-out models measured -> predictions against measurements. Runs unattended for about an hour and a half as
 root on two cores; killed at any point it goes on where it stopped. Nothing of a held-out model enters the fit, and
 predictions older than the first measurement are not made again: delete predictions.json to see a changed model of
-cost, which the summary then says. The model of cost has seen the first set of held-out models; the second was chosen
-when it had last been changed.
+cost, which the summary then says. The model of cost has seen the first and the second set of held-out models; the third was
+chosen when it had last been changed.
 """
 
 import enum

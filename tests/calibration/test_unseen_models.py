@@ -14,7 +14,8 @@ from prism.plan import ExecutionPlan
 RESULTS = Path(__file__).parents[2] / "experiments" / "results" / "unseen_models"
 
 
-PROFILE_OF = {RESULTS: "x86-core", RESULTS / "second": str(RESULTS / "second" / "profile.json")}
+LATER = [RESULTS / "second", RESULTS / "third"]
+PROFILE_OF = {RESULTS: "x86-core"} | {results: str(results / "profile.json") for results in LATER}
 
 
 def traces(path: Path) -> dict[str, dict]:
@@ -28,7 +29,7 @@ def traces(path: Path) -> dict[str, dict]:
     return found
 
 
-@pytest.fixture(scope="module", params=PROFILE_OF, ids=["first", "second"])
+@pytest.fixture(scope="module", params=PROFILE_OF, ids=["first", "second", "third"])
 def results(request) -> Path:
     return request.param
 
