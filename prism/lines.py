@@ -91,7 +91,7 @@ class Lines:
         shares = {left: 1 - along, left + 1: along} if along else {left: 1.0}
         xs = tuple(sorted({x for line in shares for x in self._axes.lines[line]}))
         ends = [self._along(line, xs) for line in shares]
-        figures = np.tensordot(list(shares.values()), ends, axes=1)
+        figures = np.add.reduce([share * end for share, end in zip(shares.values(), ends, strict=True)])
         if beyond and len(batches) == 1:  # one batch alone is known: all grows with it
             figures *= batch / batches[0]
         figures[:, DEVIATION] = np.max([end[:, DEVIATION] for end in ends], axis=0)
