@@ -1,5 +1,7 @@
 """Compute terms from traces: known ones are found again, also under noise; what can't be told is said."""
 
+import math
+
 import msgspec
 import numpy as np
 import pytest
@@ -32,9 +34,9 @@ from calibration.compute import (
 )
 from calibration.fit import SPREAD
 from hw.probecells import cells
-from prism.cost import Term, load_profile
+from prism.cost import Term, load_profile, normal_scores
 from prism.errors import ConfigError
-from prism.trace import Probe
+from prism.trace import Probe, Span, Trace
 
 
 def test_known_terms_are_found_again() -> None:
@@ -74,6 +76,33 @@ def test_how_far_ranks_lie_apart_is_found_again(devices) -> None:
     assert found == pytest.approx(0.12, rel=1e-3) and variance < 1e-6
     assert ranks_apart(even, MODELS, KNOWN)[0] == pytest.approx(0.0, abs=1e-3)
     assert ranks_apart(simulated((LOCAL,), profile=known), MODELS, KNOWN) == (0.0, 0.0), "nobody to lie apart from"
+
+
+def test_how_far_ranks_lie_apart_is_as_well_known_as_stated() -> None:
+    """Over 200 seeds of blocks that each take a normal logarithm longer: the slowest of two lies 1 / sqrt(pi) deviations
+    from their mean."""
+    known, inside = simulated((FULL, MEANS), visits=3), 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        found, variance = ranks_apart([jittered(trace, 0.1, rng) for trace in known], MODELS, KNOWN)
+        off = math.log(found * normal_scores(2)[-1] / (0.1 / math.sqrt(math.pi)))
+        inside += abs(off) <= 1.645 * math.sqrt(variance)
+    assert inside >= 170, f"{inside} of 200 in an interval of 90 %"
+
+
+def jittered(trace: Trace, deviation: float, rng: np.random.Generator) -> Trace:
+    """Each rank's computing in each block takes its own time more or less."""
+    factors: dict[tuple[int, int, int], float] = {}
+
+    def of(span: Span) -> int:
+        factor = factors.setdefault((span.batch, span.rank, span.block), math.exp(deviation * rng.standard_normal()))
+        return span.start_ns + round(factor * (span.end_ns - span.start_ns))
+
+    records = [
+        msgspec.structs.replace(r, end_ns=of(r)) if isinstance(r, Span) and r.kind == "compute" else r
+        for r in trace.records
+    ]
+    return Trace(header=trace.header, records=tuple(records))
 
 
 def test_a_later_rank_of_a_causal_model_works_more_and_is_not_taken_for_slow() -> None:
