@@ -3,14 +3,13 @@
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from calibration.fit import Calibration
 from prism.command import command_line, write_file
 from prism.cost import CalibratedProfile, load_profile
 from prism.errors import ConfigError, InputError
@@ -21,6 +20,9 @@ from prism.trace import Probe, Trace, perfetto, read_trace
 from sim import options
 from sim.backend import SimBackend, identical
 from sim.options import model_of
+
+if TYPE_CHECKING:  # scipy takes half of the time that prism-sim needs to start
+    from calibration.fit import Calibration
 
 Traces = Annotated[list[Path], typer.Argument(help="Trace files, or folders of them.")]
 Specs = Annotated[
@@ -56,7 +58,7 @@ def calibrate_command(
     _print_fit(found, output)
 
 
-def _print_fit(found: Calibration, output: Path) -> None:
+def _print_fit(found: "Calibration", output: Path) -> None:
     from calibration import pages
 
     console = Console()
