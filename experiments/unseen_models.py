@@ -1,14 +1,14 @@
-"""The flagship: profile three small models, predict seven or eight others, and only then measure those.
+"""The flagship: profile three small models, predict seven to nine others, and only then measure those.
 
     python experiments/unseen_models.py --output out/unseen_models
-    python experiments/unseen_models.py --held-out third --output out/unseen_models_third
+    python experiments/unseen_models.py --held-out fourth --output out/unseen_models_fourth
 
 Probe and three small models on the testbed -> a profile -> predictions of every held-out cell, written to a file ->
 the held-out models measured -> predictions against measurements. Runs unattended for about an hour and a half as
 root on two cores; killed at any point it goes on where it stopped. Nothing of a held-out model enters the fit, and
 predictions older than the first measurement are not made again: delete predictions.json to see a changed model of
-cost, which the summary then says. The model of cost has seen the first and the second set of held-out models; the third was
-chosen when it had last been changed.
+cost, which the summary then says. The model of cost has seen the first and the second set of held-out models; the third and
+the fourth were chosen when it had last been changed.
 """
 
 import enum
@@ -73,6 +73,7 @@ class HeldOut(enum.StrEnum):
     FIRST = "first"
     SECOND = "second"
     THIRD = "third"
+    FOURTH = "fourth"
 
     def config(self, name: str) -> Path:
         return CONFIGS / self / f"{name}.toml"
