@@ -4,6 +4,7 @@ A pair is one distributed cell and the local cell of its workload; the decision 
 near tie where either measured median lies within the other's spread: noise decides it, and it is counted apart.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -28,7 +29,7 @@ from calibration.pairs import (
 from calibration.perfect import Perfect, perfect
 from prism.cost import CalibratedProfile, Tag
 from prism.perfmap import Cell, PerformanceMap
-from prism.plan import Mode
+from prism.plan import ExecutionPlan, Mode
 from prism.spec import ModelSpec
 from prism.trace import KINDS
 from prism.workload import build
@@ -171,9 +172,13 @@ def _rules(
 
 
 def _gflops(cell: Cell, models: dict[str, ModelSpec]) -> float:
-    graph = build(models[cell.model], msgspec.structs.replace(cell.plan, mode=Mode.LOCAL, devices=1, segments=None),
-                  cell.batch, cell.tokens)  # fmt: skip
-    return graph.flops(0) / 1e9
+    return _local_gflops(models[cell.model], cell.batch, cell.tokens)
+
+
+@functools.cache
+def _local_gflops(model: ModelSpec, batch: int, tokens: int) -> float:
+    """Of a batch on one device; asked for by every plan of a workload."""
+    return build(model, ExecutionPlan(mode=Mode.LOCAL), batch, tokens).flops(0) / 1e9
 
 
 def _threshold(known: Sequence[tuple[float, float]]) -> float:

@@ -46,7 +46,7 @@ Array = NDArray[np.float64]
 class Step(NamedTuple):
     """One kind of step of one cell: its kernels, whether it carries a block's and an exchange's fixed cost, the
     seconds of each visit's median, how often a batch has it, whether other ranks worked beside it, and the bytes that
-    the block's exchange moved through this host. shape: of a probe."""
+    the block's exchange moved through this host. model: as the traces name it; of a probe there is a shape instead."""
 
     cell: str
     op: str
@@ -57,6 +57,7 @@ class Step(NamedTuple):
     times: int
     together: bool
     moved: int = 0
+    model: str = ""
     shape: tuple[int, ...] = ()
 
 
@@ -91,7 +92,7 @@ def _step(
         cell=cell, op=op, block=op == "block", exchanged=op == "block" and _receives(graph, rank), seconds=seconds,
         kernels=tuple(kernel for each in _operations(graph, rank, op) for kernel in each.kernels),
         times=model.blocks if op == "block" else 1, together=together,
-        moved=graph.moved_bytes(rank) if op == "block" else 0,
+        moved=graph.moved_bytes(rank) if op == "block" else 0, model=header.model,
     )  # fmt: skip
 
 

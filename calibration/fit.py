@@ -107,12 +107,12 @@ def calibrate(
         raise ConfigError(f"traces of {', '.join(missing)}: no specification was given; add it with --model")
     probed = steps_of_probes(probes)
     usual_ms = usual_pace_ms(cells)
-    steps = steps_of([file.trace for file in traces.files], models, usual_ms)
-    profile = _profile(traces, cells, models, simulate, probed, usual_ms, name, note)
-    alike = tied(steps + probed)
+    steps = steps_of([file.trace for file in traces.files], models, usual_ms) + probed
+    profile = _profile(traces, cells, models, simulate, steps, usual_ms, name, note)
+    alike = tied(steps)
     fitted = simulate(profile, cells)
     own_sd = _log_sd(fitted, cells)
-    others = _left_out(traces, cells, models, simulate, probed, usual_ms)
+    others = _left_out(traces, cells, models, simulate, steps, usual_ms)
     errors = [error for each in others.values() for error in each]
     sd = 1.4826 * float(np.median(np.abs(errors))) if errors else own_sd
     profile = msgspec.structs.replace(profile, residual_log_sd=max(sd, own_sd))
@@ -136,7 +136,7 @@ def calibrate(
 
 
 def _left_out(
-    traces: TraceSet, cells: Sequence[Cell], models: Mapping[str, ModelSpec], simulate: Simulate, probed: list[Step],
+    traces: TraceSet, cells: Sequence[Cell], models: Mapping[str, ModelSpec], simulate: Simulate, steps: Sequence[Step],
     usual_ms: float | None,
 ) -> dict[str, list[float]]:  # fmt: skip
     """Logarithms of predicted over measured, of each model from a fit to the others."""
@@ -144,12 +144,13 @@ def _left_out(
     found: dict[str, list[float]] = {}
     for name in names if len(names) > 1 else []:
         part = TraceSet(files=tuple(file for file in traces.files if file.trace.header.model != name))
+        of_others = [step for step in steps if step.model != name]
         known = [cell for cell in cells if cell.model != name]
         held = [cell for cell in cells if cell.model == name]
         if all(cell.plan.ranks == 1 for cell in known):
             continue  # nothing is left of exchanges
         try:
-            other = _profile(part, known, models, simulate, probed, usual_ms, "left out", "")
+            other = _profile(part, known, models, simulate, of_others, usual_ms, "left out", "")
         except ConfigError:
             continue  # the others are too few
         ratio = np.log(simulate(other, held) / [cell.latency_ms.p50 for cell in held])
@@ -159,10 +160,9 @@ def _left_out(
 
 def _profile(
     traces: TraceSet, cells: Sequence[Cell], models: Mapping[str, ModelSpec], simulate: Simulate,
-    probed: list[Step], usual_ms: float | None, name: str, note: str,
+    steps: Sequence[Step], usual_ms: float | None, name: str, note: str,
 ) -> CalibratedProfile:  # fmt: skip
-    """Terms from the traces and cells given, and from no others; at the pace `usual_ms`, where it is known."""
-    steps = steps_of([file.trace for file in traces.files], models, usual_ms) + probed
+    """Terms from the traces, cells and steps given, and from no others; at the pace `usual_ms`, where it is known."""
     values = fit(steps)
     header = traces.files[0].trace.header
     staging = _staging(traces, models)
@@ -189,7 +189,7 @@ def _profile(
             power_mode=str(header.host.get("power_mode", "not reported")), note=note, staged=bool(staging),
             terms=tuple(terms), covariance=tuple(tuple(map(float, row)) for row in whole), power=header.power,
             traces=tuple(sorted(file.digest for file in traces.files)),
-            ranges=_ranges(cells, models, probed), taken=_taken(plans), pace_ms=usual_ms,
+            ranges=_ranges(cells, models, steps), taken=_taken(plans), pace_ms=usual_ms,
         )  # fmt: skip
 
     shared = [cell for cell in cells if cell.plan.ranks > 1]
@@ -294,7 +294,7 @@ def _taken(plans: Iterable[Any]) -> Taken:
 
 
 def _ranges(
-    cells: Sequence[Cell], models: Mapping[str, ModelSpec], probed: Sequence[Step]
+    cells: Sequence[Cell], models: Mapping[str, ModelSpec], steps: Sequence[Step]
 ) -> dict[str, tuple[float, float]]:
     found: dict[str, list[float]] = defaultdict(list)
     for cell in cells:
@@ -308,8 +308,7 @@ def _ranges(
             found["message_bytes"].append(cell.bytes_per_exchange)
         if cell.bandwidth_mbps is not None:
             found["link_mbps"].append(cell.bandwidth_mbps)
-    for step in probed:
-        _, tokens, width, _, mlp_width = step.shape
+    for _, tokens, width, _, mlp_width in (step.shape for step in steps if step.shape):
         found["tokens"].append(tokens)
         found["width"].append(width)
         found["columns"].append(max(3 * width, mlp_width))

@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 
 from prism.cost import Tag
-from prism.crossover import Crossover, Kind, crossovers
+from prism.crossover import Crossover, Kind, crossing, crossover, lines
 from prism.errors import ConfigError
 from prism.perfmap import Cell, PerformanceMap, plan_label, short
 
@@ -84,19 +84,19 @@ def distances(evens: Sequence[BreakEven]) -> list[float]:
 
 class Measured(NamedTuple):
     """A map with what predictions are held against: places of each distributed cell and of the local cell of its workload, and
-    where the better plan changes."""
+    where the better plan changes, with the places of the cells of that line."""
 
     map: PerformanceMap
     twins: list[tuple[int, int]]
-    lines: tuple[Crossover, ...]
+    lines: list[tuple[Crossover, list[tuple[int, int]]]]
 
 
 def measured_of(measured: PerformanceMap) -> Measured:
     """Raises ConfigError without a pair."""
-    cells = measured.cells
+    place = {id(cell): index for index, cell in enumerate(measured.cells)}
     twins = [
-        (index, next(k for k, c in enumerate(cells) if c is local))
-        for index, cell in enumerate(cells)
+        (index, place[id(local)])
+        for index, cell in enumerate(measured.cells)
         if cell.plan.ranks > 1 and (local := measured.local(cell.workload)) is not None
     ]
     if not twins:
@@ -104,7 +104,12 @@ def measured_of(measured: PerformanceMap) -> Measured:
             "no workload has both a local and a distributed cell, so that nothing can be compared; measure modes = "
             '["local", "full"] of one model and batch'
         )
-    return Measured(measured, twins, crossovers(measured))
+    found = [
+        (crossover(axis, line), [(place[id(cell)], place[id(local)]) for cell, local in line])
+        for axis, line in lines(measured)
+        if len(line) > 1
+    ]
+    return Measured(measured, twins, found)
 
 
 def pairs_of(measured: Measured, guesses: Sequence[Guess]) -> list[Pair]:
@@ -123,22 +128,17 @@ def _pair(cell: Cell, local: Cell, guess: Guess, alone: Guess) -> Pair:
 
 
 def break_evens_of(measured: Measured, guesses: Sequence[Guess]) -> list[BreakEven]:
-    """Of the map and of the same map with the predicted latencies in it."""
-    replace = msgspec.structs.replace
-    cells = tuple(
-        replace(cell, latency_ms=replace(cell.latency_ms, p50=guess.ms, p95=guess.ms))
-        for cell, guess in zip(measured.map.cells, guesses, strict=True)
-    )
-    theirs = crossovers(replace(measured.map, cells=cells))
-    return [
-        BreakEven(
-            model=short(ours.model), plan=plan_label(ours.plan), axis=ours.axis, held=_held(ours),
-            measured=ours.kind, measured_at=ours.at, predicted=other.kind, predicted_at=other.at,
-            near_tie=ours.near_tie,
-        )
-        for ours, other in zip(measured.lines, theirs, strict=True)
-        if len(ours.measured) > 1
-    ]  # fmt: skip
+    """Of the map, and of the same lines with the predicted latencies on them."""
+    found = []
+    for ours, places in measured.lines:
+        kind, at, _ = crossing(ours.measured, [guesses[a].ms / guesses[b].ms - 1 for a, b in places])
+        found.append(
+            BreakEven(
+                model=short(ours.model), plan=plan_label(ours.plan), axis=ours.axis, held=_held(ours),
+                measured=ours.kind, measured_at=ours.at, predicted=kind, predicted_at=at, near_tie=ours.near_tie,
+            )
+        )  # fmt: skip
+    return found
 
 
 def _held(line: Crossover) -> str:

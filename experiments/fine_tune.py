@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from train_fashion_vit import CLASSES
 from vit_tail import BATCH, CUT, LOCAL, front, images, logits, train_tail
 
+from prism.errors import PrismError
 from prism.partition import compression_rate, segments_for_rate
 from prism.plan import ExecutionPlan, Mode
 from prism.zoo import load_model
@@ -76,7 +77,15 @@ class Bench:
             notes = {**settings, "plan": msgspec.to_builtins(plan), "train_s": round(seconds)}
             save_timm(folder, model, timm_config(CLASSES, **notes))
 
-        return load_model(str(once(self._cache / "models" / name, make))).model
+        folder = once(self._cache / "models" / name, make)
+        if (known := trained(folder)["seed"]) != seed:
+            raise PrismError(f"{folder} was trained with seed {known}, not {seed}; delete it to train again")
+        return load_model(str(folder)).model
+
+
+def trained(folder: Path) -> dict[str, Any]:
+    """How the model of a folder was trained."""
+    return dict(json.loads((folder / "config.json").read_text())["trained"])
 
 
 def percent(right: np.ndarray) -> float:
@@ -102,7 +111,6 @@ def run(bench: Bench, cache: Path, seed: int) -> dict[str, Any]:
         "control_uncompressed": (control, LOCAL), "control_compressed": (control, plan),
     }  # fmt: skip
     right = {name: bench.right(*pair) for name, pair in pairs.items()}
-    trained = {name: json.loads((cache / "models" / name / "config.json").read_text())["trained"] for name in (TUNED, CONTROL)}
     return {
         "command": f"python experiments/fine_tune.py --seed {seed}",
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__), "timm": timm.__version__},
@@ -111,7 +119,7 @@ def run(bench: Bench, cache: Path, seed: int) -> dict[str, Any]:
             "devices": 2, "segments": plan.segments, "cr": round(compression_rate(TOKENS, 2, plan.segments or 1), 2),
             "wire": "fp32", "trained_blocks": f"{CUT} to 11", "batch": BATCH, "epochs": EPOCHS, "seed": seed,
             "rate": LEARNING_RATE, "head_rate": HEAD_RATE, "train_images": 6000 - HELD_OUT,
-            "train_wall_s": {name: each["train_s"] for name, each in trained.items()},
+            "train_wall_s": {name: trained(cache / "models" / name)["train_s"] for name in (TUNED, CONTROL)},
         },
         "n_test": len(right["uncompressed"]),
         "test_top1_pct": {name: percent(each) for name, each in right.items()},

@@ -18,7 +18,7 @@ from vit_tail import LOCAL, front, images, logits, train_tail
 
 from prism.zoo import load_model
 
-EPOCHS, RATE, HEAD_RATE = 2, 2e-4, 2e-3
+EPOCHS, RATE, HEAD_RATE, SEED = 2, 2e-4, 2e-3, 0
 
 
 def main() -> None:
@@ -26,7 +26,6 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--cache", type=Path)
-    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     cache = cache_folder(args.cache)
     backbone, data = need(cache, "models/dinov2", "data/fashion-mnist")
@@ -34,11 +33,11 @@ def main() -> None:
     def make(folder: Path) -> None:
         loaded = msgspec.structs.replace(load_model(str(backbone)), labels=CLASSES)
         model = loaded.model
-        torch.manual_seed(args.seed)
+        torch.manual_seed(SEED)
         model.reset_classifier(len(CLASSES))
         inputs, classes = images(data / "train", loaded)
         features = front(model, LOCAL, inputs, cache / "features" / "local-train.safetensors")
-        settings = {"epochs": EPOCHS, "rate": RATE, "head_rate": HEAD_RATE, "seed": args.seed}
+        settings = {"epochs": EPOCHS, "rate": RATE, "head_rate": HEAD_RATE, "seed": SEED}
         seconds = train_tail(model, LOCAL, features, classes, **settings)
         inputs, classes = images(data / "test", loaded)
         features = front(model, LOCAL, inputs, cache / "features" / "local-test.safetensors")

@@ -20,6 +20,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 VOCABULARY, CONTEXT, WIDTH, BLOCKS, HEADS = 4096, 256, 256, 4, 4
 BATCH, RATE, WARM_UP, END = 8, 2e-3, 0.05, "<|endoftext|>"
+STEPS, SEED = 800, 0
 
 
 def train_tokenizer(texts: list[str]) -> Any:
@@ -75,14 +76,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--cache", type=Path)
-    parser.add_argument("--steps", type=int, default=800)
-    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     cache = cache_folder(args.cache)
     (data,) = need(cache, "data/brown")
 
     def make(folder: Path) -> None:
-        torch.manual_seed(args.seed)
+        torch.manual_seed(SEED)
         texts = {s: [row["text"] for row in read_lines(data / f"{s}.jsonl")] for s in ("train", "test")}
         tokenizer = train_tokenizer(texts["train"])
         tokens = {split: stream(tokenizer, each) for split, each in texts.items()}
@@ -92,9 +91,9 @@ def main() -> None:
         )  # fmt: skip
         model = GPT2LMHeadModel(config)
         began = time.perf_counter()
-        train(model, tokens["train"], args.steps)
-        seen, seconds = args.steps * BATCH * CONTEXT / len(tokens["train"]), time.perf_counter() - began
-        print(f"{args.steps} steps in {seconds:.0f} s, {seen:.1f} times over {len(tokens['train'])} tokens; perplexity "
+        train(model, tokens["train"], STEPS)
+        seen, seconds = STEPS * BATCH * CONTEXT / len(tokens["train"]), time.perf_counter() - began
+        print(f"{STEPS} steps in {seconds:.0f} s, {seen:.1f} times over {len(tokens['train'])} tokens; perplexity "
               f"of {len(tokens['test'])} held-out tokens {perplexity(model, tokens['test']):.1f}")  # fmt: skip
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -12,6 +12,7 @@ from prism.plan import ExecutionPlan
 from prism.spec import LinkSpec
 
 Kind = Literal["at", "never", "always"]
+Axis = Literal["bandwidth_mbps", "batch"]
 WHOLE = 5  # visits up to which a spread is their whole range
 
 
@@ -28,7 +29,7 @@ class Crossover(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     tokens: int
     plan: ExecutionPlan
-    axis: Literal["bandwidth_mbps", "batch"]
+    axis: Axis
     batch: int | None
     link: LinkSpec
     kind: Kind
@@ -59,33 +60,39 @@ def any_rate(link: LinkSpec) -> LinkSpec:
 
 
 def crossovers(map_: PerformanceMap) -> tuple[Crossover, ...]:
-    """Of every distributed plan, over the bandwidth at each batch and over the batch at each rate. Cells whose
+    """Of every line of a map."""
+    return tuple(crossover(axis, line) for axis, line in lines(map_))
+
+
+Pair = tuple[Cell, Cell]  # a distributed cell, and the local one of its workload
+
+
+def lines(map_: PerformanceMap) -> list[tuple[Axis, list[Pair]]]:
+    """Of every distributed plan, over the bandwidth at each batch and over the batch at each rate, ascending. Cells whose
     workload has no local cell, or whose link has no set rate, lie on no line."""
     pairs = [
         (cell, local)
         for cell in map_.cells
         if cell.bandwidth_mbps is not None and (local := map_.local(cell.workload)) is not None
     ]
-    over_bandwidth = _lines(pairs, lambda c: (c.workload, c.plan, any_rate(c.link)))
-    over_batch = _lines(pairs, lambda c: (c.source, c.model, c.tokens, c.plan, c.link))
-    return (
-        *[_crossover(line, "bandwidth_mbps") for line in over_bandwidth],
-        *[_crossover(line, "batch") for line in over_batch],
-    )
+    return [
+        *_along("bandwidth_mbps", pairs, lambda c: (c.workload, c.plan, any_rate(c.link))),
+        *_along("batch", pairs, lambda c: (c.source, c.model, c.tokens, c.plan, c.link)),
+    ]
 
 
-Pair = tuple[Cell, Cell]
-
-
-def _lines(pairs: Sequence[Pair], key: Callable[[Cell], Any]) -> list[list[Pair]]:
+def _along(
+    axis: Axis, pairs: Sequence[Pair], key: Callable[[Cell], Any]
+) -> Iterator[tuple[Axis, list[Pair]]]:
     groups: dict[Any, list[Pair]] = defaultdict(list)
     for pair in pairs:
         groups[key(pair[0])].append(pair)
-    return list(groups.values())
+    for line in groups.values():
+        yield axis, sorted(line, key=lambda pair: getattr(pair[0], axis))
 
 
-def _crossover(line: list[Pair], axis: Literal["bandwidth_mbps", "batch"]) -> Crossover:
-    line = sorted(line, key=lambda pair: getattr(pair[0], axis))
+def crossover(axis: Axis, line: Sequence[Pair]) -> Crossover:
+    """Of one line, ascending."""
     values = tuple(float(getattr(cell, axis)) for cell, _ in line)
     kind, at, found = crossing(values, [ratio(cell, local) - 1 for cell, local in line])
     first = line[0][0]

@@ -147,13 +147,18 @@ def _whole(record: Record, trace: Trace) -> bool:
 
 
 def _times(record: Record) -> tuple[int, ...]:
+    if isinstance(record, Span):  # nearly all records are spans
+        return record.start_ns, record.end_ns
     return tuple(getattr(record, name) for name in TIMES if hasattr(record, name))
 
 
 def _moved(record: Record, batches: int, shift: int) -> Record:
+    if isinstance(record, Span):
+        return msgspec.structs.replace(
+            record, batch=record.batch + batches, start_ns=record.start_ns + shift, end_ns=record.end_ns + shift,
+            issued_ns=record.issued_ns + shift * (record.kind == "wire"),
+        )  # fmt: skip
     changes: dict[str, Any] = {name: getattr(record, name) + shift for name in TIMES if hasattr(record, name)}
-    if isinstance(record, Span | Batch):
+    if isinstance(record, Batch):
         changes["batch"] = record.batch + batches
-    if isinstance(record, Span) and record.kind == "wire":
-        changes["issued_ns"] = record.issued_ns + shift
     return msgspec.structs.replace(record, **changes) if changes else record

@@ -12,10 +12,8 @@ from prism.cost import load_profile
 from prism.plan import ExecutionPlan
 
 RESULTS = Path(__file__).parents[2] / "experiments" / "results" / "unseen_models"
-
-
-LATER = [RESULTS / "second", RESULTS / "third"]
-PROFILE_OF = {RESULTS: "x86-core"} | {results: str(results / "profile.json") for results in LATER}
+LATER = [RESULTS / "second", RESULTS / "third", RESULTS]  # the newest lies on top
+PROFILE_OF = {RESULTS / "first": "x86-core"} | {results: str(results / "profile.json") for results in LATER}
 
 
 def traces(path: Path) -> dict[str, dict]:
@@ -29,7 +27,7 @@ def traces(path: Path) -> dict[str, dict]:
     return found
 
 
-@pytest.fixture(scope="module", params=PROFILE_OF, ids=["first", "second", "third"])
+@pytest.fixture(scope="module", params=PROFILE_OF, ids=["first", "second", "third", "newest"])
 def results(request) -> Path:
     return request.param
 
