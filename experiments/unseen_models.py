@@ -4,7 +4,7 @@
     python experiments/unseen_models.py --held-out third --output out/unseen_models_third
 
 Probe and three small models on the testbed -> a profile -> predictions of every held-out cell, written to a file ->
-the held-out models measured -> predictions against measurements. Runs unattended for about an hour and a half as
+the held-out models measured -> predictions against measurements. Runs unattended for an hour to an hour and a half as
 root on two cores; killed at any point it goes on where it stopped. Nothing of a held-out model enters the fit, and
 predictions older than the first measurement are not made again: delete predictions.json to see a changed model of
 cost, which the summary then says. The model of cost has seen the first and the second set of held-out models; the third and
