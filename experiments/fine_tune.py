@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from train_fashion_vit import CLASSES
 from vit_tail import BATCH, CUT, LOCAL, front, images, logits, train_tail
 
-from prism.errors import PrismError
 from prism.partition import compression_rate, segments_for_rate
 from prism.plan import ExecutionPlan, Mode
 from prism.zoo import load_model
@@ -79,7 +78,7 @@ class Bench:
 
         folder = once(self._cache / "models" / name, make)
         if (known := trained(folder)["seed"]) != seed:
-            raise PrismError(f"{folder} was trained with seed {known}, not {seed}; delete it to train again")
+            raise SystemExit(f"{folder} was trained with seed {known}, not {seed}; delete it to train again")
         return load_model(str(folder)).model
 
 

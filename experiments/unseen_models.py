@@ -31,6 +31,7 @@ from calibration.pairs import Guess
 from hw.job import RunConfig
 from hw.sweep import SweepConfig
 from hw.sweep import cells as cells_of
+from prism.command import run
 from prism.config import load_json, load_toml
 from prism.cost import PROFILES, CalibratedProfile
 from prism.errors import PrismError
@@ -277,4 +278,6 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app = typer.Typer()
+    app.command()(main)
+    run(app, Path(sys.argv[0]).name)
