@@ -1,10 +1,10 @@
 """The flagship: profile three small models, predict seven to nine others, and only then measure those.
 
-    python experiments/unseen_models.py --output out/unseen_models_fourth
-    python experiments/unseen_models.py --held-out third --output out/unseen_models_third
+    python experiments/unseen_models.py
+    python experiments/unseen_models.py --held-out third      # an older set
 
 Probe and three small models on the testbed -> a profile -> predictions of every held-out cell, written to a file ->
-the held-out models measured -> predictions against measurements. Runs unattended for an hour to an hour and a half as
+the held-out models measured -> predictions against measurements. Runs unattended for about an hour as
 root on two cores; killed at any point it goes on where it stopped. Nothing of a held-out model enters the fit, and
 predictions older than the first measurement are not made again: delete predictions.json to see a changed model of
 cost, which the summary then says. The model of cost has seen the first and the second set of held-out models; the third and
@@ -64,8 +64,12 @@ class Predicted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def hw(*arguments: str) -> None:
-    """A command of prism-hw; what it printed stays on the terminal. Raises on failure."""
-    subprocess.run([Path(sys.executable).with_name("prism-hw"), *arguments], check=True)
+    """A command of prism-hw; what it printed stays on the terminal. Raises PrismError on failure."""
+    ended = subprocess.run([Path(sys.executable).with_name("prism-hw"), *arguments]).returncode
+    if ended:
+        raise PrismError(
+            f"prism-hw {arguments[0]} ended with {ended}, see above; the same command goes on where it stopped"
+        )
 
 
 class HeldOut(enum.StrEnum):
@@ -130,14 +134,8 @@ def key_of(cell: Cell, tokens: int | None) -> str:
     return hashlib.blake2b(msgspec.json.encode(same), digest_size=8).hexdigest()
 
 
-def predicted(profile: CalibratedProfile, held_out: HeldOut, folder: Path) -> Predicted:
-    """Guesses of every cell that will be measured: from the file where there is one, else made now."""
-    path, digest = folder / "predictions.json", hashlib.sha256(msgspec.json.encode(profile)).hexdigest()
-    if path.exists():
-        known = load_json(path, Predicted)
-        if known.profile != digest:
-            raise PrismError(f"{path} was made from another profile; delete it to predict again")
-        return known
+def points_of(held_out: HeldOut) -> dict[str, Point]:
+    """What is predicted, by the names of the cells."""
     points: dict[str, Point] = {}
     for sweep in held_out.sweeps():
         specs = {model: describe(model) for model in sweep.models}
@@ -147,6 +145,20 @@ def predicted(profile: CalibratedProfile, held_out: HeldOut, folder: Path) -> Pr
             )
             link = LinkSpec() if config.plan().ranks == 1 else config.link_spec()
             points[key(config)] = Point(model=spec, plan=config.plan(), batch=config.batch, link=link)
+    return points
+
+
+def predicted(profile: CalibratedProfile, held_out: HeldOut, folder: Path) -> Predicted:
+    """Guesses of every cell that will be measured: from the file where there is one, else made now."""
+    path, digest = folder / "predictions.json", hashlib.sha256(msgspec.json.encode(profile)).hexdigest()
+    points = points_of(held_out)
+    if path.exists():
+        known = load_json(path, Predicted)
+        if known.profile != digest:
+            raise PrismError(f"{path} was made from another profile; delete it to predict again")
+        if known.guesses.keys() != points.keys():
+            raise PrismError(f"{path} is of another set of models; give each set an --output of its own")
+        return known
     guesses = pooled(guess_of(profile, DRAWS, SEED), list(points.values()), os.cpu_count() or 1)
     found = Predicted(created=now_text(), profile=digest, guesses=dict(zip(points, guesses, strict=True)))
     path.write_bytes(msgspec.json.encode(found))
@@ -237,16 +249,19 @@ def _plain(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
 
 
 def main(
-    output: Annotated[Path, typer.Option(help="Folder of traces and results.")] = Path(f"out/unseen_models_{NEWEST}"),
-    held_out: Annotated[HeldOut, typer.Option(help="Which models are predicted.")] = NEWEST,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of traces and results; out/unseen_models_SET by default.")
+    ] = None,
+    held_out: Annotated[HeldOut, typer.Option(help="Which set of models is predicted.")] = NEWEST,
     publish: Annotated[
         bool,
         typer.Option(
-            help="Put results and raw traces into the repository; of the first set also the profile, as x86-core."
+            help="Put results, profile and raw traces into the repository; the first set's profile is x86-core."
         ),
     ] = False,
     only_predict: Annotated[bool, typer.Option(help="Stop before the held-out models are measured.")] = False,
 ) -> None:
+    output = output or Path(f"out/unseen_models_{held_out}")
     output.mkdir(parents=True, exist_ok=True)
     found = fitted(output)
     print(pages.fit_line(found))

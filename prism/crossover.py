@@ -13,6 +13,7 @@ from prism.spec import LinkSpec
 
 Kind = Literal["at", "never", "always"]
 Axis = Literal["bandwidth_mbps", "batch"]
+Pair = tuple[Cell, Cell]  # a distributed cell, and the local one of its workload
 WHOLE = 5  # visits up to which a spread is their whole range
 
 
@@ -62,9 +63,6 @@ def any_rate(link: LinkSpec) -> LinkSpec:
 def crossovers(map_: PerformanceMap) -> tuple[Crossover, ...]:
     """Of every line of a map."""
     return tuple(crossover(axis, line) for axis, line in lines(map_))
-
-
-Pair = tuple[Cell, Cell]  # a distributed cell, and the local one of its workload
 
 
 def lines(map_: PerformanceMap) -> list[tuple[Axis, list[Pair]]]:

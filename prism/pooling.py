@@ -147,16 +147,17 @@ def _whole(record: Record, trace: Trace) -> bool:
 
 
 def _times(record: Record) -> tuple[int, ...]:
-    if isinstance(record, Span):  # nearly all records are spans
+    if isinstance(record, Span):  # nearly all records are; without a look at names, here and in _moved
         return record.start_ns, record.end_ns
     return tuple(getattr(record, name) for name in TIMES if hasattr(record, name))
 
 
 def _moved(record: Record, batches: int, shift: int) -> Record:
     if isinstance(record, Span):
+        issued_ns = record.issued_ns + shift if record.kind == "wire" else record.issued_ns
         return msgspec.structs.replace(
             record, batch=record.batch + batches, start_ns=record.start_ns + shift, end_ns=record.end_ns + shift,
-            issued_ns=record.issued_ns + shift * (record.kind == "wire"),
+            issued_ns=issued_ns,
         )  # fmt: skip
     changes: dict[str, Any] = {name: getattr(record, name) + shift for name in TIMES if hasattr(record, name)}
     if isinstance(record, Batch):

@@ -67,7 +67,9 @@ def test_a_file_cut_anywhere_loads_or_says_what_it_lacks(tmp_path):
     ("change", "words"),
     [
         (lambda raw: raw.replace(b'"span"', b'"spam"'), "line 2"),
-        (lambda raw: raw + raw.split(b"\n")[1] + b"\n" + b'{"type":"span"\n' + raw.split(b"\n")[1] + b"\n", "line 4"),
+        (lambda raw: raw + raw.split(b"\n")[1] + b'\n{"type":"span"\n' + raw.split(b"\n")[1] + b"\n", "line 4"),
+        (lambda raw: raw + raw.split(b"\n")[1] + raw.split(b"\n")[1] + b"\n", "line 3"),
+        (lambda raw: raw + b"\n" + raw.split(b"\n")[1] + b"\n", "line 3"),
         (lambda raw: raw.replace(b'"schema":1', b'"schema":9'), "schema 9"),
     ],
 )
