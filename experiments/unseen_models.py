@@ -225,7 +225,7 @@ def summary(
 
 def _publish(output: Path, held_out: HeldOut) -> None:
     """Raw traces as two archives, so that what was fitted and what was held out stay apart."""
-    results = RESULTS if held_out is NEWEST else RESULTS / held_out
+    results = RESULTS if held_out is NEWEST else RESULTS / held_out  # on top is what a reader opens first
     results.mkdir(parents=True, exist_ok=True)
     for name in ("summary.json", "report.html", "calibration.html", "predictions.json"):
         shutil.copy(output / name, results / name)
