@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from prism.adapters import adapter_for
-from prism.adapters.base import Block
+from prism.nn.codecs import Stream
+from prism.nn.families import adapter_for
+from prism.nn.families.base import Block
 from prism.plan import WIRES, Wire, payload_bytes
-from prism.wire import Stream
 
 CROSSINGS = 2 * 2  # messages of a block, times stations' ways over the air
 

@@ -12,12 +12,12 @@ import time
 
 import msgspec
 
-from prism.metrics import Latency
+from prism.decide.policy import PrismPolicy, State
+from prism.decide.table import Objective, Observation, Table, table_of
 from prism.perfmap import Cell, PerformanceMap, Provenance
 from prism.plan import ExecutionPlan, Mode
-from prism.policy import PrismPolicy, State
 from prism.spec import LinkSpec
-from prism.table import Objective, Observation, Table, table_of
+from prism.trace.metrics import Latency
 
 PLANS, BATCHES, RATES = 25, (1, 2, 4, 8, 16, 32, 64, 128), 50
 DECISIONS, REPEATS, GOAL_US = 2000, 11, 50.0

@@ -23,8 +23,8 @@ import torch.multiprocessing as mp
 from hw import evaluate as evaluation
 from hw.data import SAMPLE_IMAGES, ImageReader, Sample, image_paths
 from hw.evaluate import EvalConfig, evaluate
+from prism.nn.zoo import Loaded, load_model
 from prism.plan import Mode
-from prism.zoo import Loaded, load_model
 
 PARTS = 4
 

@@ -30,7 +30,7 @@ from torch.profiler import ProfilerActivity, profile
 from hw.comm import GlooExchange, free_port, open_store, process_group
 from hw.recorder import SpanRecorder
 from hw.staging import HostStager
-from prism.model import distribute
+from prism.nn.distribute import distribute
 from prism.plan import ExecutionPlan, Mode
 
 BARE = 2  # tag of the bare loop's messages: the framework's next receives are posted already

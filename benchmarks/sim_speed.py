@@ -31,8 +31,8 @@ import simpy
 
 from prism.backend import Workload
 from prism.cost import load_profile
+from prism.decide.policy import FixedPolicy
 from prism.plan import ExecutionPlan, Mode
-from prism.policy import FixedPolicy
 from prism.spec import LinkSpec, ModelSpec
 from prism.trace import Trace
 from sim.backend import SimBackend, identical

@@ -15,8 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from prism.metrics import bandwidths
 from prism.trace import read_trace
+from prism.trace.metrics import bandwidths
 
 
 def prism(*args: str) -> dict:

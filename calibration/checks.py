@@ -7,8 +7,8 @@ import msgspec
 
 from prism.errors import ConfigError, TraceError
 from prism.perfmap import Cell
+from prism.perfmap.pooling import TraceFile, TraceSet, machine, same, whole_batches
 from prism.plan import Mode
-from prism.pooling import TraceFile, TraceSet, machine, same, whole_batches
 from prism.spec import LinkSpec
 from prism.trace import Trace
 
@@ -65,7 +65,7 @@ def unpaced(cells: Sequence[Cell]) -> tuple[str, ...]:
 
 
 def usual_pace_ms(cells: Sequence[Cell]) -> float | None:
-    """The pace (prism.metrics.pace_ms) of the median cell; None where a cell has none."""
+    """The pace (prism.trace.metrics.pace_ms) of the median cell; None where a cell has none."""
     paces = [cell.pace_ms for cell in cells if cell.pace_ms]
     return statistics.median(paces) if paces and len(paces) == len(cells) else None
 

@@ -22,10 +22,10 @@ from scipy.optimize import minimize_scalar, nnls
 
 from prism.cost import normal_scores
 from prism.errors import ConfigError
-from prism.metrics import pace_ms
 from prism.plan import ExecutionPlan, Mode
 from prism.spec import ModelSpec
 from prism.trace import Probe, Trace, TraceHeader
+from prism.trace.metrics import pace_ms
 from prism.workload import Kernel, Operation, WorkloadGraph, build
 
 TERMS = (
@@ -64,7 +64,7 @@ class Step(NamedTuple):
 def steps_of(
     traces: Iterable[Trace], models: Mapping[str, ModelSpec], usual_ms: float | None = None
 ) -> list[Step]:
-    """Every compute step of some traces; the visits of a cell count as repeats. usual_ms: a pace (prism.metrics.pace_ms) that
+    """Every compute step of some traces; the visits of a cell count as repeats. usual_ms: a pace (prism.trace.metrics.pace_ms) that
     every visit's seconds are brought to by its own. Raises ConfigError where a trace's model has no specification."""
     found: dict[tuple[Any, ...], list[float]] = defaultdict(list)
     headers: dict[str, TraceHeader] = {}

@@ -30,8 +30,8 @@ from calibration.compute import (
 from prism.cost import CalibratedProfile, Taken, Term, columns
 from prism.errors import ConfigError
 from prism.perfmap import Cell, build_map
+from prism.perfmap.pooling import TraceSet
 from prism.plan import payload_bytes
-from prism.pooling import TraceSet
 from prism.spec import ModelSpec
 from prism.trace import Probe
 

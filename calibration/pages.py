@@ -14,7 +14,7 @@ from calibration.fit import Calibration
 from calibration.pairs import Rule
 from calibration.perfect import Perfect
 from prism.cost import CalibratedProfile
-from prism.page import frame, svg_text
+from prism.report.page import frame, svg_text
 from prism.trace import now_text
 from prism.units import format_bytes
 

@@ -8,9 +8,9 @@ import msgspec
 import numpy as np
 
 from prism.cost import Tag
-from prism.crossover import Crossover, Kind, crossing, crossover, lines
 from prism.errors import ConfigError
 from prism.perfmap import Cell, PerformanceMap, plan_label, short
+from prism.perfmap.crossover import Crossover, Kind, crossing, crossover, lines
 
 
 class Guess(msgspec.Struct, frozen=True, kw_only=True):

@@ -18,7 +18,7 @@ from rich.progress import Progress
 from hw.evaldata import Columns
 from hw.evalpage import page
 from hw.evaluate import EvalConfig, evaluate
-from prism.accuracy import AccuracyTable, PlanAccuracy
+from prism.decide.accuracy import AccuracyTable, PlanAccuracy
 from prism.partition import split_sizes
 from prism.plan import Mode, Wire
 

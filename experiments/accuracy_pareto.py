@@ -16,11 +16,11 @@ from typing import Any
 import msgspec
 from accuracy import KINDS, RESULTS, SUBJECTS, lost
 
-from prism.accuracy import AccuracyTable, PlanAccuracy, load_accuracy
 from prism.cost import CalibratedProfile, load_profile
+from prism.decide.accuracy import AccuracyTable, PlanAccuracy, load_accuracy
+from prism.nn.zoo import describe
 from prism.plan import Mode
 from prism.spec import LinkSpec, ModelSpec
-from prism.zoo import describe
 from sim.study import Point, plan_of, predict, with_tokens
 
 BATCH, MBPS = 8, (100, 400)

@@ -19,9 +19,9 @@ from typing import Any
 import msgspec
 
 from calibration.active import Candidate, candidate, expected, pick
+from prism.nn.zoo import describe
 from prism.perfmap import Cell, build_map
-from prism.pooling import read_traces
-from prism.zoo import describe
+from prism.perfmap.pooling import read_traces
 
 RESULTS = Path(__file__).parent / "results"
 TRACES = RESULTS / "scaled_grid" / "traces.tar.xz"

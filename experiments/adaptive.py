@@ -42,16 +42,16 @@ from hw.netns import enter
 from hw.serving.runtime import PROBE_DEVIATION, PROBE_EVERY_S, AdaptiveRuntime
 from hw.serving.service import ServeConfig, terminal
 from hw.testbed import NamespaceTestbed
-from prism.accuracy import AccuracyTable, load_accuracy
-from prism.command import command_line
+from prism.cli.entry import command_line
 from prism.cost import load_profile
-from prism.decisions import Decided, DecisionLog, read_decisions, replay
-from prism.observe import RateEstimate, Sample, updated
+from prism.decide.accuracy import AccuracyTable, load_accuracy
+from prism.decide.link_rate import RateEstimate, Sample, updated
+from prism.decide.log import Decided, DecisionLog, read_decisions, replay
+from prism.decide.policy import FixedPolicy, LookupPolicy, PrismPolicy, State
+from prism.decide.table import LOCAL, Objective, Observation, Table, table_of
 from prism.perfmap import PerformanceMap, load_map
 from prism.plan import ExecutionPlan, Mode
-from prism.policy import FixedPolicy, LookupPolicy, PrismPolicy, State
 from prism.spec import LinkSpec
-from prism.table import LOCAL, Objective, Observation, Table, table_of
 from sim.options import model_of
 from sim.study import Point, summary
 

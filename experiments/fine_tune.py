@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from train_fashion_vit import CLASSES
 from vit_tail import BATCH, CUT, LOCAL, front, images, logits, train_tail
 
+from prism.nn.zoo import load_model
 from prism.partition import compression_rate, segments_for_rate
 from prism.plan import ExecutionPlan, Mode
-from prism.zoo import load_model
 
 RESULTS = Path(__file__).parent / "results" / "fine_tune"
 TOKENS, RATE = 65, 9.9

@@ -21,10 +21,10 @@ from scipy.optimize import least_squares
 
 from prism.backend import Workload
 from prism.cost import PROFILES, CalibratedProfile, Taken, Term, columns
-from prism.energy import modelled_energy
-from prism.metrics import Summary, summarise
 from prism.plan import ExecutionPlan, Mode
 from prism.spec import LinkSpec, ModelSpec, PowerProfile
+from prism.trace.energy import modelled_energy
+from prism.trace.metrics import Summary, summarise
 from sim.backend import SimBackend, identical
 
 REFERENCE = Path(__file__).parent / "reference"

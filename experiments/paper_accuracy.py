@@ -23,10 +23,10 @@ from rich.console import Console
 from rich.table import Table
 from vit_tail import LOCAL
 
+from prism.nn.zoo import describe, load_model
 from prism.partition import compression_rate, segments_for_rate
 from prism.plan import ExecutionPlan, Mode
 from prism.workload import build
-from prism.zoo import describe, load_model
 
 HERE = Path(__file__).parent
 VIT_BASE = "vit_base_patch16_224"

@@ -32,12 +32,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import rotate_half
 
-from prism.adapters import adapter_for
-from prism.adapters.base import Block, split_heads
-from prism.model import _with_stack
+from prism.nn.distribute import _with_stack
+from prism.nn.families import adapter_for
+from prism.nn.families.base import Block, split_heads
+from prism.nn.segment_means import attention_bias, segment_counts, segment_means, segment_positions
+from prism.nn.zoo import load_model
 from prism.partition import Partition, segments_for_rate
-from prism.segment_means import attention_bias, segment_counts, segment_means, segment_positions
-from prism.zoo import load_model
 
 OUT = Path(__file__).parent / "results" / "rope_means"
 TOKENS, BATCH, SEED = 256, 4, 0

@@ -22,7 +22,7 @@ from faults import prepare
 from rich.progress import track
 
 from hw.data import load_images
-from prism.zoo import load_model
+from prism.nn.zoo import load_model
 
 MODEL, EVERY_S, KILL_S = "fashion-vit", 10.0, 120.0
 MOST_GROWTH = 0.05  # of resident memory, from the first quarter's median to the last's

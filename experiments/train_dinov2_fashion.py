@@ -16,7 +16,7 @@ from assets import cache_folder, need, once
 from train_fashion_vit import CLASSES
 from vit_tail import LOCAL, front, images, logits, train_tail
 
-from prism.zoo import load_model
+from prism.nn.zoo import load_model
 
 EPOCHS, RATE, HEAD_RATE, SEED = 2, 2e-4, 2e-3, 0
 

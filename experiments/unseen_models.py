@@ -31,15 +31,15 @@ from calibration.pairs import Guess
 from hw.job import RunConfig
 from hw.sweep import SweepConfig
 from hw.sweep import cells as cells_of
-from prism.command import run
+from prism.cli.entry import run
 from prism.config import load_json, load_toml
 from prism.cost import PROFILES, CalibratedProfile
 from prism.errors import PrismError
+from prism.nn.zoo import describe
 from prism.perfmap import Cell, PerformanceMap, build_map
-from prism.pooling import TraceSet, read_traces
+from prism.perfmap.pooling import TraceSet, read_traces
 from prism.spec import LinkSpec, ModelSpec
 from prism.trace import now_text, read_trace
-from prism.zoo import describe
 from sim.fitting import guess_of, pooled, simulate
 from sim.study import Point
 

@@ -1,6 +1,6 @@
 """What a part may send instead of its rows, for experiments/variants.py: quantisers, choices of rows, prediction.
 
-Everything here codes and decodes in one step and counts bits by formula; prism/wire.py has what became a product.
+Everything here codes and decodes in one step and counts bits by formula; prism/nn/codecs.py has what became a product.
 Shapes: B batch, n rows of a part, M rows received in their place, D width.
 """
 
@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from prism.nn.codecs import rotation
 from prism.partition import split_sizes
-from prism.wire import rotation
 
 # steps in units of the rms that lose least on Gaussian values, by bits (Max 1960, table II)
 STEP = {1: 1.596, 2: 0.9957, 3: 0.5860, 4: 0.3352, 5: 0.1881, 8: 0.0308}

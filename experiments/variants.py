@@ -26,10 +26,10 @@ import transformers
 from torch import Tensor
 from torch.nn import functional as F
 
-from prism.adapters import adapter_for
-from prism.model import _with_stack
+from prism.nn.distribute import _with_stack
+from prism.nn.families import adapter_for
+from prism.nn.zoo import load_model
 from prism.partition import Partition, segments_for_rate
-from prism.zoo import load_model
 
 from assets import cache_folder  # isort: skip
 from variant_list import CORE, EVERYTHING_ON, candidates  # isort: skip

@@ -1,7 +1,7 @@
 """Training the last blocks of the DINOv2 ViT-S on Fashion-MNIST, under any plan, on features of the first ones.
 
 The first eight blocks stay as they are, so what they give is computed once (`front`); blocks 8 to 11, the norm and the
-head are trained on it (`train_tail`). All parts of a plan run in this process: `prism.forward.Pass`, as devices run
+head are trained on it (`train_tail`). All parts of a plan run in this process: `prism.nn.forward.Pass`, as devices run
 it, with an exchange that hands tensors over by reference, so that gradients pass through the means.
 
 Shapes: B batch, N tokens, D width, C classes.
@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hw.data import Inputs, load_images
-from prism.adapters import adapter_for
-from prism.exchange import Exchange, run_in_process
-from prism.forward import Pass
+from prism.nn.exchange import Exchange, run_in_process
+from prism.nn.families import adapter_for
+from prism.nn.forward import Pass
+from prism.nn.recorder import NullRecorder
+from prism.nn.zoo import Loaded
 from prism.plan import ExecutionPlan, Mode, Rows
-from prism.recording import NullRecorder
-from prism.zoo import Loaded
 
 CUT = 8  # blocks that stay as they are
 BATCH = 32

@@ -10,7 +10,7 @@ from calibration.active import candidate, pick
 from hw.job import RunConfig
 from hw.profile import Order
 from hw.sweep import SweepConfig, Visit, cells, file_name
-from prism.pooling import whole_batches
+from prism.perfmap.pooling import whole_batches
 from prism.spec import LinkSpec, ModelSpec
 from prism.trace import read_trace
 

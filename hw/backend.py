@@ -8,9 +8,9 @@ from hw.ranks import Ranks
 from hw.scratch import scratch
 from prism.backend import Workload
 from prism.errors import PlanError
+from prism.nn.zoo import describe
 from prism.plan import ExecutionPlan
 from prism.trace import Trace, read_trace
-from prism.zoo import describe
 
 
 class GlooBackend:

@@ -23,9 +23,8 @@ from hw.score import Tally, score
 from hw.staging import CudaStager, HostStager
 from hw.tracefile import trace_file
 from prism.errors import InputError, PrismError
-from prism.exchange import Exchange
-from prism.metrics import summarise
-from prism.model import DistributedTransformer, distribute
+from prism.nn.distribute import DistributedTransformer, distribute
+from prism.nn.exchange import Exchange
 from prism.trace import (
     Batch,
     Idle,
@@ -36,6 +35,7 @@ from prism.trace import (
     aligned,
     aligned_power,
 )
+from prism.trace.metrics import summarise
 
 PERIOD_S = 0.01  # between two power samples
 IDLE_S = 1.2  # how long an idle device is measured, once a model

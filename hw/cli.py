@@ -14,14 +14,14 @@ from hw import evaluate_cli, job, launch, measure_cli, serving_cli
 from hw.measure_cli import Json
 from hw.scratch import scratch
 from hw.terminal import bar
-from prism import command
-from prism.command import write_file
+from prism.cli import entry as command
+from prism.cli.entry import write_file
 from prism.config import convert, load_toml
 from prism.errors import ConfigError
-from prism.metrics import summarise
 from prism.plan import Mode, Wire
 from prism.spec import ClusterSpec
 from prism.trace import perfetto, read_trace
+from prism.trace.metrics import summarise
 
 app = typer.Typer(
     name="prism-hw", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,

@@ -16,7 +16,7 @@ from hw.recorder import SpanRecorder
 from hw.shaper import SharedMedium
 from hw.staging import Stager
 from prism.errors import ConfigError, ExchangeError, PeerLostError
-from prism.exchange import Expected, Pending
+from prism.nn.exchange import Expected, Pending
 
 POLL_S = 0.05
 CONTROL = 1  # tag of messages outside of batches: a batch's receives are posted before these come
@@ -167,7 +167,7 @@ def _forget_failed_group() -> None:
 
 
 class GlooExchange:
-    """The Exchange of prism.exchange over the current process group."""
+    """The Exchange of prism.nn.exchange over the current process group."""
 
     def __init__(self, stager: Stager, recorder: SpanRecorder, medium: SharedMedium | None = None) -> None:
         self.rank = dist.get_rank()

@@ -11,7 +11,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from prism.errors import InputError
-from prism.zoo import ASSETS, Loaded
+from prism.nn.zoo import ASSETS, Loaded
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 SAMPLE_IMAGES = ASSETS / "fashion-mnist"

@@ -1,4 +1,4 @@
-"""Power meters behind one protocol, and the thread that samples one. prism.energy adds up.
+"""Power meters behind one protocol, and the thread that samples one. prism.trace.energy adds up.
 
 What each covers is in docs/jetson.md. A meter that is absent is absent: nothing stands in for it.
 """

@@ -22,9 +22,9 @@ from hw.data import (
     label_of,
     tokenizer_of,
 )
-from prism.adapters import adapter_for
 from prism.errors import InputError
-from prism.zoo import Loaded
+from prism.nn.families import adapter_for
+from prism.nn.zoo import Loaded
 
 Task = Literal["classify", "language", "embed", "pairs"]
 

@@ -9,11 +9,11 @@ import msgspec
 from markupsafe import Markup
 from rich.table import Table
 
-from hw.mapplots import DASHES, LINES, style
-from prism.accuracy import AccuracyTable, Metric, PlanAccuracy
+from prism.decide.accuracy import AccuracyTable, Metric, PlanAccuracy
 from prism.errors import ConfigError
-from prism.page import frame, svg_text
 from prism.perfmap import plan_label
+from prism.report.map_figures import DASHES, LINES, style
+from prism.report.page import frame, svg_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from hw.data import Sample
 from hw.evaldata import Pair, Task
 from hw.score import main_tensor
-from prism.accuracy import Figures, Metric
+from prism.decide.accuracy import Figures, Metric
 from prism.errors import InputError
 
 METRICS: dict[Task, Metric] = {

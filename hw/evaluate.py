@@ -18,19 +18,19 @@ from hw.evaldata import Columns, Dataset, load_dataset
 from hw.evalscore import METRICS, Scored, figures, scored
 from hw.job import Progress
 from hw.loading import fingerprint
-from prism.accuracy import AccuracyTable, Metric, PlanAccuracy, answers_alike
-from prism.adapters import adapter_for
+from prism.decide.accuracy import AccuracyTable, Metric, PlanAccuracy, answers_alike
+from prism.decide.table import LOCAL, Objective, Observation, table_of
 from prism.errors import ConfigError
-from prism.exchange import Exchange, run_in_process
-from prism.model import distribute
+from prism.nn.distribute import distribute
+from prism.nn.exchange import Exchange, run_in_process
+from prism.nn.families import adapter_for
+from prism.nn.zoo import Loaded, load_model
 from prism.perfmap import load_map
 from prism.plan import ExecutionPlan, Mode, Wire, combinations, payload_bytes
 from prism.spec import ModelSpec, Positive
-from prism.table import LOCAL, Objective, Observation, table_of
 from prism.trace import now_text
 from prism.units import parse_rate
 from prism.workload import build
-from prism.zoo import Loaded, load_model
 
 Costs = dict[ExecutionPlan, tuple[float, float | None]]  # milliseconds and joules
 

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from hw.terminal import bar
-from prism.command import command_line, write_file
+from prism.cli.entry import command_line, write_file
 from prism.config import convert, load_toml
 from prism.errors import ConfigError
 from prism.plan import WIRES

@@ -7,10 +7,10 @@ import msgspec
 
 from hw.linkreport import LinkConfig, LinkReport
 from hw.probecells import ProbeConfig
-from prism.energy import Energy
 from prism.errors import ConfigError
 from prism.plan import ExecutionPlan, Mode, Wire
 from prism.spec import LinkSpec, Port, Positive
+from prism.trace.energy import Energy
 
 NonNegative = Annotated[int, msgspec.Meta(ge=0)]
 

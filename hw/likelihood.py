@@ -7,10 +7,10 @@ from torch import Tensor
 
 from hw.data import Sample, collate_texts
 from hw.evaluate import together
-from prism.adapters import adapter_for
 from prism.errors import InputError
+from prism.nn.families import adapter_for
+from prism.nn.zoo import Loaded
 from prism.plan import ExecutionPlan
-from prism.zoo import Loaded
 
 Ids = list[int]
 

@@ -29,7 +29,7 @@ from hw.linkreport import (
 from hw.linktimer import LinkTimer, barrier, share
 from hw.roundtrip import Echo
 from prism.errors import ConfigError
-from prism.exchange import Exchange
+from prism.nn.exchange import Exchange
 from prism.spec import LinkSpec
 from prism.trace import Probe, now_text
 

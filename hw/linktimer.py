@@ -19,7 +19,7 @@ from torch import Tensor
 from hw.linkreport import BUSY, IDLE, LOADED
 from hw.roundtrip import Pinger, Trip
 from prism.errors import PeerLostError
-from prism.exchange import Exchange, Expected
+from prism.nn.exchange import Exchange, Expected
 from prism.trace import Probe
 
 BYTE: Expected = ((1,), torch.uint8)

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from calibration.alphabeta import AlphaBeta
 from hw.linkreport import BUSY, IDLE, LOADED, LinkReport, RoundTrips, collective_times, one_way, trips_ms
-from prism.page import frame, svg_text
+from prism.report.page import frame, svg_text
 from prism.trace import Probe
 from prism.units import format_bytes
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from hw.likelihood import Ids, Likelihood
 from prism.errors import ConfigError, InputError
+from prism.nn.zoo import load_model
 from prism.plan import ExecutionPlan
-from prism.zoo import load_model
 
 try:
     from lm_eval.api.model import TemplateLM

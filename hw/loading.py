@@ -10,10 +10,10 @@ import torch
 
 from hw.data import Inputs, Sample, load_images, load_text
 from hw.job import RunConfig
-from prism.adapters import adapter_for
 from prism.errors import InputError
+from prism.nn.families import adapter_for
+from prism.nn.zoo import Loaded, load_model
 from prism.spec import ModelSpec
-from prism.zoo import Loaded, load_model
 
 
 class Workpiece:

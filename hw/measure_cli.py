@@ -22,7 +22,7 @@ from hw.probecells import ProbeConfig
 from hw.scratch import scratch
 from hw.sweep import SweepConfig, Visit
 from hw.terminal import bar
-from prism.command import command_line, write_file
+from prism.cli.entry import command_line, write_file
 from prism.config import load_toml
 from prism.errors import ConfigError, ExchangeError
 from prism.spec import ClusterSpec, LinkSpec, ModelSpec
@@ -263,10 +263,10 @@ def performance_map(
     as_json: Json = False,
 ) -> None:
     """The performance map: latency, split and joules of every plan, batch and bandwidth, and where distributing pays."""
-    from hw import heatmap
-    from prism.crossover import compare, crossovers
     from prism.perfmap import build_map, load_map
-    from prism.pooling import read_traces
+    from prism.perfmap.crossover import compare, crossovers
+    from prism.perfmap.pooling import read_traces
+    from prism.report import map_tables as heatmap
 
     built = build_map(read_traces(traces), command_line())
     other = load_map(against) if against else None
@@ -274,7 +274,7 @@ def performance_map(
     if output:
         built.save(output)
     if html:
-        from hw.mappage import page
+        from prism.report.map_page import page
 
         write_file(html, page(built).encode())
     if as_json:
@@ -288,7 +288,7 @@ def performance_map(
 
 def _described(sweep: SweepConfig) -> dict[str, ModelSpec]:
     """The shape of every model; refuses cells that none of its ranks could run."""
-    from prism.zoo import describe
+    from prism.nn.zoo import describe
 
     sweep.links()
     specs = {model: describe(model) for model in sweep.models}

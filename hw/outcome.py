@@ -9,10 +9,10 @@ from hw import host
 from hw.job import Outcome, RankJob, RunConfig
 from hw.loading import Workpiece
 from hw.score import Tally
-from prism.metrics import Summary
 from prism.plan import payload_bytes
 from prism.spec import ModelSpec, load_power_profile
 from prism.trace import TraceHeader, now_text
+from prism.trace.metrics import Summary
 
 
 def _recorded(config: RunConfig) -> dict[str, Any]:

@@ -8,7 +8,7 @@ Shape of each op's Probe, in this order; everything is fp32:
 - norm (rows, width): LayerNorm with weight and bias.
 - elementwise (rows, width, reads): reads 1 is GELU, 2 the residual add.
 - block (batch, tokens, width, heads, MLP width): a whole pre-norm block, since its parts don't add up to it.
-- pack, unpack (rows, width, codec): prism.wire's encode and decode; codec is the place in prism.plan.WIRES.
+- pack, unpack (rows, width, codec): prism.nn.codecs's encode and decode; codec is the place in prism.plan.WIRES.
   No FLOPs are counted; bytes: the values and the payload.
 - segment_means (batch, rows, width, segments).
 - d2h, h2d (bytes,): between the GPU and pinned memory, timed by events; only where there is a GPU.

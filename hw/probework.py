@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hw.probecells import Cell
-from prism.adapters.base import split_heads
+from prism.nn.codecs import decode, encode
+from prism.nn.families.base import split_heads
+from prism.nn.segment_means import segment_means
 from prism.plan import WIRES
-from prism.segment_means import segment_means
 from prism.trace import PACE
-from prism.wire import decode, encode
 
 VALUES = 24_000_000  # floats of random data that all cells share: the inputs of the largest one
 Call = Callable[[], object]

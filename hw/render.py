@@ -6,9 +6,9 @@ from rich.text import Text
 
 from hw.doctor import Check
 from hw.job import Outcome
-from prism.energy import Energy
-from prism.metrics import Summary
 from prism.trace import KINDS, Trace
+from prism.trace.energy import Energy
+from prism.trace.metrics import Summary
 from prism.units import format_bytes
 
 SHOWN = 8  # predictions in the table; --json has all

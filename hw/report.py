@@ -7,7 +7,7 @@ import msgspec
 from markupsafe import Markup
 
 from hw.job import Outcome
-from prism.page import frame, svg_text
+from prism.report.page import frame, svg_text
 from prism.trace import KINDS
 
 COLOURS = {

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from prism.command import command_line
+from prism.cli.entry import command_line
 from prism.config import convert, load_toml
 from prism.errors import ConfigError
 from prism.units import parse_seconds

@@ -16,7 +16,7 @@ from hw.probe import run_probes
 from hw.shaper import SharedMedium
 from hw.tracefile import trace_file
 from prism.errors import ExchangeError, PeerLostError, PrismError
-from prism.exchange import InProcessExchange
+from prism.nn.exchange import InProcessExchange
 from prism.plan import ExecutionPlan, Mode
 from prism.spec import LinkSpec
 from prism.trace import Probe, TraceHeader, TraceWriter, now_text

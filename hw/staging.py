@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hw.recorder import SpanRecorder
-from prism.exchange import Expected
+from prism.nn.exchange import Expected
 
 
 class Stager(Protocol):

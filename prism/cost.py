@@ -79,7 +79,7 @@ class CalibratedProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     message_bytes, link_mbps).
     staged: whether tensors are copied between a device and its host.
     traces: SHA-256 of each trace or table that the fit read.
-    pace_ms: how quick the machine was when the data were taken (prism.metrics.pace_ms); null where nobody timed it.
+    pace_ms: how quick the machine was when the data were taken (prism.trace.metrics.pace_ms); null where nobody timed it.
     """
 
     schema: int = PROFILE_SCHEMA

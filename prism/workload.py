@@ -115,7 +115,7 @@ def rotary(values: int) -> tuple[Kernel, ...]:
 # tensors that each kernel of an activation reads; GPT-2's own (gelu_new of transformers) is a chain, Llama's is followed
 # by the product with the gate, others are one
 ACTIVATIONS: dict[str, tuple[int, ...]] = {"gpt2": (1, 1, 2, 1, 1, 1, 1, 2), "llama": (1, 2)}
-# what prism.wire's codecs read and write: bytes a value of each kernel over all values, and kernels over the groups
+# what prism.nn.codecs's codecs read and write: bytes a value of each kernel over all values, and kernels over the groups
 ENCODE, ENCODE_GROUPS = (4, 8, 8, 8, 8, 5, 2, 1), 9
 DECODE, DECODE_GROUPS = (2, 5, 8), 5
 # the delta codecs', beside the rotation: difference, energy, levels; what was sent is added to what was there; and kernels

@@ -10,11 +10,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from prism.command import command_line, write_file
+from prism.cli.entry import command_line, write_file
 from prism.cost import CalibratedProfile, load_profile
 from prism.errors import ConfigError, InputError
 from prism.perfmap import Cell, PerformanceMap, build_map
-from prism.pooling import TraceSet, read_traces
+from prism.perfmap.pooling import TraceSet, read_traces
 from prism.spec import ModelSpec
 from prism.trace import Probe, Trace, perfetto, read_trace
 from sim import options

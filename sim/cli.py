@@ -10,8 +10,8 @@ import msgspec
 import typer
 from rich.console import Console
 
-from prism import command
 from prism.backend import Workload
+from prism.cli import entry as command
 from prism.cost import load_profile
 from prism.errors import ConfigError
 from prism.plan import ExecutionPlan, Mode

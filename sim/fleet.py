@@ -7,11 +7,11 @@ import msgspec
 import simpy
 
 from prism.backend import Workload
-from prism.energy import modelled_energy
 from prism.errors import ConfigError
 from prism.plan import ExecutionPlan
 from prism.spec import ModelSpec
 from prism.trace import Batch, Trace
+from prism.trace.energy import modelled_energy
 from sim.backend import Machines, SimBackend
 from sim.engine import Group, Process
 from sim.program import script

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prism.cost import CalibratedProfile, CostModel, Tag
-from prism.crossover import crossing
 from prism.errors import ConfigError, PlanError
+from prism.perfmap.crossover import crossing
 from prism.plan import ExecutionPlan, Mode
 from sim.study import INTERVAL, Axis, Point, at, latencies, latency_ms, outside_of, scatter
 

@@ -12,14 +12,14 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
-from prism.command import command_line
+from prism.cli.entry import command_line
 from prism.cost import load_profile
+from prism.decide.table import LOCAL
 from prism.errors import ConfigError
 from prism.perfmap import build_map
+from prism.perfmap.pooling import TraceFile, TraceSet
 from prism.plan import WIRES, Mode, Wire, combinations
-from prism.pooling import TraceFile, TraceSet
 from prism.spec import LinkSpec
-from prism.table import LOCAL
 from prism.units import parse_rate
 from sim import options
 from sim.options import map_name, model_of

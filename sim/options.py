@@ -59,7 +59,7 @@ def model_of(name: str, tokens: int | None = None, image_size: int | None = None
     else:
         from importlib import import_module  # torch is imported only for a name
 
-        spec = import_module("prism.zoo").describe(name)
+        spec = import_module("prism.nn.zoo").describe(name)
     if image_size is not None:
         spec = msgspec.structs.replace(spec, tokens=_image_tokens(spec, image_size))
     if tokens is not None:

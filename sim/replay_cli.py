@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from prism.cost import CalibratedProfile, load_profile
-from prism.decisions import Answered, Decided, DecisionLog, Replay, read_decisions, replay
+from prism.decide.log import Answered, Decided, DecisionLog, Replay, read_decisions, replay
 from prism.errors import PrismError
 from prism.plan import ExecutionPlan
 from prism.spec import LinkSpec, ModelSpec

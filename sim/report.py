@@ -11,7 +11,7 @@ import msgspec
 from markupsafe import Markup
 from rich.table import Table
 
-from prism.command import command_line, write_file
+from prism.cli.entry import command_line, write_file
 from prism.errors import ConfigError
 from sim.flip import Flip, Influence
 from sim.grid import Result

@@ -6,10 +6,10 @@ import msgspec
 import numpy as np
 import simpy
 
+from prism.decide.policy import Decision, Policy, State
+from prism.decide.table import LOCAL, Objective, Observation, Table
 from prism.plan import ExecutionPlan
-from prism.policy import Decision, Policy, State
 from prism.spec import ModelSpec
-from prism.table import LOCAL, Objective, Observation, Table
 from sim.backend import Machines
 from sim.engine import Process
 from sim.fleet import Fault, Fleet

@@ -7,14 +7,14 @@ import msgspec
 import typer
 from rich.console import Console
 
-from prism.accuracy import load_accuracy
 from prism.cost import load_profile
+from prism.decide.accuracy import load_accuracy
+from prism.decide.policy import FixedPolicy, Policy, PrismPolicy
+from prism.decide.table import Objective, Table, table_of
 from prism.errors import ConfigError
 from prism.perfmap import load_map
 from prism.plan import ExecutionPlan, Mode
-from prism.policy import FixedPolicy, Policy, PrismPolicy
 from prism.spec import ModelSpec
-from prism.table import Objective, Table, table_of
 from prism.units import parse_seconds
 from sim import options, report
 from sim.backend import Machines, identical

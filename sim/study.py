@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from prism.backend import Workload
 from prism.cost import CalibratedProfile, CostModel, Tag, columns
 from prism.errors import ConfigError
-from prism.metrics import Summary, summarise
 from prism.plan import ExecutionPlan, Mode, payload_bytes
 from prism.spec import LinkSpec, ModelSpec
 from prism.trace import Trace
+from prism.trace.metrics import Summary, summarise
 from sim.backend import SimBackend, identical
 from sim.program import script
 from sim.topology import Edge, Topology, graph_of

@@ -25,7 +25,7 @@ from hw.serving.channel import (
 from hw.serving.members import Meeting
 from hw.serving.rendezvous import RelayStore
 from prism.errors import ExchangeError
-from prism.model import distribute
+from prism.nn.distribute import distribute
 from prism.plan import ExecutionPlan, Mode
 
 CALL_S = 0.5  # for the terminal to answer a call: a link that comes back is found soon

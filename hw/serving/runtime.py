@@ -19,14 +19,14 @@ from torch import Tensor, nn
 
 from hw.recorder import SpanRecorder
 from hw.serving.members import Group
-from prism.adapters import adapter_for
-from prism.decisions import Answered, Corrected, Entry, LogHeader, decided
+from prism.decide.link_rate import RateEstimate, Sample, updated
+from prism.decide.log import Answered, Corrected, Entry, LogHeader, decided
+from prism.decide.policy import AnyPolicy, Decision, State
+from prism.decide.table import LOCAL, Objective, Observation, Place, Table
 from prism.errors import ConfigError, ExchangeError
-from prism.model import DistributedTransformer, distribute
-from prism.observe import RateEstimate, Sample, updated
+from prism.nn.distribute import DistributedTransformer, distribute
+from prism.nn.families import adapter_for
 from prism.plan import ExecutionPlan
-from prism.policy import AnyPolicy, Decision, State
-from prism.table import LOCAL, Objective, Observation, Place, Table
 
 TICK_S = 0.02
 PROBE_BYTES = 65_536

@@ -23,16 +23,16 @@ from hw.serving.member import follow
 from hw.serving.members import Meeting, Members
 from hw.serving.runtime import AdaptiveRuntime, DecisionWriter
 from hw.staging import CudaStager, HostStager
-from prism.accuracy import AccuracyTable, load_accuracy
-from prism.adapters import adapter_for
-from prism.decisions import LogHeader
+from prism.decide.accuracy import AccuracyTable, load_accuracy
+from prism.decide.log import LogHeader
+from prism.decide.policy import AnyPolicy, PrismPolicy
+from prism.decide.table import Objective, Row, Table, table_of
 from prism.errors import ConfigError
+from prism.nn.families import adapter_for
+from prism.nn.zoo import Loaded, load_model
 from prism.perfmap import load_map
-from prism.policy import AnyPolicy, PrismPolicy
 from prism.spec import Port
-from prism.table import Objective, Row, Table, table_of
 from prism.trace import now_text
-from prism.zoo import Loaded, load_model
 
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
 

@@ -6,12 +6,12 @@ from support.profiles import profile
 from support.serving import MEANS, MODEL, Member, cell, images, serving, until
 
 from hw.evaluate import EvalConfig, evaluate
+from prism.decide.policy import PrismPolicy
+from prism.decide.table import LOCAL, Objective, table_of
+from prism.nn.zoo import describe
 from prism.perfmap import PerformanceMap, load_map
 from prism.plan import ExecutionPlan, Mode
-from prism.policy import PrismPolicy
 from prism.spec import LinkSpec
-from prism.table import LOCAL, Objective, table_of
-from prism.zoo import describe
 from sim.backend import identical
 from sim.queue import Arrivals
 from sim.scenario import Scenario, simulate

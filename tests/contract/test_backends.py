@@ -14,12 +14,12 @@ from hw.backend import GlooBackend
 from hw.job import RunConfig
 from prism.backend import Backend, Workload
 from prism.errors import PlanError
-from prism.metrics import summarise
+from prism.nn.zoo import BUNDLED, describe
 from prism.plan import ExecutionPlan, Mode, payload_bytes
 from prism.spec import LinkSpec
 from prism.trace import KINDS, Span, Trace, read_trace, write_trace
+from prism.trace.metrics import summarise
 from prism.workload import build
-from prism.zoo import BUNDLED, describe
 from sim.backend import SimBackend, identical
 
 LINK = LinkSpec.parse("shaper:200Mbps,0.5ms")

@@ -6,8 +6,8 @@ import torch
 from support import cases
 from support.cases import FAMILIES, VITS, Case, in_process, relative_error
 
-from prism.exchange import run_in_process
-from prism.model import distribute
+from prism.nn.distribute import distribute
+from prism.nn.exchange import run_in_process
 from prism.plan import ExecutionPlan, Mode
 
 TEXT = [family for family in FAMILIES if family not in VITS]

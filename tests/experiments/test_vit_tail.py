@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from prism.nn.zoo import load_model
 from prism.plan import ExecutionPlan, Mode, Rows
-from prism.zoo import load_model
 
 sys.path.append(str(Path(__file__).parents[2] / "experiments"))
 import vit_tail

@@ -6,9 +6,9 @@ from hw.backend import GlooBackend
 from hw.job import RunConfig
 from prism.backend import Backend, Workload
 from prism.errors import PlanError
-from prism.metrics import summarise
+from prism.nn.zoo import describe
 from prism.plan import ExecutionPlan, Mode
-from prism.zoo import describe
+from prism.trace.metrics import summarise
 
 
 @pytest.fixture(scope="module")

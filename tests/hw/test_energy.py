@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from hw.doctor import _sensors
 from hw.energy import Ina3221, Jtop, PowerSampler, Rapl, find_meter
-from prism.energy import Energy, measured_energy
 from prism.errors import ConfigError
 from prism.plan import ExecutionPlan, Mode
 from prism.trace import Batch, Meter, Power, Trace, TraceHeader
+from prism.trace.energy import Energy, measured_energy
 
 ORIN_NANO = {1: ("VDD_IN", 5064, 1000), 2: ("VDD_CPU_GPU_CV", 5048, 240), 3: ("VDD_SOC", 5056, 288)}
 

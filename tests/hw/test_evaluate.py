@@ -26,11 +26,11 @@ from hw.evalscore import Scored, figures, scored
 from hw.evaluate import EvalConfig, evaluate
 from hw.job import RunConfig
 from hw.launch import run_local
-from prism.accuracy import AccuracyTable, load_accuracy
+from prism.decide.accuracy import AccuracyTable, load_accuracy
+from prism.decide.table import LOCAL
 from prism.errors import ConfigError, InputError
+from prism.nn.zoo import Loaded, load_model
 from prism.plan import ExecutionPlan, Mode
-from prism.table import LOCAL
-from prism.zoo import Loaded, load_model
 
 MEANS4 = ExecutionPlan(mode=Mode.SEGMENT_MEANS, devices=3, segments=4, wire="int4")
 CONFIG = EvalConfig(limit=40, batch=16, devices=(2, 3), segments=(4,), wires=("fp32", "int4"), threads=1)

@@ -39,7 +39,7 @@ def test_the_published_grid_is_the_published_one():
 
 @pytest.mark.parametrize("name", ["published_grid.toml", "scaled_grid.toml"])
 def test_every_cell_of_a_shipped_grid_can_run(name):
-    from prism.zoo import describe
+    from prism.nn.zoo import describe
 
     sweep = load_toml(EXPERIMENTS / name, SweepConfig)
     check(sweep, {model: describe(model) for model in sweep.models})

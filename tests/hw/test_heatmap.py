@@ -5,12 +5,12 @@ import pytest
 from rich.console import Console
 from support.visits import FULL, LOCAL, MEANS, header, records, visit, write
 
-from hw.heatmap import comparison_view, map_view
-from hw.mapgrid import grids, plan_codes, rate_label
-from prism.crossover import compare
 from prism.perfmap import build_map
+from prism.perfmap.crossover import compare
+from prism.perfmap.pooling import read_traces
 from prism.plan import ExecutionPlan, Mode
-from prism.pooling import read_traces
+from prism.report.map_grid import grids, plan_codes, rate_label
+from prism.report.map_tables import comparison_view, map_view
 from prism.spec import LinkSpec
 
 

@@ -8,10 +8,10 @@ import torch
 from support.cases import build
 
 from hw.likelihood import Likelihood, windows
+from prism.decide.table import LOCAL
 from prism.errors import ConfigError, InputError, PlanError
+from prism.nn.zoo import Loaded
 from prism.plan import ExecutionPlan, Mode
-from prism.table import LOCAL
-from prism.zoo import Loaded
 
 FULL = ExecutionPlan(mode=Mode.FULL, devices=3)
 MEANS = ExecutionPlan(mode=Mode.SEGMENT_MEANS, devices=2, segments=3)

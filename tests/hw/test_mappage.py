@@ -5,12 +5,12 @@ import msgspec
 import pytest
 from support.visits import FULL, LOCAL, MEANS, header, powered, records, visit, write
 
-from hw.mapgrid import grids
-from hw.mappage import page
-from hw.mapplots import colour_of, line_figure, style
-from prism.crossover import crossovers
 from prism.perfmap import build_map
-from prism.pooling import read_traces
+from prism.perfmap.crossover import crossovers
+from prism.perfmap.pooling import read_traces
+from prism.report.map_figures import colour_of, line_figure, style
+from prism.report.map_grid import grids
+from prism.report.map_page import page
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from collections import Counter
 import pytest
 
 from hw.pace import STRETCHES
-from prism.metrics import pace_ms, summarise
 from prism.trace import PACE, Span, read_trace
+from prism.trace.metrics import pace_ms, summarise
 
 COMMAND = [sys.executable, "-m", "hw.cli", "run"]
 ENV = {**os.environ, "PRISM_TEST_RUN": str(os.getpid())}

@@ -16,9 +16,9 @@ from support.link import connection, stream_share
 from hw.tap import VNET, AccessPoint, TapJob
 from hw.testbed import NamespaceTestbed, netem_arguments, read_rates
 from prism.errors import ConfigError
-from prism.metrics import bandwidths, summarise
 from prism.spec import LinkSpec
 from prism.trace import read_trace
+from prism.trace.metrics import bandwidths, summarise
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 RUN = [sys.executable, "-m", "hw.cli", "run", "fashion-vit", "--json"]

@@ -4,11 +4,11 @@ import msgspec
 import pytest
 from support.serving import FULL, MODEL, cell
 
-from prism.decisions import Corrected, LogHeader, decided, read_decisions, replay
+from prism.decide.log import Corrected, LogHeader, decided, read_decisions, replay
+from prism.decide.policy import FixedPolicy, LookupPolicy, PrismPolicy, State
+from prism.decide.table import LOCAL, Objective, Observation, Place, Table, table_of
 from prism.errors import TraceError
 from prism.perfmap import PerformanceMap
-from prism.policy import FixedPolicy, LookupPolicy, PrismPolicy, State
-from prism.table import LOCAL, Objective, Observation, Place, Table, table_of
 
 
 def table() -> Table:

@@ -7,9 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prism.energy import Energy, measured_energy, modelled_energy
 from prism.errors import ConfigError, TraceError
-from prism.metrics import summarise
 from prism.plan import ExecutionPlan, Mode
 from prism.spec import PowerProfile, load_power_profile
 from prism.trace import (
@@ -24,6 +22,8 @@ from prism.trace import (
     aligned_power,
     read_trace,
 )
+from prism.trace.energy import Energy, measured_energy, modelled_energy
+from prism.trace.metrics import summarise
 
 S = 1_000_000_000
 PROFILE = PowerProfile(

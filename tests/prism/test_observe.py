@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from prism.observe import RateEstimate, Sample, updated
+from prism.decide.link_rate import RateEstimate, Sample, updated
 
 
 def fed(rates, deviation=0.05, step_s=0.5, source="batch", seed=0) -> list[RateEstimate]:

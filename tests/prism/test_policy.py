@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from support.answers import accuracy_table
 from support.simulated import MODELS, simulated, trace_set
 
-from prism.energy import Energy
+from prism.decide.interpolation import SURE, nodes
+from prism.decide.policy import Decision, FixedPolicy, LookupPolicy, OraclePolicy, PrismPolicy, State
+from prism.decide.table import LOCAL, Expected, Objective, Observation, Row, Table, table_of
 from prism.errors import ConfigError
-from prism.lines import SURE, nodes
 from prism.perfmap import PerformanceMap, build_map
 from prism.plan import ExecutionPlan, Mode
-from prism.policy import Decision, FixedPolicy, LookupPolicy, OraclePolicy, PrismPolicy, State
-from prism.table import LOCAL, Expected, Objective, Observation, Row, Table, table_of
+from prism.trace.energy import Energy
 
 RATES = (20, 60, 200, 1000)
 FULL = ExecutionPlan(mode=Mode.FULL, devices=2)

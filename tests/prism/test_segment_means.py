@@ -3,8 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prism.nn.segment_means import attention_bias, segment_counts, segment_means, segment_positions
 from prism.partition import split_sizes
-from prism.segment_means import attention_bias, segment_counts, segment_means, segment_positions
 
 
 @settings(max_examples=40, deadline=None)

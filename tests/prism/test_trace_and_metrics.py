@@ -5,10 +5,10 @@ import msgspec
 import pytest
 
 from prism.errors import ConfigError, TraceError
-from prism.metrics import summarise
 from prism.plan import ExecutionPlan, Mode
 from prism.spec import load_model_spec
 from prism.trace import Batch, Span, Trace, TraceHeader, TraceWriter, aligned, perfetto, read_trace
+from prism.trace.metrics import summarise
 
 MS = 1_000_000
 

@@ -3,8 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prism.nn.codecs import Stream, decode, encode, payload_like, rotation
 from prism.plan import WIRES, payload_bytes, predictive
-from prism.wire import Stream, decode, encode, payload_like, rotation
 
 SHAPES = st.tuples(st.integers(1, 4), st.integers(1, 9), st.integers(1, 70))
 DELTAS = [wire for wire in WIRES if predictive(wire)]

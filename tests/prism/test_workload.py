@@ -13,10 +13,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from prism.adapters import adapter_for
+from prism.nn.codecs import Stream, encode
+from prism.nn.families import adapter_for
 from prism.plan import ExecutionPlan, Mode
 from prism.spec import ModelSpec
-from prism.wire import Stream, encode
 from prism.workload import build, codec
 
 REFERENCE = Path(__file__).parents[2] / "experiments" / "reference" / "prism_compute_accuracy.csv"
@@ -90,7 +90,7 @@ def test_local_gemm_and_attention_flops_are_those_of_a_counted_run(family):
 def test_distributed_flops_are_those_of_a_counted_run(family, segments):
     from support.cases import Case, run_rank
 
-    from prism.exchange import run_in_process
+    from prism.nn.exchange import run_in_process
 
     mode = Mode.SEGMENT_MEANS if segments else Mode.FULL
     case = Case(family=family, plan=ExecutionPlan(mode=mode, devices=3, segments=segments), batch=2)

@@ -10,11 +10,11 @@ import pytest
 from support.profiles import VIT
 from support.simulated import FULL, LOCAL, MODELS, simulated
 
-from prism.metrics import summarise
+from prism.decide.table import Objective, Observation, table_of
 from prism.perfmap import load_map
 from prism.plan import Mode
-from prism.table import Objective, Observation, table_of
 from prism.trace import read_trace, write_trace
+from prism.trace.metrics import summarise
 
 ROOT = Path(__file__).parents[2]
 RUN = "import sys; from sim.cli import app, main; {before}main()"

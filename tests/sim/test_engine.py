@@ -12,11 +12,11 @@ from support.profiles import GPT, POWER, SMALL, VIT, profile, terms
 
 from prism.backend import Workload
 from prism.cost import CalibratedProfile, CostModel
-from prism.energy import modelled_energy
-from prism.metrics import summarise
 from prism.plan import ExecutionPlan, Mode
 from prism.spec import LinkSpec, ModelSpec
 from prism.trace import Trace
+from prism.trace.energy import modelled_energy
+from prism.trace.metrics import summarise
 from prism.workload import Kernel, build
 from sim.backend import Machines, SimBackend, identical
 from sim.engine import Ring

@@ -8,10 +8,10 @@ import msgspec
 import pytest
 from support.serving import FULL, MODEL, cell
 
-from prism.decisions import Answered, LogHeader, decided
+from prism.decide.log import Answered, LogHeader, decided
+from prism.decide.policy import PrismPolicy, State
+from prism.decide.table import LOCAL, Objective, Observation, table_of
 from prism.perfmap import PerformanceMap
-from prism.policy import PrismPolicy, State
-from prism.table import LOCAL, Objective, Observation, table_of
 
 
 @pytest.fixture

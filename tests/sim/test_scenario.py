@@ -6,12 +6,12 @@ import simpy
 from support.profiles import SMALL, profile
 
 from prism.backend import Workload
+from prism.decide.policy import Decision, FixedPolicy
+from prism.decide.table import LOCAL
 from prism.errors import ConfigError
-from prism.metrics import summarise
 from prism.plan import ExecutionPlan, Mode
-from prism.policy import Decision, FixedPolicy
 from prism.spec import LinkSpec
-from prism.table import LOCAL
+from prism.trace.metrics import summarise
 from sim.backend import SimBackend, identical
 from sim.fleet import Fault
 from sim.queue import Arrivals, Batching, Queue, parse_arrivals, serve, source

@@ -1,6 +1,6 @@
 """Accuracy tables as `prism-hw evaluate` writes them, from a few numbers."""
 
-from prism.accuracy import AccuracyTable, PlanAccuracy
+from prism.decide.accuracy import AccuracyTable, PlanAccuracy
 from prism.plan import ExecutionPlan
 
 

@@ -18,8 +18,8 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from prism.exchange import Exchange, run_in_process
-from prism.model import distribute
+from prism.nn.distribute import distribute
+from prism.nn.exchange import Exchange, run_in_process
 from prism.plan import ExecutionPlan
 
 VIT = dict(img_size=32, patch_size=8, num_classes=7, embed_dim=64, depth=3, num_heads=4, qkv_bias=True)

@@ -15,13 +15,13 @@ import torch
 
 from hw.data import load_images
 from hw.serving.service import ServeConfig, Terminal, terminal
-from prism.metrics import Latency
+from prism.decide.policy import FixedPolicy
+from prism.decide.table import LOCAL
+from prism.nn.zoo import load_model
 from prism.perfmap import Cell, PerformanceMap, Provenance
 from prism.plan import ExecutionPlan, Mode
-from prism.policy import FixedPolicy
 from prism.spec import LinkSpec
-from prism.table import LOCAL
-from prism.zoo import load_model
+from prism.trace.metrics import Latency
 
 MODEL = "fashion-vit"
 FULL = ExecutionPlan(mode=Mode.FULL, devices=2)

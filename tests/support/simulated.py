@@ -7,8 +7,8 @@ import numpy as np
 
 from prism.backend import Workload
 from prism.cost import CalibratedProfile, Term
+from prism.perfmap.pooling import TraceFile, TraceSet
 from prism.plan import ExecutionPlan, Mode
-from prism.pooling import TraceFile, TraceSet
 from prism.spec import LinkSpec, ModelSpec
 from prism.trace import PACE, Batch, Probe, Span, Trace
 from sim.backend import SimBackend, identical

@@ -14,9 +14,9 @@ from support.serving import MODEL, images, local_answer, post, serving
 from hw.serving import http, v2
 from hw.serving.http import Endpoint
 from hw.serving.service import ServeConfig, terminal
-from prism.decisions import Decided, read_decisions
+from prism.decide.log import Decided, read_decisions
+from prism.decide.policy import PrismPolicy
 from prism.errors import ConfigError, InputError
-from prism.policy import PrismPolicy
 
 
 @pytest.fixture(scope="module")

@@ -17,12 +17,12 @@ from hw.serving.channel import Form, Hello, Refused, Welcome, answer
 from hw.serving.members import FLAPS
 from hw.serving.rendezvous import RelayStore
 from hw.serving.runtime import PROBE_BYTES, RESIDUALS, AdaptiveRuntime
-from prism.decisions import Answered, Corrected, Decided, read_decisions, replay
+from prism.decide.log import Answered, Corrected, Decided, read_decisions, replay
+from prism.decide.policy import PrismPolicy
+from prism.decide.table import LOCAL, Objective, Observation, table_of
 from prism.errors import ConfigError, ExchangeError
+from prism.nn.zoo import load_model
 from prism.perfmap import load_map
-from prism.policy import PrismPolicy
-from prism.table import LOCAL, Objective, Observation, table_of
-from prism.zoo import load_model
 
 
 class Alone:

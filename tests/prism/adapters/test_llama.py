@@ -12,14 +12,14 @@ from transformers import (
     LlamaModel,
 )
 
-from prism.adapters import adapter_for
 from prism.errors import UnsupportedModelError
-from prism.exchange import run_in_process
-from prism.model import distribute
+from prism.nn.distribute import distribute
+from prism.nn.exchange import run_in_process
+from prism.nn.families import adapter_for
+from prism.nn.zoo import describe, load_model
 from prism.plan import ExecutionPlan, Mode
 from prism.spec import load_model_spec
 from prism.workload import build as build_workload
-from prism.zoo import describe, load_model
 
 HEADS = (LlamaModel, LlamaForSequenceClassification, LlamaForTokenClassification, LlamaForQuestionAnswering)
 CALL = {"input_ids": torch.randint(1, 99, (3, 11), generator=torch.Generator().manual_seed(0))}

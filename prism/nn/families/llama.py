@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import LlamaModel, LlamaPreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, rotate_half
 
-from prism.adapters.base import parameter_count, refuse, split_heads, text_padding
+from prism.nn.families.base import parameter_count, refuse, split_heads, text_padding
 from prism.plan import Rows
 from prism.spec import ModelSpec
 

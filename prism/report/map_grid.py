@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 
-from prism.crossover import Crossover, any_rate, ratio
 from prism.perfmap import Cell, PerformanceMap, short, workloads
+from prism.perfmap.crossover import Crossover, any_rate, ratio
 from prism.plan import ExecutionPlan
 from prism.spec import LinkSpec
 from prism.units import format_seconds

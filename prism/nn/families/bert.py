@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import BertModel, BertPreTrainedModel
 
-from prism.adapters.base import parameter_count, refuse, split_heads, text_padding
+from prism.nn.families.base import parameter_count, refuse, split_heads, text_padding
 from prism.plan import Rows
 from prism.spec import ModelSpec
 

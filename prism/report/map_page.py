@@ -6,7 +6,10 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from hw.mapgrid import (
+from prism.perfmap import Cell, PerformanceMap, plan_label
+from prism.perfmap.crossover import Crossover, crossovers
+from prism.report.map_figures import LIMIT, heat_figure, line_figure, style
+from prism.report.map_grid import (
     Grid,
     crossover_label,
     grids,
@@ -17,10 +20,7 @@ from hw.mapgrid import (
     rate_label,
     spread_label,
 )
-from hw.mapplots import LIMIT, heat_figure, line_figure, style
-from prism.crossover import Crossover, crossovers
-from prism.page import frame, svg_text
-from prism.perfmap import Cell, PerformanceMap, plan_label
+from prism.report.page import frame, svg_text
 from prism.trace import KINDS
 
 BODY = """<style>

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 import msgspec
 import numpy as np
 
-from prism.energy import Energy, measured_energy, modelled_energy
 from prism.errors import TraceError
 from prism.trace import KINDS, PACE, Batch, Span, Trace
+from prism.trace.energy import Energy, measured_energy, modelled_energy
 
 
 class Latency(msgspec.Struct, frozen=True, kw_only=True):

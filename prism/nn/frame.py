@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from prism.errors import ExchangeError, PlanError
-from prism.exchange import Expected
+from prism.nn.exchange import Expected
 from prism.plan import ExecutionPlan, Rows
 from prism.workload import HEADER_BYTES
 

@@ -11,10 +11,10 @@ from typing import Protocol
 
 import msgspec
 
-from prism.accuracy import is_exact
+from prism.decide.accuracy import is_exact
+from prism.decide.table import LOCAL, Expected, Objective, Observation, Table, View
 from prism.errors import ConfigError
 from prism.plan import ExecutionPlan
-from prism.table import LOCAL, Expected, Objective, Observation, Table, View
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True):

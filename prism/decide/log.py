@@ -9,10 +9,10 @@ from typing import Any
 
 import msgspec
 
+from prism.decide.policy import AnyPolicy, Decision, State
+from prism.decide.table import Objective, Observation, Place, Row, Table
 from prism.errors import TraceError
 from prism.plan import ExecutionPlan
-from prism.policy import AnyPolicy, Decision, State
-from prism.table import Objective, Observation, Place, Row, Table
 
 VERSION = 2  # 1 corrected plans, not cells
 

@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prism.adapters import adapter_for
-from prism.adapters.base import bind
 from prism.errors import ExchangeError, PeerLostError, PlanError
-from prism.exchange import Exchange, Expected
-from prism.forward import Pass
-from prism.frame import FRAME, BatchHeader, pack, parse
+from prism.nn.exchange import Exchange, Expected
+from prism.nn.families import adapter_for
+from prism.nn.families.base import bind
+from prism.nn.forward import Pass
+from prism.nn.frame import FRAME, BatchHeader, pack, parse
+from prism.nn.recorder import NullRecorder, Recorder
 from prism.plan import ExecutionPlan, Rows
-from prism.recording import NullRecorder, Recorder
 
 
 class _Embedded(Exception):

@@ -15,7 +15,7 @@ from prism.config import nearest
 from prism.errors import InputError, UnsupportedModelError
 from prism.spec import ModelSpec
 
-ASSETS = Path(__file__).parent / "assets"
+ASSETS = Path(__file__).parents[1] / "assets"
 BUNDLED = "fashion-vit"
 # transformers has no list of names; these are the shapes that its config classes have by default or by number
 TRANSFORMERS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -72,7 +72,7 @@ def load_model(name: str, weights: str | None = None, seed: int = 0, device: str
 
 def describe(name: str) -> ModelSpec:
     """The shape of a model by name, without its weights: nothing is allocated. Raises InputError."""
-    from prism.adapters import adapter_for
+    from prism.nn.families import adapter_for
 
     return adapter_for(load_model(name, weights="random", device="meta").model).spec
 

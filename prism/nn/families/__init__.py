@@ -4,8 +4,8 @@ from importlib import import_module
 
 from torch import nn
 
-from prism.adapters.base import ModelAdapter
 from prism.errors import UnsupportedModelError
+from prism.nn.families.base import ModelAdapter
 
 # module and class of each adapter, by the library that a model's class comes from: a ViT alone
 # shouldn't cost the seconds that importing transformers takes
@@ -25,7 +25,7 @@ def adapter_for(model: nn.Module) -> ModelAdapter:
     libraries = {cls.__module__.partition(".")[0] for cls in type(model).__mro__}
     for library in FAMILIES.keys() & libraries:
         for module, name in FAMILIES[library]:
-            family: type[ModelAdapter] = getattr(import_module(f"prism.adapters.{module}"), name)
+            family: type[ModelAdapter] = getattr(import_module(f"prism.nn.families.{module}"), name)
             if family.handles(model):
                 return family(model)
     raise UnsupportedModelError(f"{type(model).__name__} can't be distributed; supported: {SUPPORTED}")

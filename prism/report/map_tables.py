@@ -7,7 +7,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hw.mapgrid import (
+from prism.perfmap import PerformanceMap, plan_label
+from prism.perfmap.crossover import Comparison, Crossover, crossovers
+from prism.plan import ExecutionPlan
+from prism.report.map_grid import (
     Grid,
     crossover_label,
     grids,
@@ -19,9 +22,6 @@ from hw.mapgrid import (
     ratio_label,
     spread_label,
 )
-from prism.crossover import Comparison, Crossover, crossovers
-from prism.perfmap import PerformanceMap, plan_label
-from prism.plan import ExecutionPlan
 
 STRONG = 1.5  # a factor from which on the terminal prints bold
 WIDTH = 100  # columns of the narrowest terminal

@@ -1,7 +1,7 @@
 """The performance map: what a model costs in each mode, batch and bandwidth, and what each figure rests on.
 
 Built from raw traces, of which the visits of a cell are pooled: only here do medians arise. A map is one
-JSON file with a version. prism/crossover.py says where the better plan changes, and compares two maps.
+JSON file with a version. prism/perfmap/crossover.py says where the better plan changes, and compares two maps.
 """
 
 from collections import defaultdict
@@ -12,13 +12,13 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 import numpy as np
 
-from prism.energy import Energy
 from prism.errors import TraceError
-from prism.metrics import Latency, pace_ms, summarise
+from prism.perfmap.pooling import TraceFile, TraceSet, machine, order, pool, same, setting, whole_batches
 from prism.plan import ExecutionPlan, Mode
-from prism.pooling import TraceFile, TraceSet, machine, order, pool, same, setting, whole_batches
 from prism.spec import LinkSpec
 from prism.trace import TraceHeader, now_text
+from prism.trace.energy import Energy
+from prism.trace.metrics import Latency, pace_ms, summarise
 
 VERSION = 1
 
@@ -52,7 +52,7 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     medians, widened to the quartiles of the batches. Of more than five visits the outer tenth on either side is
     left out: the whole range would grow with every visit, until one that stalled makes it say nothing.
     split_ms: the terminal's, as in Summary. visit_pace_ms: how quick the machine was at each visit, the mean over the plan's
-    ranks (prism.metrics.pace_ms); empty where a visit lacks it.
+    ranks (prism.trace.metrics.pace_ms); empty where a visit lacks it.
     bandwidth_mbps: of the link's medium, as configured. energy_j: measured joules of a batch, all devices
     together; null where they are not measured, and energy_note says why.
     """

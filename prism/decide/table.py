@@ -1,6 +1,6 @@
 """What every plan is expected to cost at an observation: cells of a performance map, and the lines between them.
 
-prism/lines.py draws the lines."""
+prism/decide/interpolation.py draws the lines."""
 
 import bisect
 import math
@@ -10,9 +10,9 @@ from typing import Literal, NamedTuple
 import msgspec
 import numpy as np
 
-from prism.accuracy import AccuracyTable, Answers
+from prism.decide.accuracy import AccuracyTable, Answers
+from prism.decide.interpolation import WIRE, Axes, Line, Lines, Mixed, nodes
 from prism.errors import ConfigError
-from prism.lines import WIRE, Axes, Line, Lines, Mixed, nodes
 from prism.perfmap import Cell, PerformanceMap
 from prism.plan import ExecutionPlan, Mode
 from prism.spec import Positive

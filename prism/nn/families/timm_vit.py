@@ -9,8 +9,8 @@ from timm.models import vision_transformer as vit
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prism.adapters.base import parameter_count, refuse, split_heads
 from prism.errors import UnsupportedModelError
+from prism.nn.families.base import parameter_count, refuse, split_heads
 from prism.plan import Rows
 from prism.spec import ModelSpec
 

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from prism.adapters.base import Block, ModelAdapter
 from prism.errors import PlanError
-from prism.exchange import Exchange, Expected, Pending
-from prism.frame import BatchHeader, pack
+from prism.nn.codecs import Stream, payload_like
+from prism.nn.exchange import Exchange, Expected, Pending
+from prism.nn.families.base import Block, ModelAdapter
+from prism.nn.frame import BatchHeader, pack
+from prism.nn.recorder import Recorder
+from prism.nn.segment_means import attention_bias, segment_counts, segment_means, segment_positions
 from prism.plan import ExecutionPlan, Rows, payload_bytes
-from prism.recording import Recorder
-from prism.segment_means import attention_bias, segment_counts, segment_means, segment_positions
-from prism.wire import Stream, payload_like
 from prism.workload import receivers, returned_rows
 
 

@@ -1,0 +1,1 @@
+"""Rendering that every command line uses: the page's frame, figures, and the views of a performance map."""
