@@ -14,9 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
-from calibration.alphabeta import fit_alpha_beta
-from calibration.checks import checked, unpaced, unsteady, usual_pace_ms
-from calibration.compute import (
+from calibration.alpha_beta import fit_alpha_beta
+from calibration.compute_terms import (
     ROOFLINE,
     TERMS,
     Step,
@@ -27,6 +26,7 @@ from calibration.compute import (
     steps_of_probes,
     tied,
 )
+from calibration.trace_checks import checked, unpaced, unsteady, usual_pace_ms
 from prism.cost import CalibratedProfile, Taken, Term, columns
 from prism.errors import ConfigError
 from prism.perfmap import Cell, build_map

@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from calibration.active import Candidate, candidate, expected, pick
+from calibration.next_visit import Candidate, candidate, expected, pick
 from prism.nn.zoo import describe
 from prism.perfmap import Cell, build_map
 from prism.perfmap.pooling import read_traces

@@ -24,10 +24,10 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from calibration import pages
-from calibration.compare import Report, compared
+from calibration.decision_scores import Guess
 from calibration.fit import Calibration, calibrate
-from calibration.pairs import Guess
+from calibration.report import page as pages
+from calibration.validate import Report, compared
 from hw.job import RunConfig
 from hw.sweep import SweepConfig
 from hw.sweep import cells as cells_of

@@ -1,4 +1,4 @@
-"""Visits chosen one by one: calibration.active over a sweep's cells and the traces that its folder holds."""
+"""Visits chosen one by one: calibration.next_visit over a sweep's cells and the traces that its folder holds."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from calibration.active import candidate, pick
+from calibration.next_visit import candidate, pick
 from hw.job import RunConfig
 from hw.profile import Order
 from hw.sweep import SweepConfig, Visit, cells, file_name

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 import numpy as np
 
-from calibration.alphabeta import AlphaBeta, fit_alpha_beta
+from calibration.alpha_beta import AlphaBeta, fit_alpha_beta
 from prism.errors import TraceError
 from prism.spec import LinkSpec
 from prism.trace import Probe

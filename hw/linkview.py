@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from calibration.alphabeta import AlphaBeta
+from calibration.alpha_beta import AlphaBeta
 from hw.linkreport import BUSY, IDLE, LOADED, LinkReport, RoundTrips, collective_times, one_way, trips_ms
 from prism.report.page import frame, svg_text
 from prism.trace import Probe

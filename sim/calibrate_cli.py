@@ -41,8 +41,8 @@ def calibrate_command(
     json: options.Json = False,
 ) -> None:  # fmt: skip
     """Fit a profile to measured traces: terms with their errors, residuals, and each model from the others alone."""
-    from calibration import pages
     from calibration.fit import calibrate
+    from calibration.report import page as pages
     from sim.fitting import simulate
 
     known = read_traces(traces)
@@ -59,7 +59,7 @@ def calibrate_command(
 
 
 def _print_fit(found: "Calibration", output: Path) -> None:
-    from calibration import pages
+    from calibration.report import page as pages
 
     console = Console()
     table = Table("term", "value", "error", "", box=None)
@@ -93,7 +93,7 @@ def compare_command(
     json: options.Json = False,
 ) -> None:  # fmt: skip
     """Simulated against measured: errors, decisions, break-evens, intervals, and what simpler rules would do."""
-    from calibration import pages
+    from calibration.report import page as pages
 
     if output and output.suffix not in (".html", ".json"):
         raise ConfigError(f"output {output}: a comparison is written as .html or .json; rename it")
@@ -134,7 +134,7 @@ def compare(
     draws: int, seed: int,
 ) -> Any:  # fmt: skip
     """A Report of a map's cells under a profile."""
-    from calibration.compare import compared
+    from calibration.validate import compared
     from sim.fitting import guesses
 
     found = guesses(profile, measured.cells, models, draws, seed, os.cpu_count() or 1)

@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from calibration.decision_scores import Guess
 from calibration.fit import Simulate
-from calibration.pairs import Guess
 from prism.cost import CalibratedProfile, CostModel
 from prism.perfmap import Cell
 from prism.spec import ModelSpec

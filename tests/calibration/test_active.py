@@ -3,7 +3,7 @@
 import numpy as np
 from support.simulated import FULL, LOCAL, MEANS, vit
 
-from calibration.active import Candidate, candidate, pick
+from calibration.next_visit import Candidate, candidate, pick
 from prism.plan import ExecutionPlan, Mode
 from prism.spec import LinkSpec
 

@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from calibration.alphabeta import AlphaBeta, fit_alpha_beta
+from calibration.alpha_beta import AlphaBeta, fit_alpha_beta
 from prism.errors import ConfigError
 
 SIZES = np.repeat([1, 4, 16, 64, 256, *(1024 * 2**k for k in range(13))], 8)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from support.simulated import KNOWN, LOCAL, MODELS, PACE_MS, PROFILE, simulated, trace_set
 
-from calibration import pages
-from calibration.compare import Report, compared
-from calibration.perfect import deviation
+from calibration.noise_floor import deviation
+from calibration.report import page as pages
+from calibration.validate import Report, compared
 from prism.cost import CalibratedProfile, Term
 from prism.errors import ConfigError
 from prism.perfmap import PerformanceMap, build_map

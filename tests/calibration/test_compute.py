@@ -20,7 +20,7 @@ from support.simulated import (
     without,
 )
 
-from calibration.compute import (
+from calibration.compute_terms import (
     ROOFLINE,
     TERMS,
     Step,

@@ -12,8 +12,7 @@ from typing import Literal
 import msgspec
 import numpy as np
 
-from calibration.checks import visits_apart
-from calibration.pairs import (
+from calibration.decision_scores import (
     BreakEven,
     Guess,
     Measured,
@@ -26,7 +25,8 @@ from calibration.pairs import (
     rule_from,
     rule_of,
 )
-from calibration.perfect import Perfect, perfect
+from calibration.noise_floor import Perfect, perfect
+from calibration.trace_checks import visits_apart
 from prism.cost import CalibratedProfile, Tag
 from prism.perfmap import Cell, PerformanceMap
 from prism.plan import ExecutionPlan, Mode

@@ -8,11 +8,11 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from calibration import figures
-from calibration.compare import Report, Scores
+from calibration.decision_scores import Rule
 from calibration.fit import Calibration
-from calibration.pairs import Rule
-from calibration.perfect import Perfect
+from calibration.noise_floor import Perfect
+from calibration.report import figures
+from calibration.validate import Report, Scores
 from prism.cost import CalibratedProfile
 from prism.report.page import frame, svg_text
 from prism.trace import now_text

@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.pairs import Guess, Measured, break_evens_of, distances, pairs_of, rule_of
+from calibration.decision_scores import Guess, Measured, break_evens_of, distances, pairs_of, rule_of
 
 DRAWS, MEDIANS = 16, 20_000
 

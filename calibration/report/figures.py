@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from calibration.compare import Row
+from calibration.decision_scores import BreakEven, Pair
 from calibration.fit import Residual
-from calibration.pairs import BreakEven, Pair
+from calibration.validate import Row
 from prism.perfmap import short
 from prism.trace import KINDS
 

@@ -1,0 +1,1 @@
+"""A fit and a comparison as figures and as pages."""
