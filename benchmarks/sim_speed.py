@@ -35,13 +35,13 @@ from prism.decide.policy import FixedPolicy
 from prism.plan import ExecutionPlan, Mode
 from prism.spec import LinkSpec, ModelSpec
 from prism.trace import Trace
-from sim.backend import SimBackend, identical
-from sim.grid import over_processes, solve
-from sim.program import script
-from sim.question import Axes, Study
-from sim.queue import Arrivals
-from sim.scenario import Scenario, simulate
-from sim.study import Point, plan_of, predict
+from sim.ask.point import Point, plan_of, predict
+from sim.ask.study import over_processes, solve
+from sim.ask.study_file import Axes, Study
+from sim.engine.backend import SimBackend, identical
+from sim.engine.script import script
+from sim.serving.requests import Arrivals
+from sim.serving.scenario import Scenario, simulate
 
 MODEL = ModelSpec(
     name="vit_base_patch16_224", family="vit", blocks=12, width=768, heads=12, mlp_width=3072, tokens=197,

@@ -21,7 +21,7 @@ from prism.decide.accuracy import AccuracyTable, PlanAccuracy, load_accuracy
 from prism.nn.zoo import describe
 from prism.plan import Mode
 from prism.spec import LinkSpec, ModelSpec
-from sim.study import Point, plan_of, predict, with_tokens
+from sim.ask.point import Point, plan_of, predict, with_tokens
 
 BATCH, MBPS = 8, (100, 400)
 Line = dict[str, Any]

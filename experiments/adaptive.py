@@ -52,8 +52,8 @@ from prism.decide.table import LOCAL, Objective, Observation, Table, table_of
 from prism.perfmap import PerformanceMap, load_map
 from prism.plan import ExecutionPlan, Mode
 from prism.spec import LinkSpec
-from sim.options import model_of
-from sim.study import Point, summary
+from sim.ask.point import Point, summary
+from sim.cli.options import model_of
 
 HERE = Path(__file__).parent
 MODEL, PORT, SLOTS, SLOT_S = "vit_base_patch16_224", 29500, 300, 2.0

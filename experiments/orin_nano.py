@@ -25,7 +25,7 @@ from prism.plan import ExecutionPlan, Mode
 from prism.spec import LinkSpec, ModelSpec, PowerProfile
 from prism.trace.energy import modelled_energy
 from prism.trace.metrics import Summary, summarise
-from sim.backend import SimBackend, identical
+from sim.engine.backend import SimBackend, identical
 
 REFERENCE = Path(__file__).parent / "reference"
 TABLES = ("prism_jetson_latency.csv", "prism_jetson_energy.csv", "prism_compute_accuracy.csv")

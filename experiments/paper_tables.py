@@ -31,8 +31,8 @@ from orin_nano import (
 
 from prism.plan import Mode
 from prism.spec import LinkSpec
-from sim.flip import Flip, crossover
-from sim.study import Point, plan_of
+from sim.ask.break_even import Flip, crossover
+from sim.ask.point import Point, plan_of
 
 FITTED_BATCHES = (1, 4, 16)
 RESULTS = Path(__file__).parent / "results" / "paper_tables"

@@ -40,8 +40,8 @@ from prism.perfmap import Cell, PerformanceMap, build_map
 from prism.perfmap.pooling import TraceSet, read_traces
 from prism.spec import LinkSpec, ModelSpec
 from prism.trace import now_text, read_trace
-from sim.fitting import guess_of, pooled, simulate
-from sim.study import Point
+from sim.ask.for_calibration import guess_of, pooled, simulate
+from sim.ask.point import Point
 
 CONFIGS = Path(os.path.relpath(Path(__file__).parent)) / "unseen_models"  # as a user would type it
 RESULTS = Path(__file__).parent / "results" / "unseen_models"

@@ -13,7 +13,7 @@ from calibration.validate import Report, compared
 from prism.cost import CalibratedProfile, Term
 from prism.errors import ConfigError
 from prism.perfmap import PerformanceMap, build_map
-from sim.fitting import guesses
+from sim.ask.for_calibration import guesses
 
 RATES = (20, 60, 200, 1000)
 

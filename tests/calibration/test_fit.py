@@ -22,7 +22,7 @@ from calibration.fit import LINK, Calibration, calibrate, link_terms, undisturbe
 from prism.errors import ConfigError, TraceError
 from prism.perfmap import build_map
 from prism.trace import Probe, Span
-from sim.fitting import simulate
+from sim.ask.for_calibration import simulate
 
 RATES = (50, 400)
 

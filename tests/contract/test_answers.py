@@ -12,9 +12,9 @@ from prism.nn.zoo import describe
 from prism.perfmap import PerformanceMap, load_map
 from prism.plan import ExecutionPlan, Mode
 from prism.spec import LinkSpec
-from sim.backend import identical
-from sim.queue import Arrivals
-from sim.scenario import Scenario, simulate
+from sim.engine.backend import identical
+from sim.serving.requests import Arrivals
+from sim.serving.scenario import Scenario, simulate
 
 INT4 = ExecutionPlan(mode=Mode.FULL, devices=2, wire="int4")
 FLOOR = Objective(least_agreement=0.98)

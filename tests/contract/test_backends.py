@@ -20,7 +20,7 @@ from prism.spec import LinkSpec
 from prism.trace import KINDS, Span, Trace, read_trace, write_trace
 from prism.trace.metrics import summarise
 from prism.workload import build
-from sim.backend import SimBackend, identical
+from sim.engine.backend import SimBackend, identical
 
 LINK = LinkSpec.parse("shaper:200Mbps,0.5ms")
 MODEL = describe(BUNDLED)

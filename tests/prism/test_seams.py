@@ -20,5 +20,5 @@ def test_the_core_knows_no_torch_distributed():
 
 
 def test_the_simulators_command_line_does_not_import_torch():
-    code = "import sys, sim.cli; sys.exit('torch' in sys.modules)"
+    code = "import sys, sim.cli.main; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -17,7 +17,7 @@ from prism.trace import read_trace, write_trace
 from prism.trace.metrics import summarise
 
 ROOT = Path(__file__).parents[2]
-RUN = "import sys; from sim.cli import app, main; {before}main()"
+RUN = "import sys; from sim.cli.main import app, main; {before}main()"
 
 
 def run(folder: Path, *arguments: str, code: int = 0, before: str = "") -> str:

@@ -18,11 +18,11 @@ from prism.trace import Trace
 from prism.trace.energy import modelled_energy
 from prism.trace.metrics import summarise
 from prism.workload import Kernel, build
-from sim.backend import Machines, SimBackend, identical
-from sim.engine import Ring
-from sim.network import Network
-from sim.program import Step, script, sides
-from sim.topology import topology
+from sim.engine.backend import Machines, SimBackend, identical
+from sim.engine.network import Network
+from sim.engine.ranks import Ring
+from sim.engine.script import Step, script, sides
+from sim.engine.topology import topology
 
 FULL2 = ExecutionPlan(mode=Mode.FULL, devices=2)
 MEANS2 = ExecutionPlan(mode=Mode.SEGMENT_MEANS, devices=2, segments=5)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from prism.errors import ConfigError
 from prism.spec import LinkSpec
-from sim.network import Medium, Network
-from sim.topology import check_topology, topology
+from sim.engine.network import Medium, Network
+from sim.engine.topology import check_topology, topology
 
 RATE = 100e6
 

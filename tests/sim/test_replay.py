@@ -40,7 +40,7 @@ def log(tmp_path):
 
 def replay(*arguments):
     return subprocess.run(
-        [sys.executable, "-c", "from sim.cli import main; main()", "replay", *map(str, arguments)], capture_output=True, text=True
+        [sys.executable, "-c", "from sim.cli.main import main; main()", "replay", *map(str, arguments)], capture_output=True, text=True
     )
 
 

@@ -12,10 +12,10 @@ from prism.errors import ConfigError
 from prism.plan import ExecutionPlan, Mode
 from prism.spec import LinkSpec
 from prism.trace.metrics import summarise
-from sim.backend import SimBackend, identical
-from sim.fleet import Fault
-from sim.queue import Arrivals, Batching, Queue, parse_arrivals, serve, source
-from sim.scenario import PredictingPolicy, Scenario, simulate
+from sim.engine.backend import SimBackend, identical
+from sim.serving.fleet import Fault
+from sim.serving.requests import Arrivals, Batching, Queue, parse_arrivals, serve, source
+from sim.serving.scenario import PredictingPolicy, Scenario, simulate
 
 FULL3 = ExecutionPlan(mode=Mode.FULL, devices=3)
 MACHINES = identical(profile(), profile().model(), 3, LinkSpec(kind="shaper", rate_bps=300e6))

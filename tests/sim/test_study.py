@@ -12,11 +12,11 @@ from prism.cost import load_profile
 from prism.errors import ConfigError, PlanError
 from prism.plan import ExecutionPlan, Mode
 from prism.spec import LinkSpec
-from sim.flip import crossover, sensitivity
-from sim.grid import Answer, over_processes, over_ray, points, solve
-from sim.question import Axes, Constraints, Inverse, Study, load_study
-from sim.study import Point, latency_ms, plan_of, predict, summary
-from sim.topology import Edge
+from sim.ask.break_even import crossover, sensitivity
+from sim.ask.point import Point, latency_ms, plan_of, predict, summary
+from sim.ask.study import Answer, over_processes, over_ray, points, solve
+from sim.ask.study_file import Axes, Constraints, Inverse, Study, load_study
+from sim.engine.topology import Edge
 
 ORIN = load_profile("orin-nano")
 MEANS = ExecutionPlan(mode=Mode.SEGMENT_MEANS, devices=2, segments=10)
@@ -112,7 +112,7 @@ STUDY = Study(
 def test_a_study_is_the_same_from_one_process_from_two_and_from_ray(monkeypatch):
     one = solve(STUDY, [SMALL], over_processes(1))
     assert len(one.cells) == 2 + 2 * 2 * 2 + 2 * 2 * 2 * 2  # local knows no link
-    monkeypatch.setattr("sim.grid.CHUNK", 4)
+    monkeypatch.setattr("sim.ask.study.CHUNK", 4)
     assert solve(STUDY, [SMALL], over_processes(2)) == one
     fake = types.ModuleType("ray")
     fake.init = lambda **_: None

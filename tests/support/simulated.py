@@ -11,7 +11,7 @@ from prism.perfmap.pooling import TraceFile, TraceSet
 from prism.plan import ExecutionPlan, Mode
 from prism.spec import LinkSpec, ModelSpec
 from prism.trace import PACE, Batch, Probe, Span, Trace
-from sim.backend import SimBackend, identical
+from sim.engine.backend import SimBackend, identical
 
 KNOWN = {
     "gemm.s_per_flop": 1e-11, "attention.s_per_flop": 3e-11, "memory.s_per_byte": 3e-10, "kernel.fixed_s": 5e-5,

@@ -14,7 +14,7 @@ from calibration.fit import Simulate
 from prism.cost import CalibratedProfile, CostModel
 from prism.perfmap import Cell
 from prism.spec import ModelSpec
-from sim.study import Point, latencies, latency_ms, outside_of, scatter, summary
+from sim.ask.point import Point, latencies, latency_ms, outside_of, scatter, summary
 
 SLOWER = 1.1  # how much slower a machine is taken to be, to see what its pace does to a latency
 

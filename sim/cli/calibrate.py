@@ -17,9 +17,9 @@ from prism.perfmap import Cell, PerformanceMap, build_map
 from prism.perfmap.pooling import TraceSet, read_traces
 from prism.spec import ModelSpec
 from prism.trace import Probe, Trace, perfetto, read_trace
-from sim import options
-from sim.backend import SimBackend, identical
-from sim.options import model_of
+from sim.cli import options
+from sim.cli.options import model_of
+from sim.engine.backend import SimBackend, identical
 
 if TYPE_CHECKING:  # scipy takes half of the time that prism-sim needs to start
     from calibration.fit import Calibration
@@ -43,7 +43,7 @@ def calibrate_command(
     """Fit a profile to measured traces: terms with their errors, residuals, and each model from the others alone."""
     from calibration.fit import calibrate
     from calibration.report import page as pages
-    from sim.fitting import simulate
+    from sim.ask.for_calibration import simulate
 
     known = read_traces(traces)
     models = _models(known, model)
@@ -135,7 +135,7 @@ def compare(
 ) -> Any:  # fmt: skip
     """A Report of a map's cells under a profile."""
     from calibration.validate import compared
-    from sim.fitting import guesses
+    from sim.ask.for_calibration import guesses
 
     found = guesses(profile, measured.cells, models, draws, seed, os.cpu_count() or 1)
     return compared(profile, measured, found, models, reference)
@@ -146,7 +146,7 @@ def side_by_side(
 ) -> bytes:
     """The first visit of a cell and the same simulated, as Perfetto JSON."""
     from prism.backend import Workload
-    from sim.fitting import point_of
+    from sim.ask.for_calibration import point_of
 
     cell: Cell = next(cell for cell in build_map(traces).cells if cell.label == label)
     name = cell.provenance.files[0][0]

@@ -10,11 +10,11 @@ from prism.decide.policy import Decision, Policy, State
 from prism.decide.table import LOCAL, Objective, Observation, Table
 from prism.plan import ExecutionPlan
 from prism.spec import ModelSpec
-from sim.backend import Machines
-from sim.engine import Process
-from sim.fleet import Fault, Fleet
-from sim.queue import Arrivals, Batching, Queue, Request, serve, source
-from sim.study import Point, summary
+from sim.ask.point import Point, summary
+from sim.engine.backend import Machines
+from sim.engine.ranks import Process
+from sim.serving.fleet import Fault, Fleet
+from sim.serving.requests import Arrivals, Batching, Queue, Request, serve, source
 
 
 class Scenario(msgspec.Struct, frozen=True, kw_only=True):

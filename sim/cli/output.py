@@ -13,11 +13,11 @@ from rich.table import Table
 
 from prism.cli.entry import command_line, write_file
 from prism.errors import ConfigError
-from sim.flip import Flip, Influence
-from sim.grid import Result
-from sim.plots import SHOWN, STAGES, name_of, names_of, row
-from sim.scenario import Served
-from sim.study import Prediction
+from sim.ask.break_even import Flip, Influence
+from sim.ask.point import Prediction
+from sim.ask.study import Result
+from sim.cli.plots import SHOWN, STAGES, name_of, names_of, row
+from sim.serving.scenario import Served
 
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>

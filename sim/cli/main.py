@@ -18,16 +18,18 @@ from prism.plan import ExecutionPlan, Mode
 from prism.spec import load_model_spec
 from prism.trace import perfetto, write_trace
 from prism.workload import build
-from sim import grid, options, plots, report
-from sim.backend import SimBackend, identical
-from sim.calibrate_cli import calibrate_command, compare_command
-from sim.flip import crossover, sensitivity
-from sim.map_cli import map_command
-from sim.options import link_of, model_of, points_of, usual_segments
-from sim.question import load_study
-from sim.replay_cli import replay_command
-from sim.serve_cli import serve_sim
-from sim.study import Axis, Point, Prediction, outside_of, plan_of, predict
+from sim.ask import study as grid
+from sim.ask.break_even import crossover, sensitivity
+from sim.ask.point import Axis, Point, Prediction, outside_of, plan_of, predict
+from sim.ask.study_file import load_study
+from sim.cli import options, plots
+from sim.cli import output as report
+from sim.cli.calibrate import calibrate_command, compare_command
+from sim.cli.map import map_command
+from sim.cli.options import link_of, model_of, points_of, usual_segments
+from sim.cli.replay import replay_command
+from sim.cli.serve import serve_sim
+from sim.engine.backend import SimBackend, identical
 
 app = typer.Typer(
     name="prism-sim", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,

@@ -18,9 +18,9 @@ from prism.plan import ExecutionPlan, Mode, payload_bytes
 from prism.spec import LinkSpec, ModelSpec
 from prism.trace import Trace
 from prism.trace.metrics import Summary, summarise
-from sim.backend import SimBackend, identical
-from sim.program import script
-from sim.topology import Edge, Topology, graph_of
+from sim.engine.backend import SimBackend, identical
+from sim.engine.script import script
+from sim.engine.topology import Edge, Topology, graph_of
 
 INTERVAL = (5.0, 95.0)  # percentiles
 

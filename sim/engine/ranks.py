@@ -16,9 +16,9 @@ import simpy
 from prism.plan import ExecutionPlan
 from prism.trace import Span, aligned
 from prism.workload import HEADER_BYTES
-from sim.device import Device
-from sim.network import Network
-from sim.program import Script, Step, sides
+from sim.engine.device import Device
+from sim.engine.network import Network
+from sim.engine.script import Script, Step, sides
 
 Key = tuple[int, int, str, int]  # batch, receiving rank, op, block
 HALVES = 2  # gloo's ring cuts a chunk in two

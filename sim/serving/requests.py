@@ -14,8 +14,8 @@ import numpy as np
 import simpy
 
 from prism.errors import ConfigError
-from sim.engine import Process
-from sim.network import column
+from sim.engine.network import column
+from sim.engine.ranks import Process
 
 Pattern = Literal["single-stream", "multi-stream", "server", "poisson", "trace", "offline"]
 

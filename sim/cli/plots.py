@@ -4,9 +4,9 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from sim.flip import Flip
-from sim.grid import Result
-from sim.study import Prediction
+from sim.ask.break_even import Flip
+from sim.ask.point import Prediction
+from sim.ask.study import Result
 
 SHOWN = 40  # rows of a table or a plot; files have all
 STAGES = {"compute": "#3b6ea5", "staging": "#9a6fb0", "wait": "#c9ced6", "wire": "#d9822b"}

@@ -12,8 +12,8 @@ from prism.cost import load_profile
 from prism.errors import ConfigError
 from prism.plan import Mode, Wire
 from prism.spec import Positive
-from sim.study import Prediction
-from sim.topology import Edge, Topology, graph_of
+from sim.ask.point import Prediction
+from sim.engine.topology import Edge, Topology, graph_of
 
 NEEDED = (
     "mode",

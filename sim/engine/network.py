@@ -20,7 +20,7 @@ import simpy
 
 from prism.errors import ConfigError
 from prism.spec import LinkSpec
-from sim.topology import Graph, Routes, routes_of
+from sim.engine.topology import Graph, Routes, routes_of
 
 FRAME_BYTES = 1448  # TCP payload of one Ethernet frame
 

@@ -12,11 +12,11 @@ from prism.errors import PlanError
 from prism.plan import ExecutionPlan
 from prism.spec import LinkSpec
 from prism.trace import Batch, Record, Trace, TraceHeader
-from sim.device import Device
-from sim.engine import Group, Process
-from sim.network import Network, read_rates
-from sim.program import script
-from sim.topology import Topology, known_routes, topology
+from sim.engine.device import Device
+from sim.engine.network import Network, read_rates
+from sim.engine.ranks import Group, Process
+from sim.engine.script import script
+from sim.engine.topology import Topology, known_routes, topology
 
 EPOCH = "1970-01-01T00:00:00Z"  # virtual time begins here, so that a seed's trace is the same bytes
 

@@ -21,9 +21,9 @@ from prism.perfmap.pooling import TraceFile, TraceSet
 from prism.plan import WIRES, Mode, Wire, combinations
 from prism.spec import LinkSpec
 from prism.units import parse_rate
-from sim import options
-from sim.options import map_name, model_of
-from sim.study import Point, outside_of, plan_of, simulated
+from sim.ask.point import Point, outside_of, plan_of, simulated
+from sim.cli import options
+from sim.cli.options import map_name, model_of
 
 MODES = [mode for mode in Mode if mode is not Mode.LOCAL]
 Name = TypeVar("Name", Mode, Wire)

@@ -14,9 +14,9 @@ from prism.errors import ConfigError, PlanError
 from prism.plan import ExecutionPlan, Mode, Wire
 from prism.spec import LinkSpec, ModelSpec
 from prism.units import parse_rate, parse_seconds, parse_share
-from sim.question import Inverse, Objective, Study
-from sim.study import Axis, Point, Prediction, at, plan_of, predict, with_tokens
-from sim.topology import Topology
+from sim.ask.point import Axis, Point, Prediction, at, plan_of, predict, with_tokens
+from sim.ask.study_file import Inverse, Objective, Study
+from sim.engine.topology import Topology
 
 CHUNK = 64  # cells of one task: about 100 ms
 MOST_CELLS = 1_000_000

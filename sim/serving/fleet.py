@@ -12,9 +12,9 @@ from prism.plan import ExecutionPlan
 from prism.spec import ModelSpec
 from prism.trace import Batch, Trace
 from prism.trace.energy import modelled_energy
-from sim.backend import Machines, SimBackend
-from sim.engine import Group, Process
-from sim.program import script
+from sim.engine.backend import Machines, SimBackend
+from sim.engine.ranks import Group, Process
+from sim.engine.script import script
 
 NOTICED_S = 0.03  # a peer whose process dies closes its sockets
 REFORMED_S = 0.03  # a new group on a fresh prefix of the store

@@ -12,8 +12,8 @@ from prism.partition import segments_for_rate
 from prism.plan import ExecutionPlan, Mode, Wire
 from prism.spec import LinkSpec, ModelSpec, load_model_spec
 from prism.units import parse_rate, parse_seconds, parse_share
-from sim.study import Point, plan_of, with_tokens
-from sim.topology import Topology
+from sim.ask.point import Point, plan_of, with_tokens
+from sim.engine.topology import Topology
 
 USUAL_RATE = 9.9  # the published compression rate
 

@@ -12,7 +12,7 @@ from prism.cost import CalibratedProfile, CostModel, Tag
 from prism.errors import ConfigError, PlanError
 from prism.perfmap.crossover import crossing
 from prism.plan import ExecutionPlan, Mode
-from sim.study import INTERVAL, Axis, Point, at, latencies, latency_ms, outside_of, scatter
+from sim.ask.point import INTERVAL, Axis, Point, at, latencies, latency_ms, outside_of, scatter
 
 Class = Literal["at", "always", "never"]
 RATES_MBPS = tuple(float(round(10 ** (1 + k / 8), 3)) for k in range(25))  # 10 Mbps to 10 Gbps

@@ -16,13 +16,14 @@ from prism.perfmap import load_map
 from prism.plan import ExecutionPlan, Mode
 from prism.spec import ModelSpec
 from prism.units import parse_seconds
-from sim import options, report
-from sim.backend import Machines, identical
-from sim.fleet import Fault
-from sim.options import link_of, map_name, model_of, usual_segments
-from sim.queue import Batching, parse_arrivals
-from sim.scenario import PredictingPolicy, Scenario, simulate
-from sim.study import Point, outside_of, plan_of
+from sim.ask.point import Point, outside_of, plan_of
+from sim.cli import options
+from sim.cli import output as report
+from sim.cli.options import link_of, map_name, model_of, usual_segments
+from sim.engine.backend import Machines, identical
+from sim.serving.fleet import Fault
+from sim.serving.requests import Batching, parse_arrivals
+from sim.serving.scenario import PredictingPolicy, Scenario, simulate
 
 
 def serve_sim(

@@ -14,8 +14,8 @@ from prism.decide.log import Answered, Decided, DecisionLog, Replay, read_decisi
 from prism.errors import PrismError
 from prism.plan import ExecutionPlan
 from prism.spec import LinkSpec, ModelSpec
-from sim import options
-from sim.study import Point, latency_ms
+from sim.ask.point import Point, latency_ms
+from sim.cli import options
 
 STEP = 1.05  # rates within this factor are simulated as one
 

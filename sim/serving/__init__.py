@@ -1,0 +1,1 @@
+"""Serving in simulation: requests, a fleet that may lose devices, and the policy in the loop."""
