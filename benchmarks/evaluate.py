@@ -20,9 +20,9 @@ import msgspec
 import torch
 import torch.multiprocessing as mp
 
-from hw import evaluate as evaluation
-from hw.data import SAMPLE_IMAGES, ImageReader, Sample, image_paths
-from hw.evaluate import EvalConfig, evaluate
+from hw.evaluate import run as evaluation
+from hw.evaluate.run import EvalConfig, evaluate
+from hw.inputs.samples import SAMPLE_IMAGES, ImageReader, Sample, image_paths
 from prism.nn.zoo import Loaded, load_model
 from prism.plan import Mode
 

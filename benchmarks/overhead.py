@@ -27,9 +27,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from hw.comm import GlooExchange, free_port, open_store, process_group
-from hw.recorder import SpanRecorder
-from hw.staging import HostStager
+from hw.comm.group import GlooExchange, free_port, open_store, process_group
+from hw.comm.recorder import SpanRecorder
+from hw.comm.staging import HostStager
 from prism.nn.distribute import distribute
 from prism.plan import ExecutionPlan, Mode
 

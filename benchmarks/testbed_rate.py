@@ -20,7 +20,7 @@ from prism.trace.metrics import bandwidths
 
 
 def prism(*args: str) -> dict:
-    done = subprocess.run([sys.executable, "-m", "hw.cli", *args, "--json"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "hw.cli.main", *args, "--json"], capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr)
     return json.loads(done.stdout)

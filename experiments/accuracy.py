@@ -15,9 +15,9 @@ import msgspec
 from assets import cache_folder
 from rich.progress import Progress
 
-from hw.evaldata import Columns
-from hw.evalpage import page
-from hw.evaluate import EvalConfig, evaluate
+from hw.evaluate.datasets import Columns
+from hw.evaluate.page import page
+from hw.evaluate.run import EvalConfig, evaluate
 from prism.decide.accuracy import AccuracyTable, PlanAccuracy
 from prism.partition import split_sizes
 from prism.plan import Mode, Wire

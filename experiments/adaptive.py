@@ -37,11 +37,11 @@ import torch
 from coarser_maps import on_every_map
 from rich.progress import track
 
-from hw.evaluate import EvalConfig, evaluate
-from hw.netns import enter
+from hw.evaluate.run import EvalConfig, evaluate
+from hw.serving.app import ServeConfig, terminal
 from hw.serving.runtime import PROBE_DEVIATION, PROBE_EVERY_S, AdaptiveRuntime
-from hw.serving.service import ServeConfig, terminal
-from hw.testbed import NamespaceTestbed
+from hw.testbed.namespaces import NamespaceTestbed
+from hw.testbed.netns import enter
 from prism.cli.entry import command_line
 from prism.cost import load_profile
 from prism.decide.accuracy import AccuracyTable, load_accuracy
@@ -172,7 +172,7 @@ def measured(rates: list[float], folder: Path) -> tuple[list[dict[str, Any]], di
         )  # fmt: skip
         peer = subprocess.Popen(
             ["nsenter", f"--net={bed.stations[1].path}", "taskset", "-c", str(max(os.sched_getaffinity(0))), sys.executable,
-             "-m", "hw.cli", "join", f"10.66.0.1:{PORT}", "--key-file", str(folder / "key"), "--name", "other",
+             "-m", "hw.cli.main", "join", f"10.66.0.1:{PORT}", "--key-file", str(folder / "key"), "--name", "other",
              "--model", MODEL, "--weights", "random", "--timeout", f"{TIMEOUT_S}s"],
         )  # fmt: skip
         try:

@@ -24,10 +24,10 @@ import numpy as np
 import torch
 from rich.progress import track
 
-from hw.data import load_images
-from hw.netns import enter
-from hw.serving.service import ServeConfig, terminal
-from hw.testbed import INTERFACE, NamespaceTestbed
+from hw.inputs.samples import load_images
+from hw.serving.app import ServeConfig, terminal
+from hw.testbed.namespaces import INTERFACE, NamespaceTestbed
+from hw.testbed.netns import enter
 from prism.decide.policy import FixedPolicy
 from prism.decide.table import LOCAL
 from prism.nn.distribute import distribute
@@ -134,7 +134,7 @@ class Peer:
 
     def __init__(self, netns: str, folder: Path) -> None:
         self._command = [
-            "nsenter", f"--net={netns}", "taskset", "-c", str(max(os.sched_getaffinity(0))), sys.executable, "-m", "hw.cli",
+            "nsenter", f"--net={netns}", "taskset", "-c", str(max(os.sched_getaffinity(0))), sys.executable, "-m", "hw.cli.main",
             "join", f"10.66.0.1:{PORT}", "--key-file", str(folder / "key"), "--name", "other", "--timeout", f"{TIMEOUT_S}s",
         ]  # fmt: skip
         self.start()

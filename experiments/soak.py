@@ -21,7 +21,7 @@ import torch
 from faults import prepare
 from rich.progress import track
 
-from hw.data import load_images
+from hw.inputs.samples import load_images
 from prism.nn.zoo import load_model
 
 MODEL, EVERY_S, KILL_S = "fashion-vit", 10.0, 120.0
@@ -30,7 +30,7 @@ MOST_GROWTH = 0.05  # of resident memory, from the first quarter's median to the
 
 def start(*arguments: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, "-m", "hw.cli", *arguments],
+        [sys.executable, "-m", "hw.cli.main", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,

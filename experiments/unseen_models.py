@@ -28,9 +28,9 @@ from calibration.decision_scores import Guess
 from calibration.fit import Calibration, calibrate
 from calibration.report import page as pages
 from calibration.validate import Report, compared
-from hw.job import RunConfig
-from hw.sweep import SweepConfig
-from hw.sweep import cells as cells_of
+from hw.run.config import RunConfig
+from hw.sweep.config import SweepConfig
+from hw.sweep.config import cells as cells_of
 from prism.cli.entry import run
 from prism.config import load_json, load_toml
 from prism.cost import PROFILES, CalibratedProfile

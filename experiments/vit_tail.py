@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hw.data import Inputs, load_images
+from hw.inputs.samples import Inputs, load_images
 from prism.nn.exchange import Exchange, run_in_process
 from prism.nn.families import adapter_for
 from prism.nn.forward import Pass

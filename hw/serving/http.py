@@ -12,7 +12,7 @@ from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 from prometheus_client import CollectorRegistry, generate_latest
 
-from hw.serving import v2
+from hw.serving import open_inference as v2
 from hw.serving.batching import Batcher, Overloaded
 from prism.errors import ConfigError, InputError
 

@@ -17,8 +17,8 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from hw.recorder import SpanRecorder
-from hw.serving.members import Group
+from hw.comm.recorder import SpanRecorder
+from hw.serving.leader import Group
 from prism.decide.link_rate import RateEstimate, Sample, updated
 from prism.decide.log import Answered, Corrected, Entry, LogHeader, decided
 from prism.decide.policy import AnyPolicy, Decision, State
@@ -41,7 +41,7 @@ RESIDUALS, ALARM = (
 
 
 class Membership(Protocol):
-    """What the runtime needs of hw.serving.members.Members."""
+    """What the runtime needs of hw.serving.leader.Members."""
 
     using: threading.Lock
 

@@ -62,7 +62,7 @@ def summarise(trace: Trace) -> Summary:
 
 
 def pace_ms(trace: Trace) -> dict[int, float]:
-    """Of each rank that timed it, milliseconds of the block that a machine's pace is told by (hw/pace.py): the median over
+    """Of each rank that timed it, milliseconds of the block that a machine's pace is told by (hw/probe/pace.py): the median over
     the stretches beside the batches. Empty where none was timed."""
     found: dict[int, list[float]] = defaultdict(list)
     for probe in trace.probes:

@@ -128,7 +128,7 @@ class Probe(msgspec.Struct, frozen=True, kw_only=True, tag="probe", tag_field="t
 
     op: gemm, attention, norm, elementwise, block, d2h, h2d, pack, unpack, pair, mesh, ring; and pace, a block of one shape
     that is timed beside the batches of a run.
-    shape: what the op's own documentation in hw/probe.py says, in that order.
+    shape: what the op's own documentation in hw/probe/suite.py says, in that order.
     flops, bytes: of one call, by prism.workload's rules (exchange: payload bytes of one message).
     """
 

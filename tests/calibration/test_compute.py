@@ -33,7 +33,7 @@ from calibration.compute_terms import (
     tied,
 )
 from calibration.fit import SPREAD
-from hw.probecells import cells
+from hw.probe.cells import cells
 from prism.cost import Term, load_profile, normal_scores
 from prism.errors import ConfigError
 from prism.trace import Probe, Span, Trace

@@ -5,7 +5,7 @@ import pytest
 from support.profiles import profile
 from support.serving import MEANS, MODEL, Member, cell, images, serving, until
 
-from hw.evaluate import EvalConfig, evaluate
+from hw.evaluate.run import EvalConfig, evaluate
 from prism.decide.policy import PrismPolicy
 from prism.decide.table import LOCAL, Objective, table_of
 from prism.nn.zoo import describe

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import pytest
 from support.profiles import profile
 
-from hw.backend import GlooBackend
-from hw.job import RunConfig
+from hw.run.backend import GlooBackend
+from hw.run.config import RunConfig
 from prism.backend import Backend, Workload
 from prism.errors import PlanError
 from prism.nn.zoo import BUNDLED, describe

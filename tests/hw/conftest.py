@@ -3,7 +3,7 @@ from collections.abc import Callable
 
 import pytest
 
-from hw.cli import main
+from hw.cli.main import main
 
 Ran = tuple[int, str, str]
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from hw.backend import GlooBackend
-from hw.job import RunConfig
+from hw.run.backend import GlooBackend
+from hw.run.config import RunConfig
 from prism.backend import Backend, Workload
 from prism.errors import PlanError
 from prism.nn.zoo import describe

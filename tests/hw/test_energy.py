@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hw.doctor import _sensors
-from hw.energy import Ina3221, Jtop, PowerSampler, Rapl, find_meter
+from hw.energy.meters import Ina3221, Jtop, PowerSampler, Rapl, find_meter
+from hw.machine.doctor import _sensors
 from prism.errors import ConfigError
 from prism.plan import ExecutionPlan, Mode
 from prism.trace import Batch, Meter, Power, Trace, TraceHeader

@@ -17,15 +17,15 @@ from torch.nn import functional as F
 from transformers import BertForQuestionAnswering
 from transformers.modeling_outputs import CausalLMOutput
 
-from hw import evalscore
-from hw import evaluate as evaluation
-from hw.data import Sample, collate_texts
-from hw.evaldata import Columns, Pair, load_dataset
-from hw.evalpage import page, write_parquet
-from hw.evalscore import Scored, figures, scored
-from hw.evaluate import EvalConfig, evaluate
-from hw.job import RunConfig
-from hw.launch import run_local
+from hw.evaluate import run as evaluation
+from hw.evaluate import scores as evalscore
+from hw.evaluate.datasets import Columns, Pair, load_dataset
+from hw.evaluate.page import page, write_parquet
+from hw.evaluate.run import EvalConfig, evaluate
+from hw.evaluate.scores import Scored, figures, scored
+from hw.inputs.samples import Sample, collate_texts
+from hw.run.config import RunConfig
+from hw.run.launch import run_local
 from prism.decide.accuracy import AccuracyTable, load_accuracy
 from prism.decide.table import LOCAL
 from prism.errors import ConfigError, InputError

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from hw.sweep import SweepConfig, cells, check, visits
+from hw.sweep.config import SweepConfig, cells, check, visits
 from prism.config import load_toml
 from prism.plan import Mode
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from support.cases import build
 
-from hw.likelihood import Likelihood, windows
+from hw.evaluate.likelihood import Likelihood, windows
 from prism.decide.table import LOCAL
 from prism.errors import ConfigError, InputError, PlanError
 from prism.nn.zoo import Loaded
@@ -78,10 +78,10 @@ def test_what_cannot_be_asked(gpt2):
 
 
 def test_a_missing_package_is_named(monkeypatch):
-    monkeypatch.delitem(sys.modules, "hw.lmeval", raising=False)
+    monkeypatch.delitem(sys.modules, "hw.evaluate.lm_eval_model", raising=False)
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(ConfigError, match="pip install lm-eval"):
-        import hw.lmeval  # noqa: F401
+        import hw.evaluate.lm_eval_model  # noqa: F401
 
 
 def test_a_task_of_lm_eval(tmp_path, gpt2, monkeypatch):
@@ -89,7 +89,7 @@ def test_a_task_of_lm_eval(tmp_path, gpt2, monkeypatch):
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    from hw.lmeval import PrismLM
+    from hw.evaluate.lm_eval_model import PrismLM
 
     names = {"<end>": 0, **{f"w{k}": k for k in range(1, 99)}}
     words = Tokenizer(models.WordLevel(names, unk_token="<end>"))

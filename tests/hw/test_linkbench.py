@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from support.link import measure, stream_share
 
-from hw.linkreport import (
+from hw.link.report import (
     BUSY,
     IDLE,
     LinkConfig,
@@ -21,8 +21,8 @@ from hw.linkreport import (
     power_save,
     trips_ms,
 )
-from hw.linkview import link_page
-from hw.roundtrip import Echo, Pinger
+from hw.link.round_trip import Echo, Pinger
+from hw.link.view import link_page
 from prism.errors import TraceError
 from prism.spec import LinkSpec
 from prism.trace import Probe

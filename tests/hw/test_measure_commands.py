@@ -18,7 +18,7 @@ root = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need roo
 
 def prism(*args, timeout=200):
     return subprocess.run(
-        [sys.executable, "-m", "hw.cli", *args], capture_output=True, text=True, timeout=timeout
+        [sys.executable, "-m", "hw.cli.main", *args], capture_output=True, text=True, timeout=timeout
     )
 
 

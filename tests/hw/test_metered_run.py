@@ -3,9 +3,9 @@
 import msgspec
 import pytest
 
-from hw.job import RunConfig, RunStep
-from hw.launch import Site
-from hw.ranks import Ranks
+from hw.run.config import RunConfig, RunStep
+from hw.run.launch import Site
+from hw.run.processes import Ranks
 from prism.plan import Mode
 from prism.trace import Meter, Power, read_trace
 

@@ -6,9 +6,9 @@ from collections import Counter
 import pytest
 import torch
 
-from hw.probe import WINDOW_NS, ProbeConfig, run_probes
-from hw.probecells import Cell, cells
-from hw.probework import Bench
+from hw.probe.calls import Bench
+from hw.probe.cells import Cell, cells
+from hw.probe.suite import WINDOW_NS, ProbeConfig, run_probes
 from prism.plan import WIRES, ExecutionPlan, Mode, payload_bytes
 from prism.spec import ModelSpec
 from prism.workload import attention, build, elementwise, gemm, norm
@@ -95,7 +95,7 @@ def test_a_block_is_the_sum_of_its_parts_in_flops():
 
 
 def test_all_cells_are_measured_in_a_tiny_budget(monkeypatch, few):
-    monkeypatch.setattr("hw.probe.cells", lambda cuda: few)
+    monkeypatch.setattr("hw.probe.suite.cells", lambda cuda: few)
     steps = []
     threads = torch.get_num_threads()
     probes = run_probes(ProbeConfig(budget_s=1e-3), CPU, 1, steps.append)
@@ -113,8 +113,8 @@ def test_all_cells_are_measured_in_a_tiny_budget(monkeypatch, few):
 
 
 def test_a_larger_budget_gives_more_repeats_in_an_order_of_the_seed(monkeypatch, few):
-    monkeypatch.setattr("hw.probe.cells", lambda cuda: few[:12])
-    monkeypatch.setattr("hw.probe.MOST_ROUNDS", 3)
+    monkeypatch.setattr("hw.probe.suite.cells", lambda cuda: few[:12])
+    monkeypatch.setattr("hw.probe.suite.MOST_ROUNDS", 3)
 
     def order(seed):
         probes = run_probes(ProbeConfig(budget_s=600, seed=seed), CPU, 0, lambda step: None)

@@ -14,13 +14,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from hw.sweep import SweepConfig, cells, visits
+from hw.sweep.config import SweepConfig, cells, visits
 from prism.config import convert
 from prism.errors import ConfigError
 from prism.plan import Mode
 from prism.trace import read_trace
 
-COMMAND = [sys.executable, "-m", "hw.cli", "profile", "--config"]
+COMMAND = [sys.executable, "-m", "hw.cli.main", "profile", "--config"]
 SWEEP = SweepConfig(
     models=("a", "b"), segments=(5, 10), batches=(1, 4), rates=("100Mbps", "400Mbps"), wires=("fp32", "int4"),
     devices=(2, 3), repeats=3,
@@ -177,7 +177,7 @@ def test_a_folder_has_one_owner(tmp_path, prism_hw):
 
 def test_a_full_disk_is_one_line():
     done = subprocess.run(
-        [sys.executable, "-m", "hw.cli", "run", "fashion-vit", "--trace", "/dev/full"],
+        [sys.executable, "-m", "hw.cli.main", "run", "fashion-vit", "--trace", "/dev/full"],
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.returncode == 2
@@ -194,7 +194,7 @@ def test_three_ranks_on_two_cores_are_marked(tmp_path):
 
 
 def test_a_cluster_is_swept_by_its_terminal(tmp_path, prism_hw):
-    from hw.comm import free_port
+    from hw.comm.group import free_port
 
     devices = "".join(f'[[devices]]\nname = "{name}"\naddress = "127.0.0.1"\n' for name in "ab")
     cluster = tmp_path / "c.toml"
@@ -203,7 +203,7 @@ def test_a_cluster_is_swept_by_its_terminal(tmp_path, prism_hw):
     (tmp_path / "s.toml").write_text(text)
     code, _, errors = prism_hw("profile", "--config", str(tmp_path / "s.toml"), "-o", str(tmp_path / "out"))
     assert code == 2 and "--cluster" in errors
-    worker = [sys.executable, "-m", "hw.cli", "worker", "--cluster", str(cluster), "--name", "b"]
+    worker = [sys.executable, "-m", "hw.cli.main", "worker", "--cluster", str(cluster), "--name", "b"]
     with subprocess.Popen(worker, stderr=subprocess.PIPE, text=True) as other:
         done = profile(tmp_path / "s.toml", tmp_path / "out", "--cluster", str(cluster), "--json", text=text)
         assert done.returncode == 0, done.stderr

@@ -10,11 +10,11 @@ from collections import Counter
 
 import pytest
 
-from hw.pace import STRETCHES
+from hw.probe.pace import STRETCHES
 from prism.trace import PACE, Span, read_trace
 from prism.trace.metrics import pace_ms, summarise
 
-COMMAND = [sys.executable, "-m", "hw.cli", "run"]
+COMMAND = [sys.executable, "-m", "hw.cli.main", "run"]
 ENV = {**os.environ, "PRISM_TEST_RUN": str(os.getpid())}
 
 
@@ -34,7 +34,7 @@ def ranks() -> dict[int, int]:
             )
         except OSError:
             continue
-        if "hw.rank" in words and ours:
+        if "hw.run.rank_main" in words and ours:
             found[int(words[-3].rsplit("job-", 1)[1].split(".")[0])] = int(entry.name)
     return found
 
@@ -178,12 +178,12 @@ def test_a_port_in_use_and_a_peer_that_never_comes(tmp_path):
 
 
 def test_a_cluster_of_two_commands(tmp_path):
-    from hw.comm import free_port
+    from hw.comm.group import free_port
 
     devices = "".join(f'[[devices]]\nname = "{name}"\naddress = "127.0.0.1"\n' for name in "ab")
     path = tmp_path / "c.toml"
     path.write_text(f"port = {free_port('127.0.0.1')}\n{devices}")
-    worker = [sys.executable, "-m", "hw.cli", "worker", "--cluster", str(path), "--name", "b"]
+    worker = [sys.executable, "-m", "hw.cli.main", "worker", "--cluster", str(path), "--name", "b"]
     with subprocess.Popen(worker, stderr=subprocess.PIPE, text=True, env=ENV) as other:
         done = prism("fashion-vit", "--cluster", str(path), "--json")
         assert done.returncode == 0, done.stderr

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from hw import secure
+from hw.machine import wireguard as secure
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from hw.shaper import CLOCK, SharedMedium
+from hw.comm.shaper import CLOCK, SharedMedium
 
 
 @pytest.fixture

@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 from support.link import connection, stream_share
 
-from hw.tap import VNET, AccessPoint, TapJob
-from hw.testbed import NamespaceTestbed, netem_arguments, read_rates
+from hw.testbed.access_point import VNET, AccessPoint, TapJob
+from hw.testbed.namespaces import NamespaceTestbed, netem_arguments, read_rates
 from prism.errors import ConfigError
 from prism.spec import LinkSpec
 from prism.trace import read_trace
 from prism.trace.metrics import bandwidths, summarise
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
-RUN = [sys.executable, "-m", "hw.cli", "run", "fashion-vit", "--json"]
+RUN = [sys.executable, "-m", "hw.cli.main", "run", "fashion-vit", "--json"]
 
 
 def interfaces() -> set[str]:
@@ -85,7 +85,7 @@ def test_two_testbeds_side_by_side_and_nothing_is_left():
 
 @root
 def test_a_killed_parent_leaves_nothing():
-    command = [sys.executable, "-m", "hw.cli", "testbed", "--link", "testbed:50Mbps,2ms", "--json"]
+    command = [sys.executable, "-m", "hw.cli.main", "testbed", "--link", "testbed:50Mbps,2ms", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         said = json.loads(process.stdout.readline())
         assert said["medium"] in ("tap", "ifb+tbf+netem")

@@ -14,7 +14,7 @@ class GlooPool:
     """Runs cases over real gloo groups of 1 to 4 processes."""
 
     def __init__(self) -> None:
-        from hw.comm import free_port
+        from hw.comm.group import free_port
 
         context = mp.get_context("spawn")
         port = free_port("127.0.0.1")
@@ -45,9 +45,9 @@ class GlooPool:
 
 
 def _serve(rank: int, port: int, pipe: Any, results: Any) -> None:
-    from hw.comm import GlooExchange, open_store, process_group
-    from hw.recorder import SpanRecorder
-    from hw.staging import HostStager
+    from hw.comm.group import GlooExchange, open_store, process_group
+    from hw.comm.recorder import SpanRecorder
+    from hw.comm.staging import HostStager
 
     os.environ["TORCH_CPP_LOG_LEVEL"] = "FATAL"
     torch.set_num_threads(1)

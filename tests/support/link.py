@@ -12,8 +12,8 @@ from typing import Any
 
 import msgspec
 
-from hw.linkreport import LinkConfig, LinkReport
-from hw.testbed import INTERFACE, NamespaceTestbed
+from hw.link.report import LinkConfig, LinkReport
+from hw.testbed.namespaces import INTERFACE, NamespaceTestbed
 from prism.spec import LinkSpec
 from prism.trace import Probe
 
@@ -37,8 +37,8 @@ def measure(
     ranks: int, config: LinkConfig, folder: Path, link: str = "loopback"
 ) -> tuple[LinkReport, list[Probe]]:
     """The report, and the raw probes that were kept on the way."""
-    from hw.comm import free_port
-    from hw.shaper import SharedMedium
+    from hw.comm.group import free_port
+    from hw.comm.shaper import SharedMedium
 
     spec = LinkSpec.parse(link)
     if spec.kind == "testbed":
@@ -124,7 +124,7 @@ def _run(jobs: list[Rank]) -> tuple[LinkReport, list[Probe]]:
 
 
 def _serve(job: Rank, results: Any) -> None:
-    from hw.netns import enter
+    from hw.testbed.netns import enter
 
     os.environ["TORCH_CPP_LOG_LEVEL"] = "FATAL"
     if job.netns:
@@ -140,11 +140,11 @@ def _serve(job: Rank, results: Any) -> None:
 def _measure(job: Rank) -> tuple[bytes, bytes] | None:
     import torch
 
-    from hw.comm import GlooExchange, open_store, process_group
-    from hw.linkbench import run_link
-    from hw.recorder import SpanRecorder
-    from hw.shaper import SharedMedium
-    from hw.staging import HostStager
+    from hw.comm.group import GlooExchange, open_store, process_group
+    from hw.comm.recorder import SpanRecorder
+    from hw.comm.shaper import SharedMedium
+    from hw.comm.staging import HostStager
+    from hw.link.bench import run_link
 
     torch.set_num_threads(1)
     world, probes = len(job.addresses), list[Probe]()

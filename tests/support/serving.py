@@ -13,8 +13,8 @@ from pathlib import Path
 import msgspec
 import torch
 
-from hw.data import load_images
-from hw.serving.service import ServeConfig, Terminal, terminal
+from hw.inputs.samples import load_images
+from hw.serving.app import ServeConfig, Terminal, terminal
 from prism.decide.policy import FixedPolicy
 from prism.decide.table import LOCAL
 from prism.nn.zoo import load_model
@@ -82,7 +82,7 @@ class Member:
         self, port: int, folder: Path, name: str = "kitchen", key: str | None = None, *more: str
     ) -> None:
         self.command = [
-            sys.executable, "-m", "hw.cli", "join", f"127.0.0.1:{port}", "--key-file", key or str(folder / "key"),
+            sys.executable, "-m", "hw.cli.main", "join", f"127.0.0.1:{port}", "--key-file", key or str(folder / "key"),
             "--name", name, *more,
         ]  # fmt: skip
         self.start()

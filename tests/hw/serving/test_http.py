@@ -11,9 +11,10 @@ import pytest
 import torch
 from support.serving import MODEL, images, local_answer, post, serving
 
-from hw.serving import http, v2
+from hw.serving import http
+from hw.serving import open_inference as v2
+from hw.serving.app import ServeConfig, terminal
 from hw.serving.http import Endpoint
-from hw.serving.service import ServeConfig, terminal
 from prism.decide.log import Decided, read_decisions
 from prism.decide.policy import PrismPolicy
 from prism.errors import ConfigError, InputError

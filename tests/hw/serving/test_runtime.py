@@ -10,11 +10,11 @@ import pytest
 from support.answers import accuracy_table
 from support.serving import FULL, MODEL, Member, images, map_file, serving, until
 
-from hw.comm import process_group
-from hw.loading import fingerprint
-from hw.recorder import SpanRecorder
+from hw.comm.group import process_group
+from hw.comm.recorder import SpanRecorder
+from hw.run.workpiece import fingerprint
 from hw.serving.channel import Form, Hello, Refused, Welcome, answer
-from hw.serving.members import FLAPS
+from hw.serving.leader import FLAPS
 from hw.serving.rendezvous import RelayStore
 from hw.serving.runtime import PROBE_BYTES, RESIDUALS, AdaptiveRuntime
 from prism.decide.log import Answered, Corrected, Decided, read_decisions, replay

@@ -1,0 +1,1 @@
+"""The process group, the exchange over it, staging, clocks and spans."""

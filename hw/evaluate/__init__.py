@@ -1,0 +1,1 @@
+"""What compression costs in answers, on labelled data."""

@@ -1,0 +1,1 @@
+"""Images and texts as model inputs, and outputs against labels."""

@@ -1,0 +1,101 @@
+"""How an output compares with the local model's and with the labels, and what it says in words."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import torch
+from torch import Tensor
+
+from hw.inputs.samples import Sample
+from hw.run.config import Prediction
+
+
+class Tally(msgspec.Struct, kw_only=True):
+    """Running sums over distinct samples."""
+
+    samples: int = 0
+    compared: int = 0
+    agreeing: float = 0.0
+    labelled: int = 0
+    correct: int = 0
+    max_rel_error: float = 0.0
+    kind: str = "top-1"
+    predictions: list[Prediction] = []
+
+    @property
+    def agreement(self) -> float:
+        return self.agreeing / self.compared if self.compared else float("nan")
+
+    @property
+    def top1(self) -> float | None:
+        return self.correct / self.labelled if self.labelled else None
+
+
+def score(
+    tally: Tally,
+    output: Any,
+    reference: Any,
+    call: dict[str, Any],
+    samples: Sequence[Sample],
+    labels: tuple[str, ...],
+) -> None:
+    """Add one batch: agreement with the reference, top-1 against the labels, the largest error over the
+    reference's largest value, all at real tokens only."""
+    ours, theirs = (_real(main_tensor(out), call) for out in (output, reference))
+    error = (ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-30)
+    tally.max_rel_error = max(tally.max_rel_error, float(error))
+    tally.samples += len(samples)
+    if _has_logits(output):
+        same = ours.argmax(-1) == theirs.argmax(-1)
+        tally.compared += same.numel()
+        tally.agreeing += float(same.sum())
+        tally.kind = "top-1" if ours.ndim == 2 and main_tensor(output).ndim == 2 else "token"
+    else:
+        cosine = torch.nn.functional.cosine_similarity(ours.flatten(0, -2), theirs.flatten(0, -2), dim=-1)
+        tally.compared += cosine.numel()
+        tally.agreeing += float(cosine.sum())
+        tally.kind = "cosine"
+    _predict(tally, main_tensor(output), call, samples, labels)
+
+
+def main_tensor(output: Any) -> Tensor:
+    """Logits, or the last hidden state of a model without a head."""
+    if isinstance(output, Tensor):
+        return output
+    return output.logits if "logits" in output else output.last_hidden_state
+
+
+def _has_logits(output: Any) -> bool:
+    return isinstance(output, Tensor) or "logits" in output
+
+
+def _real(main: Tensor, call: dict[str, Any]) -> Tensor:
+    mask = call.get("attention_mask")
+    if mask is None or main.ndim < 3 or main.shape[1] != mask.shape[1]:
+        return main
+    return main[mask.bool()]
+
+
+def _predict(
+    tally: Tally, main: Tensor, call: dict[str, Any], samples: Sequence[Sample], labels: tuple[str, ...]
+) -> None:
+    if tally.kind == "cosine":
+        texts: list[tuple[str, float | None]] = [(f"embedding of width {main.shape[-1]}", None)] * len(
+            samples
+        )
+    elif tally.kind == "token":
+        last = call["attention_mask"].sum(1) - 1
+        best = main[torch.arange(len(samples)), last].softmax(-1).max(-1)
+        texts = [(f"token {int(i)}", float(p)) for i, p in zip(best.indices, best.values, strict=True)]
+    else:
+        best = main.softmax(-1).max(-1)
+        names = labels or tuple(f"class {index}" for index in range(main.shape[-1]))
+        texts = [(names[int(i)], float(p)) for i, p in zip(best.indices, best.values, strict=True)]
+    for sample, (text, probability) in zip(samples, texts, strict=True):
+        if sample.label is not None and sample.label in labels:
+            tally.labelled += 1
+            tally.correct += text == sample.label
+        tally.predictions.append(
+            Prediction(name=sample.name, label=sample.label, predicted=text, probability=probability)
+        )

@@ -1,0 +1,1 @@
+"""Measure links: alpha and beta, round trips, sustained goodput."""

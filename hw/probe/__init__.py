@@ -1,0 +1,1 @@
+"""Micro-benchmarks that belong to no model."""

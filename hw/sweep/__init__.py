@@ -1,0 +1,1 @@
+"""A sweep: its cells, the order of its visits, and running them."""

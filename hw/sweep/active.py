@@ -1,0 +1,62 @@
+"""Visits chosen one by one: calibration.next_visit over a sweep's cells and the traces that its folder holds."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from calibration.next_visit import candidate, pick
+from hw.run.config import RunConfig
+from hw.sweep.config import SweepConfig, Visit, cells, file_name
+from hw.sweep.runner import Order
+from prism.perfmap.pooling import whole_batches
+from prism.spec import LinkSpec, ModelSpec
+from prism.trace import read_trace
+
+Said = Callable[
+    [str, float], None
+]  # a model, and the regret per cent that its decisions are expected to cost
+
+
+def chosen(
+    sweep: SweepConfig, folder: Path, specs: Mapping[str, ModelSpec], target_pct: float, said: Said
+) -> Order:
+    """An order that goes from model to model (loading one takes long) and stays with one until its decisions are
+    expected to cost at most `target_pct` of latency, or every cell has its repeats."""
+
+    def order(todo: Sequence[Visit]) -> Iterator[Visit]:
+        ranks = {visit.ranks for visit in todo}
+        for model in sweep.models:
+            mine = [config for config, needs in cells(sweep) if config.model == model and needs in ranks]
+            if mine:
+                yield from _of_model(sweep, folder, specs[model], mine, next(iter(ranks)), target_pct, said)
+
+    return order
+
+
+def _of_model(
+    sweep: SweepConfig, folder: Path, spec: ModelSpec, configs: Sequence[RunConfig], ranks: int, target_pct: float, said: Said
+) -> Iterator[Visit]:  # fmt: skip
+    candidates = [
+        candidate(spec, config.plan(), config.batch, _link(config), config.tokens) for config in configs
+    ]
+    times: dict[str, list[float]] = defaultdict(list)
+    files = [[file_name(config, repeat) for repeat in range(sweep.repeats)] for config in configs]
+    while True:
+        for name in (
+            name for each in files for name in each if name not in times and (folder / name).exists()
+        ):
+            times[name] = [(b.end_ns - b.start_ns) / 1e6 for b in whole_batches(read_trace(folder / name))]
+        visits = [[float(np.median(times[name])) for name in each if times.get(name)] for each in files]
+        found = pick(candidates, visits, sweep.repeats)
+        said(configs[0].model, found.regret_pct)
+        if found.place is None or found.regret_pct <= target_pct:
+            return
+        place = found.place
+        repeat = next(k for k, name in enumerate(files[place]) if not times.get(name))
+        yield Visit(config=configs[place], repeat=repeat, ranks=ranks, file=files[place][repeat])
+
+
+def _link(config: RunConfig) -> LinkSpec:
+    return LinkSpec() if config.plan().ranks == 1 else config.link_spec()

@@ -1,0 +1,194 @@
+"""What a sweep measures: its configuration, the cells, and the order of the visits to them. No torch."""
+
+import hashlib
+import random
+from typing import Annotated, Literal
+
+import msgspec
+
+from hw.run.config import RunConfig
+from prism.errors import ConfigError, PlanError
+from prism.plan import Mode, Wire
+from prism.spec import LinkSpec, ModelSpec, Positive
+from prism.workload import build
+
+NonNegative = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class SweepConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`prism-hw profile` as one file. Cells are all combinations; local ones need neither rate, wire nor L.
+
+    repeats: visits of each cell, interleaved with those of all others. passes: measured batches a visit,
+    after `warmups` that are kept and marked. rates: of the link's medium; empty with link "loopback", and
+    with "network", the one between the devices of a cluster as it is. share: of each model's distributed lines (a batch
+    and a plan, over all rates) that are measured; the seed draws which. Local cells are all kept.
+    """
+
+    models: tuple[str, ...]
+    weights: str | None = None
+    modes: tuple[Mode, ...] = (Mode.LOCAL, Mode.FULL, Mode.SEGMENT_MEANS)
+    segments: tuple[Positive, ...] = ()
+    batches: tuple[Positive, ...] = (1,)
+    rates: tuple[str, ...] = ()
+    wires: tuple[Wire, ...] = ("fp32",)
+    share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
+    devices: tuple[Annotated[int, msgspec.Meta(ge=2, le=64)], ...] = (2,)
+    link: Literal["loopback", "network", "shaper", "testbed"] = "testbed"
+    latency: str = "0s"
+    jitter: str = "0s"
+    loss: str = "0%"
+    repeats: Positive = 5
+    passes: Positive = 2
+    warmups: NonNegative = 1
+    tokens: Positive | None = None
+    images: str | None = None
+    text: str | None = None
+    resize: bool = True
+    overlap: bool = True
+    collective: Literal["auto", "mesh", "ring"] = "auto"
+    threads: Positive = 1
+    timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 60.0
+    meter: Literal["auto", "none", "ina3221", "jtop", "rapl"] = "auto"
+    power: str | None = None
+    seed: NonNegative = 0
+
+    def __post_init__(self) -> None:
+        for name in ("models", "modes", "batches", "wires", "devices"):
+            values = getattr(self, name)
+            if not values:
+                raise ValueError(f"{name} is empty: nothing would be measured; name at least one")
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} {list(values)} names one twice")
+        averaging = next((mode for mode in self.modes if mode.averages), None)
+        if averaging and not self.segments:
+            raise ValueError(
+                f"segments is empty; mode {averaging.value} needs at least one, as in segments = [10]"
+            )
+        shaped = self.link in ("shaper", "testbed")
+        if self.distributed and shaped and not self.rates:
+            raise ValueError(
+                f'rates is empty; link {self.link} needs at least one, as in rates = ["100Mbps"]'
+            )
+        if self.rates and not shaped:
+            raise ValueError(
+                f"rates {list(self.rates)}: the {self.link} has none; use link testbed or shaper"
+            )
+
+    @property
+    def distributed(self) -> tuple[Mode, ...]:
+        return tuple(mode for mode in self.modes if mode is not Mode.LOCAL)
+
+    def links(self) -> tuple[str, ...]:
+        """The link of each rate, in full. Raises ConfigError for a rate or time that can't be read."""
+        if self.link in ("loopback", "network"):
+            return (self.link,)
+        tail = "" if self.link == "shaper" else f",{self.jitter},{self.loss}"
+        return tuple(str(LinkSpec.parse(f"{self.link}:{rate},{self.latency}{tail}")) for rate in self.rates)
+
+    def digest(self) -> str:
+        """A hash of all that makes two sweeps the same, so that repeats may be added later."""
+        same = msgspec.structs.replace(self, repeats=1)
+        return hashlib.blake2b(msgspec.json.encode(same), digest_size=6).hexdigest()
+
+
+class Visit(msgspec.Struct, frozen=True, kw_only=True):
+    """One stay at one cell. `ranks` have to be up for it; `file` is its trace's name."""
+
+    config: RunConfig
+    repeat: int
+    ranks: int
+    file: str
+
+
+def cells(sweep: SweepConfig) -> list[tuple[RunConfig, int]]:
+    """Every cell's configuration, and the ranks of the session that it is measured in."""
+    found: list[tuple[RunConfig, int]] = []
+    for model in sweep.models:
+        if Mode.LOCAL in sweep.modes:
+            found += [
+                (_run(sweep, model, batch, mode=Mode.LOCAL, link="loopback"), sweep.devices[0])
+                for batch in sweep.batches
+            ]
+        found += [
+            (_run(sweep, model, batch, mode=mode, segments=segments, wire=wire, link=link, devices=ranks), ranks)
+            for batch, ranks, mode, segments, wire in _lines(sweep, model)
+            for link in sweep.links()
+        ]  # fmt: skip
+    return found
+
+
+Line = tuple[int, int, Mode, int | None, Wire]
+
+
+def _lines(sweep: SweepConfig, model: str) -> list[Line]:
+    """Batch, devices, mode, L and codec of each of a model's distributed lines that `share` keeps."""
+    every: list[Line] = [
+        (batch, ranks, mode, segments, wire)
+        for batch in sweep.batches
+        for ranks in sweep.devices
+        for mode in sweep.distributed
+        for segments in (sweep.segments if mode.averages else (None,))
+        for wire in sweep.wires
+    ]
+    kept = round(max(1, sweep.share * len(every))) if every else 0
+    places = sorted(random.Random(f"{sweep.seed}-{model}").sample(range(len(every)), kept))
+    return [every[place] for place in places]
+
+
+def _run(sweep: SweepConfig, model: str, batch: int, **fields: object) -> RunConfig:
+    return RunConfig(
+        model=model, weights=sweep.weights, batch=batch, batches=sweep.passes, warmups=sweep.warmups,
+        tokens=sweep.tokens, images=sweep.images, text=sweep.text, resize=sweep.resize, overlap=sweep.overlap,
+        collective=sweep.collective, threads=sweep.threads, timeout_s=sweep.timeout_s, meter=sweep.meter,
+        power=sweep.power, seed=sweep.seed, **fields,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def visits(sweep: SweepConfig) -> list[Visit]:
+    """The order of a sweep: every cell once before any a second time, by number of ranks, by model (loading one
+    takes long), then by link and cell in an order that each repeat shuffles anew from the seed."""
+    every = cells(sweep)
+    order: list[Visit] = []
+    for repeat in range(sweep.repeats):
+        shuffle = random.Random(f"{sweep.seed}-{repeat}")
+        ranked = {link: shuffle.random() for link in ("loopback", *sweep.links())}
+        keys = {id(config): shuffle.random() for config, _ in every}
+        order += [
+            Visit(config=config, repeat=repeat, ranks=ranks, file=file_name(config, repeat))
+            for config, ranks in sorted(
+                every, key=lambda c: (c[1], sweep.models.index(c[0].model), ranked[c[0].link], keys[id(c[0])])
+            )
+        ]
+    return order
+
+
+def file_name(config: RunConfig, repeat: int) -> str:
+    """Readable, and different for every cell and repeat."""
+    model = config.model.rstrip("/").rsplit("/", 1)[-1]
+    plan = config.mode.value + (f"{config.segments}" if config.segments else "")
+    if config.mode is not Mode.LOCAL:
+        link = config.link.replace(":", "-").replace(",", "-").replace("%", "pc")
+        plan += f"_{config.wire}_P{config.devices}_{link}"
+    return f"{model}_B{config.batch}_{plan}_{config.digest()}.{repeat}.jsonl"
+
+
+def check(sweep: SweepConfig, specs: dict[str, ModelSpec]) -> None:
+    """Refuse what no rank could run. Raises ConfigError, PlanError."""
+    for config, _ in cells(sweep):
+        config.check()
+        spec = specs[config.model]
+        try:
+            config.plan().partition(sweep.tokens or spec.tokens)
+            config.plan().uses_ring(0, spec.causal)
+        except PlanError as error:
+            raise ConfigError(f"{config.model}: {error}") from None
+
+
+def estimate_s(config: RunConfig, spec: ModelSpec, flops_per_s: float) -> float:
+    """Seconds that a visit should take: FLOPs of the busiest rank, and twice over the air for every byte."""
+    plan = config.plan()
+    graph = build(spec, plan, config.batch, config.tokens or spec.tokens)
+    compute = max(graph.flops(rank) for rank in range(plan.ranks)) / flops_per_s
+    rate = config.link_spec().rate_bps
+    wire = 0.0 if rate is None else 2 * 8 * graph.block_bytes() * spec.blocks / rate
+    return (config.warmups + config.batches) * (compute + wire)

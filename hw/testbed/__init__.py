@@ -1,0 +1,1 @@
+"""Imitate links: network namespaces around one half-duplex access point."""
