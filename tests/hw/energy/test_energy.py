@@ -168,7 +168,7 @@ def jtop_service(monkeypatch):
     jtop_module = pytest.importorskip("jtop")
     with tempfile.TemporaryDirectory(prefix="jt") as folder:
         socket = Path(folder, "s")
-        program = Path(__file__).parents[1] / "support/jtop_service.py"
+        program = Path(__file__).parents[2] / "support/jtop_service.py"
         process = subprocess.Popen([sys.executable, str(program), str(socket)])
         until = time.monotonic() + 20
         while not socket.exists() and process.poll() is None and time.monotonic() < until:

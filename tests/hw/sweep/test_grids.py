@@ -7,7 +7,7 @@ from hw.sweep.config import SweepConfig, cells, check, visits
 from prism.config import load_toml
 from prism.plan import Mode
 
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+EXPERIMENTS = Path(__file__).parents[3] / "experiments"
 
 
 @pytest.mark.parametrize(

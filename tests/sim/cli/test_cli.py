@@ -16,7 +16,7 @@ from prism.plan import Mode
 from prism.trace import read_trace, write_trace
 from prism.trace.metrics import summarise
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 RUN = "import sys; from sim.cli.main import app, main; {before}main()"
 
 
