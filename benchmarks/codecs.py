@@ -83,16 +83,25 @@ def main() -> None:
         return 8 * CROSSINGS * fewer / longer / 1e6 if longer > 0 and fewer > 0 else None
 
     print(f"{args.model}, batch {args.batch}, {args.threads} thread(s): a block takes {1e3 * median['block']:.2f} ms")
-    print(f"{'wire':8s} {'bytes':>9s} {'CR':>6s} {'ms':>7s} {'of a block':>10s} {'pays below, Mbps: fp32':>23s} {'int4':>7s}")
+    print(
+        f"{'wire':8s} {'bytes':>9s} {'CR':>6s} {'ms':>7s} {'of a block':>10s} {'pays below, Mbps: fp32':>23s} {'int4':>7s}"
+    )
     rows = []
     for wire in WIRES:
         size = payload_bytes(wire, values)
         row = {
-            "wire": wire, "bytes": size, "cr": 4 * values / size, "ms": 1e3 * median[wire], "of_a_block": share[wire],
+            "wire": wire,
+            "bytes": size,
+            "cr": 4 * values / size,
+            "ms": 1e3 * median[wire],
+            "of_a_block": share[wire],
             "pays_below_mbps": {"fp32": pays(wire, "fp32"), "int4": pays(wire, "int4")},
-        }  # fmt: skip
+        }
         rows.append(row)
-        limits = " ".join(f"{'-' if x is None else f'{x:.0f}':>{w}s}" for x, w in zip(row["pays_below_mbps"].values(), (23, 7), strict=True))
+        limits = " ".join(
+            f"{'-' if x is None else f'{x:.0f}':>{w}s}"
+            for x, w in zip(row["pays_below_mbps"].values(), (23, 7), strict=True)
+        )
         print(f"{wire:8s} {size:9d} {row['cr']:6.2f} {row['ms']:7.3f} {100 * row['of_a_block']:9.1f}% {limits}")
     print(json.dumps({"model": args.model, "batch": args.batch, "block_ms": 1e3 * median["block"], "codecs": rows}))
 

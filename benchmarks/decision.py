@@ -41,13 +41,30 @@ def table() -> Table:
 def _cell(plan: ExecutionPlan, batch: int, rate: float) -> Cell:
     ms = batch * (100.0 if plan.ranks == 1 else 60.0 + (plan.segments or 1) * 4e8 / rate)
     return Cell(
-        source="measured", model="m", tokens=197, weights="", plan=plan, batch=batch,
-        link=LinkSpec(kind="testbed", rate_bps=rate), bandwidth_mbps=rate / 1e6, latency_ms=Latency(p50=ms, p95=ms),
-        visit_p50_ms=(ms, ms), spread_ms=(0.97 * ms, 1.03 * ms), per_sample_ms=ms / batch, split_ms={},
-        bytes_per_exchange=1, effective_bandwidth_mbps=None, energy_j=None, energy=None, energy_note="", batches=2,
-        failed=0, visits=2, oversubscribed=False,
+        source="measured",
+        model="m",
+        tokens=197,
+        weights="",
+        plan=plan,
+        batch=batch,
+        link=LinkSpec(kind="testbed", rate_bps=rate),
+        bandwidth_mbps=rate / 1e6,
+        latency_ms=Latency(p50=ms, p95=ms),
+        visit_p50_ms=(ms, ms),
+        spread_ms=(0.97 * ms, 1.03 * ms),
+        per_sample_ms=ms / batch,
+        split_ms={},
+        bytes_per_exchange=1,
+        effective_bandwidth_mbps=None,
+        energy_j=None,
+        energy=None,
+        energy_note="",
+        batches=2,
+        failed=0,
+        visits=2,
+        oversubscribed=False,
         provenance=Provenance(files=(), created=("", ""), host={}, configs=(), commands=()),
-    )  # fmt: skip
+    )
 
 
 def main() -> None:

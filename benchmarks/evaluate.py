@@ -79,9 +79,7 @@ def peak(args: argparse.Namespace, parts: int, results: mp.Queue) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="vit_base_patch16_224")
     parser.add_argument("--images", type=int, default=24)
     parser.add_argument("--batch", type=int, default=8)
@@ -103,7 +101,10 @@ def main() -> None:
     print(
         json.dumps(
             {
-                "model": args.model, "images": args.images, "batch": args.batch, "pairs": args.pairs,
+                "model": args.model,
+                "images": args.images,
+                "batch": args.batch,
+                "pairs": args.pairs,
                 "ratio_median": round(statistics.median(found), 4),
                 "ratio_quartiles": [round(quartiles[0], 4), round(quartiles[2], 4)],
                 "peak_mib": {parts: round(value / 2**20) for parts, value in peaks.items()},
@@ -112,7 +113,7 @@ def main() -> None:
             },
             indent=1,
         )
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

@@ -37,9 +37,7 @@ BARE = 2  # tag of the bare loop's messages: the framework's next receives are p
 COPIES = ("aten::copy_", "aten::cat", "aten::clone", "aten::contiguous", "aten::_to_copy")
 
 
-def bare_pass(
-    model: torch.nn.Module, x: Tensor | None, segments: int | None, batch: int, tokens: int
-) -> Tensor | None:
+def bare_pass(model: torch.nn.Module, x: Tensor | None, segments: int | None, batch: int, tokens: int) -> Tensor | None:
     """A two-rank pass with nothing around it: rank 0 has the first half of the tokens."""
     rank, width = dist.get_rank(), model.embed_dim
     sizes = (tokens - tokens // 2, tokens // 2)
@@ -61,9 +59,7 @@ def bare_pass(
         attn = block.attn
         mine = means(x, segments).contiguous() if segments else x.contiguous()
         send, receive = dist.isend(mine, 1 - rank, tag=BARE), dist.irecv(z, 1 - rank, tag=BARE)
-        q, k, v = (
-            attn.qkv(block.norm1(x)).view(batch, -1, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
-        )
+        q, k, v = attn.qkv(block.norm1(x)).view(batch, -1, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
         receive.wait()
         send.wait()
         both = F.linear(block.norm1(z), attn.qkv.weight[width:], attn.qkv.bias[width:])
@@ -149,9 +145,7 @@ def local_main(args: argparse.Namespace, results: mp.Queue) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="vit_base_patch16_224")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--segments", type=int, default=None, help="segment means; without it full exchange")
@@ -177,7 +171,11 @@ def main() -> None:
     print(
         json.dumps(
             {
-                "model": args.model, "against": args.against, "batch": args.batch, "segments": args.segments, "pairs": args.pairs,
+                "model": args.model,
+                "against": args.against,
+                "batch": args.batch,
+                "segments": args.segments,
+                "pairs": args.pairs,
                 "ratio_median": round(statistics.median(ratios), 4),
                 "ratio_quartiles": [round(quartiles[0], 4), round(quartiles[2], 4)],
                 "relative_difference": found[0][2],
@@ -187,7 +185,7 @@ def main() -> None:
             },
             indent=1,
         )
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

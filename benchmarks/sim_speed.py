@@ -44,9 +44,17 @@ from sim.serving.requests import Arrivals
 from sim.serving.scenario import Scenario, simulate
 
 MODEL = ModelSpec(
-    name="vit_base_patch16_224", family="vit", blocks=12, width=768, heads=12, mlp_width=3072, tokens=197,
-    prefix_tokens=1, patch_values=768, output_width=1000,
-)  # fmt: skip
+    name="vit_base_patch16_224",
+    family="vit",
+    blocks=12,
+    width=768,
+    heads=12,
+    mlp_width=3072,
+    tokens=197,
+    prefix_tokens=1,
+    patch_values=768,
+    output_width=1000,
+)
 LINK = LinkSpec(kind="testbed", rate_bps=400e6)
 PROFILE = load_profile("orin-nano")
 ROUNDS = 7
@@ -132,9 +140,7 @@ def of_requests(requests: int) -> Callable[[], Any]:
 def study() -> tuple[int, float]:
     """Cells and wall seconds of a study on two processes."""
     rates = tuple(f"{50 + 7 * k}Mbps" for k in range(125))
-    axes = Axes(
-        mode=(Mode.FULL, Mode.SEGMENT_MEANS), batch=tuple(range(1, 21)), segments=(5, 10, 20), bandwidth=rates
-    )
+    axes = Axes(mode=(Mode.FULL, Mode.SEGMENT_MEANS), batch=tuple(range(1, 21)), segments=(5, 10, 20), bandwidth=rates)
     start = time.perf_counter()
     cells = len(solve(Study(model="vit", grid=axes), [MODEL], over_processes(2)).cells)
     return cells, time.perf_counter() - start
@@ -158,14 +164,15 @@ def event_ratio() -> dict[str, float]:
     batches = 20
     events, scheduled = counted_events(full(2), batches)
     ours = best_s(lambda: run(full(2), batches), 5)
-    bare, bare_scheduled = (
-        best_s(lambda: bare_loop(events, 2), 20),
-        best_s(lambda: bare_loop(scheduled, 2), 20),
-    )
+    bare, bare_scheduled = (best_s(lambda: bare_loop(events, 2), 20), best_s(lambda: bare_loop(scheduled, 2), 20))
     return {
-        "events": events, "per_s": events / ours, "bare_per_s": events / bare, "ratio": bare / ours,
-        "scheduled": scheduled, "ratio_scheduled": bare_scheduled / ours,
-    }  # fmt: skip
+        "events": events,
+        "per_s": events / ours,
+        "bare_per_s": events / bare,
+        "ratio": bare / ours,
+        "scheduled": scheduled,
+        "ratio_scheduled": bare_scheduled / ours,
+    }
 
 
 def main() -> int:
@@ -206,8 +213,14 @@ def main() -> int:
     for goal, kept in goals.items():
         print(f"{'kept' if kept else 'MISSED'}: {goal}")
     if output is not None:
-        result = {"events": events, "cell_ms": 1e3 * cell, "study_cells": cells, "study_s": seconds, "growth": grown,
-                  "goals": goals}  # fmt: skip
+        result = {
+            "events": events,
+            "cell_ms": 1e3 * cell,
+            "study_cells": cells,
+            "study_s": seconds,
+            "growth": grown,
+            "goals": goals,
+        }
         output.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
     return 0 if all(goals.values()) else 1
 

@@ -34,16 +34,22 @@ def payloads(mbps: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "run.jsonl"
         prism(
-            "run", "fashion-vit", "--link", f"testbed:{mbps}Mbps", "--batch", "100", "--batches", "20",
-            "--trace", str(trace),
-        )  # fmt: skip
+            "run",
+            "fashion-vit",
+            "--link",
+            f"testbed:{mbps}Mbps",
+            "--batch",
+            "100",
+            "--batches",
+            "20",
+            "--trace",
+            str(trace),
+        )
         return max(bandwidths(list(read_trace(trace).spans))) / (mbps / 2)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rates", default="50,100,400,900", help="of the medium, Mbps")
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()

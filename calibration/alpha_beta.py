@@ -107,9 +107,7 @@ class _Candidate(NamedTuple):
     chi2: float
 
     @classmethod
-    def of(
-        cls, lines: tuple[Line, ...], edge: int | None, sizes: Array, medians: Array, noise: Array
-    ) -> "_Candidate":
+    def of(cls, lines: tuple[Line, ...], edge: int | None, sizes: Array, medians: Array, noise: Array) -> "_Candidate":
         error = np.abs(_residuals(lines, sizes, medians))
         near = np.minimum(error, np.maximum(HUBER, TUNING * noise))
         return cls(lines, edge, float(np.sum(near * (2 * error - near) / noise**2)))
@@ -175,9 +173,14 @@ def _line(sizes: Array, medians: Array, least_alpha_s: float = 0.0) -> Line:
     alpha, slope = (float(value) for value in solved.x / scale)
     alpha_se, slope_se = _standard_errors(design, weights, error) / scale
     return Line(
-        alpha_s=alpha, alpha_se_s=float(alpha_se), beta_bps=8 / slope, beta_se_bps=float(8 / slope**2 * slope_se),
-        from_bytes=int(sizes[0]), to_bytes=int(sizes[-1]), sizes=len(sizes),
-    )  # fmt: skip
+        alpha_s=alpha,
+        alpha_se_s=float(alpha_se),
+        beta_bps=8 / slope,
+        beta_se_bps=float(8 / slope**2 * slope_se),
+        from_bytes=int(sizes[0]),
+        to_bytes=int(sizes[-1]),
+        sizes=len(sizes),
+    )
 
 
 def _standard_errors(design: Array, weights: Array, error: Array) -> Array:
@@ -191,7 +194,5 @@ def _standard_errors(design: Array, weights: Array, error: Array) -> Array:
 
 def _residuals(lines: tuple[Line, ...], sizes: Array, medians: Array) -> Array:
     """Relative errors of the fitted curve at the medians."""
-    fitted = [
-        line.seconds(size) for line in lines for size in sizes if line.from_bytes <= size <= line.to_bytes
-    ]
+    fitted = [line.seconds(size) for line in lines for size in sizes if line.from_bytes <= size <= line.to_bytes]
     return np.array(fitted) / medians - 1

@@ -29,9 +29,15 @@ from prism.trace.metrics import pace_ms
 from prism.workload import Kernel, Operation, WorkloadGraph, build
 
 TERMS = (
-    "gemm.s_per_flop", "attention.s_per_flop", "memory.s_per_byte", "kernel.fixed_s", "block.fixed_s",
-    "exchange.fixed_s", "exchange.s_per_byte", "together.slowdown",
-)  # fmt: skip
+    "gemm.s_per_flop",
+    "attention.s_per_flop",
+    "memory.s_per_byte",
+    "kernel.fixed_s",
+    "block.fixed_s",
+    "exchange.fixed_s",
+    "exchange.s_per_byte",
+    "together.slowdown",
+)
 MEMORY = TERMS.index("memory.s_per_byte")
 ROOFLINE = "roofline.power"  # 1: FLOPs and bytes by turns, 0: the larger side; fit() decides
 # A block timed over and over finds its weights and rows in caches, a model's doesn't: by how much is fitted along
@@ -61,9 +67,7 @@ class Step(NamedTuple):
     shape: tuple[int, ...] = ()
 
 
-def steps_of(
-    traces: Iterable[Trace], models: Mapping[str, ModelSpec], usual_ms: float | None = None
-) -> list[Step]:
+def steps_of(traces: Iterable[Trace], models: Mapping[str, ModelSpec], usual_ms: float | None = None) -> list[Step]:
     """Every compute step of some traces; the visits of a cell count as repeats. usual_ms: a pace (prism.trace.metrics.pace_ms) that
     every visit's seconds are brought to by its own. Raises ConfigError where a trace's model has no specification."""
     found: dict[tuple[Any, ...], list[float]] = defaultdict(list)
@@ -83,17 +87,21 @@ def steps_of(
     ]
 
 
-def _step(
-    model: ModelSpec, header: TraceHeader, cell: str, rank: int, op: str, seconds: tuple[float, ...]
-) -> Step:
+def _step(model: ModelSpec, header: TraceHeader, cell: str, rank: int, op: str, seconds: tuple[float, ...]) -> Step:
     together = header.plan.ranks > 1
     graph = build(msgspec.structs.replace(model, blocks=1), header.plan, header.batch, header.tokens)
     return Step(
-        cell=cell, op=op, block=op == "block", exchanged=op == "block" and _receives(graph, rank), seconds=seconds,
+        cell=cell,
+        op=op,
+        block=op == "block",
+        exchanged=op == "block" and _receives(graph, rank),
+        seconds=seconds,
         kernels=tuple(kernel for each in _operations(graph, rank, op) for kernel in each.kernels),
-        times=model.blocks if op == "block" else 1, together=together,
-        moved=graph.moved_bytes(rank) if op == "block" else 0, model=header.model,
-    )  # fmt: skip
+        times=model.blocks if op == "block" else 1,
+        together=together,
+        moved=graph.moved_bytes(rank) if op == "block" else 0,
+        model=header.model,
+    )
 
 
 def _receives(graph: WorkloadGraph, rank: int) -> bool:
@@ -118,9 +126,16 @@ def _probed(shape: tuple[int, ...], seconds: tuple[float, ...]) -> Step:
     )
     graph = build(model, ExecutionPlan(mode=Mode.LOCAL), batch)
     return Step(
-        cell=f"block {shape}", op="block", shape=shape, block=True, exchanged=False, seconds=seconds, times=1, together=False,
+        cell=f"block {shape}",
+        op="block",
+        shape=shape,
+        block=True,
+        exchanged=False,
+        seconds=seconds,
+        times=1,
+        together=False,
         kernels=tuple(kernel for each in _operations(graph, 0, "block") for kernel in each.kernels),
-    )  # fmt: skip
+    )
 
 
 def features(step: Step, known: Mapping[str, float]) -> tuple[float, ...]:
@@ -134,10 +149,7 @@ def features(step: Step, known: Mapping[str, float]) -> tuple[float, ...]:
                 sums[kernel.op_class] += kernel.flops
             continue
         slope = known.get(f"{kernel.op_class}.s_per_flop", 1.0)
-        bound = (
-            kernel.op_class not in sums
-            or kernel.memory_bytes * known.get(TERMS[2], 0.0) > kernel.flops * slope
-        )
+        bound = kernel.op_class not in sums or kernel.memory_bytes * known.get(TERMS[2], 0.0) > kernel.flops * slope
         sums["memory" if bound else kernel.op_class] += kernel.memory_bytes if bound else kernel.flops
     return (*sums.values(), len(step.kernels), float(step.block), float(step.exchanged), step.moved)
 
@@ -177,9 +189,7 @@ def ranks_apart(
         ranks = header.plan.ranks
         if ranks == 1:
             continue
-        expected = [
-            math.log(seconds_of(_step(model, header, "", rank, "block", ()), values)) for rank in range(ranks)
-        ]
+        expected = [math.log(seconds_of(_step(model, header, "", rank, "block", ()), values)) for rank in range(ranks)]
         logs = _blocks(trace, model.blocks, ranks) - expected
         if len(logs):
             apart = float(np.mean(np.max(logs, axis=1) - np.mean(logs, axis=1)))
@@ -187,7 +197,9 @@ def ranks_apart(
     middle = float(np.median(found)) if found else 0.0
     if not middle:
         return 0.0, 0.0
-    return middle, math.pi / 2 * (1.4826 * float(np.median(np.abs(np.array(found) - middle))) / middle) ** 2 / len(found)
+    return middle, math.pi / 2 * (1.4826 * float(np.median(np.abs(np.array(found) - middle))) / middle) ** 2 / len(
+        found
+    )
 
 
 def _blocks(trace: Trace, blocks: int, ranks: int) -> Array:

@@ -120,11 +120,16 @@ def pairs_of(measured: Measured, guesses: Sequence[Guess]) -> list[Pair]:
 def _pair(cell: Cell, local: Cell, guess: Guess, alone: Guess) -> Pair:
     wins = np.array(guess.draws) < np.array(alone.draws)
     return Pair(
-        cell=cell.label, model=cell.model, batch=cell.batch, plan=plan_label(cell.plan),
-        bandwidth_mbps=cell.bandwidth_mbps, near_tie=cell.within_noise(local),
-        measured_excess=cell.latency_ms.p50 / local.latency_ms.p50 - 1, predicted_excess=guess.ms / alone.ms - 1,
+        cell=cell.label,
+        model=cell.model,
+        batch=cell.batch,
+        plan=plan_label(cell.plan),
+        bandwidth_mbps=cell.bandwidth_mbps,
+        near_tie=cell.within_noise(local),
+        measured_excess=cell.latency_ms.p50 / local.latency_ms.p50 - 1,
+        predicted_excess=guess.ms / alone.ms - 1,
         p_wins=float(wins.mean()) if len(wins) else float(guess.ms < alone.ms),
-    )  # fmt: skip
+    )
 
 
 def break_evens_of(measured: Measured, guesses: Sequence[Guess]) -> list[BreakEven]:
@@ -134,10 +139,17 @@ def break_evens_of(measured: Measured, guesses: Sequence[Guess]) -> list[BreakEv
         kind, at, _ = crossing(ours.measured, [guesses[a].ms / guesses[b].ms - 1 for a, b in places])
         found.append(
             BreakEven(
-                model=short(ours.model), plan=plan_label(ours.plan), axis=ours.axis, held=_held(ours),
-                measured=ours.kind, measured_at=ours.at, predicted=kind, predicted_at=at, near_tie=ours.near_tie,
+                model=short(ours.model),
+                plan=plan_label(ours.plan),
+                axis=ours.axis,
+                held=_held(ours),
+                measured=ours.kind,
+                measured_at=ours.at,
+                predicted=kind,
+                predicted_at=at,
+                near_tie=ours.near_tie,
             )
-        )  # fmt: skip
+        )
     return found
 
 
@@ -161,8 +173,9 @@ def rule_of(pairs: Sequence[Pair], distribute: Sequence[bool]) -> Rule:
 def rule_from(clear: Sequence[bool], lost: Sequence[float]) -> Rule:
     return Rule(
         decision_accuracy_pct=100 * float(np.mean(clear)) if clear else None,
-        regret_mean_pct=100 * float(np.mean(lost)), regret_p95_pct=100 * float(np.percentile(lost, 95)),
-    )  # fmt: skip
+        regret_mean_pct=100 * float(np.mean(lost)),
+        regret_p95_pct=100 * float(np.percentile(lost, 95)),
+    )
 
 
 def regret(excess: float, distribute: bool) -> float:

@@ -96,9 +96,13 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def calibrate(
-    traces: TraceSet, models: Mapping[str, ModelSpec], simulate: Simulate, name: str, probes: Sequence[Probe] = (),
+    traces: TraceSet,
+    models: Mapping[str, ModelSpec],
+    simulate: Simulate,
+    name: str,
+    probes: Sequence[Probe] = (),
     note: str = "",
-) -> Calibration:  # fmt: skip
+) -> Calibration:
     """Fit everything, then once more without each model. Raises ConfigError, TraceError: see checks.py."""
     traces, messages = checked(traces)
     cells = build_map(traces).cells
@@ -116,29 +120,38 @@ def calibrate(
     errors = [error for each in others.values() for error in each]
     sd = 1.4826 * float(np.median(np.abs(errors))) if errors else own_sd
     profile = msgspec.structs.replace(profile, residual_log_sd=max(sd, own_sd))
-    mape = float(
-        100 * np.mean([abs(ms / cell.latency_ms.p50 - 1) for ms, cell in zip(fitted, cells, strict=True)])
-    )
+    mape = float(100 * np.mean([abs(ms / cell.latency_ms.p50 - 1) for ms, cell in zip(fitted, cells, strict=True)]))
     return Calibration(
-        profile=profile, estimates=tuple(_estimates(profile, {term for pair in alike for term in pair})), visits=len(traces.files), probes=len(probed),
+        profile=profile,
+        estimates=tuple(_estimates(profile, {term for pair in alike for term in pair})),
+        visits=len(traces.files),
+        probes=len(probed),
         residuals=tuple(
             Residual(
-                cell=cell.label, model=cell.model, mode=cell.plan.mode.value, measured_ms=cell.latency_ms.p50,
-                spread_ms=cell.spread_ms, fitted_ms=float(ms),
+                cell=cell.label,
+                model=cell.model,
+                mode=cell.plan.mode.value,
+                measured_ms=cell.latency_ms.p50,
+                spread_ms=cell.spread_ms,
+                fitted_ms=float(ms),
             )
             for cell, ms in zip(cells, fitted, strict=True)
         ),
-        regimes=tuple(_regimes(cells, fitted, models)), mape_pct=mape, messages=(*messages, *unpaced(cells), *unsteady(cells), *map(_unclear, alike)),
-        left_out_mape_pct={
-            model: float(100 * np.mean(np.abs(np.expm1(each)))) for model, each in others.items()
-        },
-    )  # fmt: skip
+        regimes=tuple(_regimes(cells, fitted, models)),
+        mape_pct=mape,
+        messages=(*messages, *unpaced(cells), *unsteady(cells), *map(_unclear, alike)),
+        left_out_mape_pct={model: float(100 * np.mean(np.abs(np.expm1(each)))) for model, each in others.items()},
+    )
 
 
 def _left_out(
-    traces: TraceSet, cells: Sequence[Cell], models: Mapping[str, ModelSpec], simulate: Simulate, steps: Sequence[Step],
+    traces: TraceSet,
+    cells: Sequence[Cell],
+    models: Mapping[str, ModelSpec],
+    simulate: Simulate,
+    steps: Sequence[Step],
     usual_ms: float | None,
-) -> dict[str, list[float]]:  # fmt: skip
+) -> dict[str, list[float]]:
     """Logarithms of predicted over measured, of each model from a fit to the others."""
     names = sorted({cell.model for cell in cells})
     found: dict[str, list[float]] = {}
@@ -159,9 +172,15 @@ def _left_out(
 
 
 def _profile(
-    traces: TraceSet, cells: Sequence[Cell], models: Mapping[str, ModelSpec], simulate: Simulate,
-    steps: Sequence[Step], usual_ms: float | None, name: str, note: str,
-) -> CalibratedProfile:  # fmt: skip
+    traces: TraceSet,
+    cells: Sequence[Cell],
+    models: Mapping[str, ModelSpec],
+    simulate: Simulate,
+    steps: Sequence[Step],
+    usual_ms: float | None,
+    name: str,
+    note: str,
+) -> CalibratedProfile:
     """Terms from the traces, cells and steps given, and from no others; at the pace `usual_ms`, where it is known."""
     values = fit(steps)
     header = traces.files[0].trace.header
@@ -185,12 +204,19 @@ def _profile(
         whole[len(TERMS), len(TERMS)] = apart_variance
         whole[-2:, -2:] = link_covariance
         return CalibratedProfile(
-            name=name, device=str(header.host.get("processor", header.host.get("device", "unknown"))),
-            power_mode=str(header.host.get("power_mode", "not reported")), note=note, staged=bool(staging),
-            terms=tuple(terms), covariance=tuple(tuple(map(float, row)) for row in whole), power=header.power,
+            name=name,
+            device=str(header.host.get("processor", header.host.get("device", "unknown"))),
+            power_mode=str(header.host.get("power_mode", "not reported")),
+            note=note,
+            staged=bool(staging),
+            terms=tuple(terms),
+            covariance=tuple(tuple(map(float, row)) for row in whole),
+            power=header.power,
             traces=tuple(sorted(file.digest for file in traces.files)),
-            ranges=_ranges(cells, models, steps), taken=_taken(plans), pace_ms=usual_ms,
-        )  # fmt: skip
+            ranges=_ranges(cells, models, steps),
+            taken=_taken(plans),
+            pace_ms=usual_ms,
+        )
 
     shared = [cell for cell in cells if cell.plan.ranks > 1]
 
@@ -235,9 +261,12 @@ def _regimes(cells: Sequence[Cell], fitted: Array, models: Mapping[str, ModelSpe
     for (collective, devices, _), seen in sorted(found.items()):
         sizes, errors = zip(*seen, strict=True)
         yield Regime(
-            collective=collective, devices=devices, bytes=(min(sizes), max(sizes)), cells=len(seen),
+            collective=collective,
+            devices=devices,
+            bytes=(min(sizes), max(sizes)),
+            cells=len(seen),
             error_pct=float(np.mean(errors)),
-        )  # fmt: skip
+        )
 
 
 def _term(name: str, value: float, source: str) -> Term:
@@ -288,9 +317,11 @@ def _taken(plans: Iterable[Any]) -> Taken:
     first = next(iter(sorted(plans, key=str)))
     kinds = {plan.collective for plan in plans}
     return Taken(
-        overlap=first.overlap, embed=first.embed, collective=kinds.pop() if len(kinds) == 1 else "auto",
+        overlap=first.overlap,
+        embed=first.embed,
+        collective=kinds.pop() if len(kinds) == 1 else "auto",
         wires=tuple(sorted({plan.wire for plan in plans})),
-    )  # fmt: skip
+    )
 
 
 def _ranges(

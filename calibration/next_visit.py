@@ -45,18 +45,19 @@ class Pick(NamedTuple):
     regret_pct: float
 
 
-def candidate(
-    model: ModelSpec, plan: ExecutionPlan, batch: int, link: LinkSpec, tokens: int | None
-) -> Candidate:
+def candidate(model: ModelSpec, plan: ExecutionPlan, batch: int, link: LinkSpec, tokens: int | None) -> Candidate:
     """A cell of a sweep and its features: FLOPs of the busiest rank, seconds on the air, bytes, exchanges, one."""
     graph = build(model, plan, batch, tokens)
     shared = plan.ranks > 1
     size = graph.block_bytes() * model.blocks
     rate = link.rate_bps if shared else None
     work = (
-        float(max(graph.flops(rank) for rank in range(plan.ranks))), 8 * size / rate if rate else 0.0, float(size),
-        float(model.blocks * shared), 1.0,
-    )  # fmt: skip
+        float(max(graph.flops(rank) for rank in range(plan.ranks))),
+        8 * size / rate if rate else 0.0,
+        float(size),
+        float(model.blocks * shared),
+        1.0,
+    )
     return Candidate(plan=plan, batch=batch, mbps=rate / 1e6 if rate else 0.0, work=work)
 
 
@@ -93,8 +94,9 @@ def _unknown(candidates: Sequence[Candidate], counts: NDArray[np.int_]) -> int |
     for place, each in enumerate(candidates):
         alike = [c for c in candidates if c.plan == each.plan]
         corner = each.batch in (min(c.batch for c in alike), max(c.batch for c in alike)) and each.mbps in (
-            min(c.mbps for c in alike), max(c.mbps for c in alike),
-        )  # fmt: skip
+            min(c.mbps for c in alike),
+            max(c.mbps for c in alike),
+        )
         if corner and not counts[place]:
             return place
     return None
@@ -105,9 +107,7 @@ def _pairs(candidates: Sequence[Candidate]) -> list[tuple[int, int]]:
     return [(place, local[each.batch]) for place, each in enumerate(candidates) if each.plan.ranks > 1]
 
 
-def _posterior(
-    candidates: Sequence[Candidate], visits: Sequence[Sequence[float]]
-) -> tuple[Array, Array, float]:
+def _posterior(candidates: Sequence[Candidate], visits: Sequence[Sequence[float]]) -> tuple[Array, Array, float]:
     """Mean and covariance of the logarithm of every candidate's latency, and the deviation of one visit's."""
     seen = [place for place, each in enumerate(visits) if each]
     medians = np.array([np.median(visits[place]) for place in seen])

@@ -41,9 +41,12 @@ def perfect(measured: Measured, logs: Sequence[NDArray[np.float64]]) -> Perfect 
     )
     mape, accuracy, regret, p95 = (mean if mean is not None else float("nan") for mean in means)
     return Perfect(
-        latency_mape_pct=mape, decision_accuracy_pct=accuracy, regret_mean_pct=regret, regret_p95_pct=p95,
+        latency_mape_pct=mape,
+        decision_accuracy_pct=accuracy,
+        regret_mean_pct=regret,
+        regret_p95_pct=p95,
         crossover_log2_median=log2,
-    )  # fmt: skip
+    )
 
 
 def _scored(measured: Measured, factors: NDArray[np.float64]) -> tuple[float | None, ...]:
@@ -55,9 +58,12 @@ def _scored(measured: Measured, factors: NDArray[np.float64]) -> tuple[float | N
     rule = rule_of(pairs, [pair.predicted_excess < 0 for pair in pairs])
     logs = distances(break_evens_of(measured, guesses))
     return (
-        100 * float(np.abs(factors - 1).mean()), rule.decision_accuracy_pct, rule.regret_mean_pct, rule.regret_p95_pct,
+        100 * float(np.abs(factors - 1).mean()),
+        rule.decision_accuracy_pct,
+        rule.regret_mean_pct,
+        rule.regret_p95_pct,
         float(np.median(logs)) if logs else None,
-    )  # fmt: skip
+    )
 
 
 def deviation(logs: Sequence[NDArray[np.float64]]) -> float | None:

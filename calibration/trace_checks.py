@@ -34,9 +34,7 @@ def checked(traces: TraceSet) -> tuple[TraceSet, tuple[str, ...]]:
         *(f"{f.name}: was cut short and counts as far as it goes" for f in files if f.trace.cut),
     ]
     if not files:
-        raise TraceError(
-            f"no usable trace: {messages[0] if messages else 'none given'}; measure with prism-hw profile"
-        )
+        raise TraceError(f"no usable trace: {messages[0] if messages else 'none given'}; measure with prism-hw profile")
     same([(file.name, machine(file.trace.header)) for file in files], "traces of one calibration")
     _enough(files)
     return msgspec.structs.replace(traces, files=files), (*messages, *_lacks(files))
@@ -46,9 +44,7 @@ def visits_apart(cells: Iterable[Cell]) -> float | None:
     """How steady a machine was: the slowest visit of a cell on one device over its quickest, in the median such cell. No link
     is in it. None where no such cell was visited twice."""
     apart = [
-        max(cell.visit_p50_ms) / min(cell.visit_p50_ms)
-        for cell in cells
-        if cell.plan.ranks == 1 and cell.visits > 1
+        max(cell.visit_p50_ms) / min(cell.visit_p50_ms) for cell in cells if cell.plan.ranks == 1 and cell.visits > 1
     ]
     return statistics.median(apart) if apart else None
 
@@ -90,10 +86,7 @@ def _jump(trace: Trace) -> str:
     for span in trace.spans:
         whole = bounds.get(span.batch)
         if span.end_ns < span.start_ns or (whole and span.start_ns < whole.start_ns - STRAY_NS):
-            return (
-                f"{span.op} of rank {span.rank} lies outside of batch {span.batch}: "
-                f"a clock jumped; measure it again"
-            )
+            return f"{span.op} of rank {span.rank} lies outside of batch {span.batch}: a clock jumped; measure it again"
     return ""
 
 
@@ -146,7 +139,5 @@ def _lacks(files: tuple[TraceFile, ...]) -> list[str]:
             f"measure more with prism-hw profile --repeats {LEAST_VISITS}"
         )
     if len({file.trace.header.model for file in files}) < 2:
-        found.append(
-            "one model alone: the error on another one can't be estimated; measure a second of another width"
-        )
+        found.append("one model alone: the error on another one can't be estimated; measure a second of another width")
     return found

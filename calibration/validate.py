@@ -108,9 +108,12 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def compared(
-    profile: CalibratedProfile, measured: PerformanceMap, guesses: Sequence[Guess], models: dict[str, ModelSpec],
+    profile: CalibratedProfile,
+    measured: PerformanceMap,
+    guesses: Sequence[Guess],
+    models: dict[str, ModelSpec],
     reference: PerformanceMap | None = None,
-) -> Report:  # fmt: skip
+) -> Report:
     """guesses: the profile's, one for each of the map's cells, in order. reference: a map of the profiled models, for the
     rules that learn from them. Raises ConfigError without a pair."""
     known = measured_of(measured)
@@ -130,9 +133,7 @@ def compared(
     return msgspec.structs.replace(found, paced=scores, slowness=float(np.median(slowness)))
 
 
-def _judged(
-    measured: Measured, guesses: Sequence[Guess], baselines: dict[str, Rule], known: Perfect | None
-) -> Report:
+def _judged(measured: Measured, guesses: Sequence[Guess], baselines: dict[str, Rule], known: Perfect | None) -> Report:
     rows = [_row(cell, guess) for cell, guess in zip(measured.map.cells, guesses, strict=True)]
     pairs, evens = pairs_of(measured, guesses), break_evens_of(measured, guesses)
     scores = _scores(measured.map, rows, pairs, evens, baselines, guesses, known)
@@ -143,17 +144,25 @@ def _row(cell: Cell, guess: Guess) -> Row:
     ms = cell.latency_ms.p50
     low, high = np.percentile(guess.draws, INTERVAL) if guess.draws else (guess.ms, guess.ms)
     return Row(
-        cell=cell.label, model=cell.model, mode=cell.plan.mode.value, batch=cell.batch,
-        bandwidth_mbps=cell.bandwidth_mbps, measured_ms=ms, spread_ms=cell.spread_ms, predicted_ms=guess.ms,
-        interval_ms=(min(float(low), guess.ms), max(float(high), guess.ms)), error_pct=100 * (guess.ms / ms - 1),
+        cell=cell.label,
+        model=cell.model,
+        mode=cell.plan.mode.value,
+        batch=cell.batch,
+        bandwidth_mbps=cell.bandwidth_mbps,
+        measured_ms=ms,
+        spread_ms=cell.spread_ms,
+        predicted_ms=guess.ms,
+        interval_ms=(min(float(low), guess.ms), max(float(high), guess.ms)),
+        error_pct=100 * (guess.ms / ms - 1),
         split_pct={kind: 100 * (guess.split_ms[kind] - cell.split_ms[kind]) / ms for kind in KINDS},
-        tag=guess.tag, outside=guess.outside,
-    )  # fmt: skip
+        tag=guess.tag,
+        outside=guess.outside,
+    )
 
 
 def _rules(
-    measured: Measured, pairs: Sequence[Pair], models: dict[str, ModelSpec], reference: PerformanceMap | None,
-) -> dict[str, Rule]:  # fmt: skip
+    measured: Measured, pairs: Sequence[Pair], models: dict[str, ModelSpec], reference: PerformanceMap | None
+) -> dict[str, Rule]:
     found = {
         "always local": rule_of(pairs, [False] * len(pairs)),
         "always distributed": rule_of(pairs, [True] * len(pairs)),
@@ -218,36 +227,46 @@ def _best_plan(measured: PerformanceMap, guesses: Sequence[Guess]) -> Rule:
     return rule_from(right, lost)
 
 
-def _by(
-    rows: Sequence[Row], key: Literal["mode", "model"], value: Callable[[float], float]
-) -> dict[str, float]:
+def _by(rows: Sequence[Row], key: Literal["mode", "model"], value: Callable[[float], float]) -> dict[str, float]:
     names = sorted({getattr(row, key) for row in rows})
     return {n: float(np.mean([value(r.error_pct) for r in rows if getattr(r, key) == n])) for n in names}
 
 
 def _scores(
-    measured: PerformanceMap, rows: Sequence[Row], pairs: Sequence[Pair], evens: Sequence[BreakEven],
-    baselines: dict[str, Rule], guesses: Sequence[Guess], known: Perfect | None,
-) -> Scores:  # fmt: skip
+    measured: PerformanceMap,
+    rows: Sequence[Row],
+    pairs: Sequence[Pair],
+    evens: Sequence[BreakEven],
+    baselines: dict[str, Rule],
+    guesses: Sequence[Guess],
+    known: Perfect | None,
+) -> Scores:
     off = [100 * (pair.predicted_excess - pair.measured_excess) for pair in pairs]
     logs = distances(evens)
     noise = [
-        abs(ms / cell.latency_ms.p50 - 1)
-        for cell in measured.cells
-        for ms in cell.visit_p50_ms
-        if cell.visits > 1
+        abs(ms / cell.latency_ms.p50 - 1) for cell in measured.cells for ms in cell.visit_p50_ms if cell.visits > 1
     ]
     won = [(pair.p_wins - (pair.measured_excess < 0)) ** 2 for pair in pairs]
     return Scores(
-        cells=len(rows), latency_mape_pct=float(np.mean([abs(row.error_pct) for row in rows])),
-        mape_by_mode_pct=_by(rows, "mode", abs), mape_by_model_pct=_by(rows, "model", abs),
-        bias_by_mode_pct=_by(rows, "mode", float), difference_bias_pct=float(np.mean(off)),
+        cells=len(rows),
+        latency_mape_pct=float(np.mean([abs(row.error_pct) for row in rows])),
+        mape_by_mode_pct=_by(rows, "mode", abs),
+        mape_by_model_pct=_by(rows, "model", abs),
+        bias_by_mode_pct=_by(rows, "mode", float),
+        difference_bias_pct=float(np.mean(off)),
         difference_mae_pct=float(np.mean(np.abs(off))),
-        measurement_noise_pct=100 * float(np.mean(noise)) if noise else math.nan, visits_apart=visits_apart(measured.cells),
-        pairs=len(pairs), near_tie_cells=sum(pair.near_tie for pair in pairs),
-        prism=rule_of(pairs, [pair.predicted_excess < 0 for pair in pairs]), best_plan=_best_plan(measured, guesses),
-        crossover_log2_median=float(np.median(logs)) if logs else None, crossovers_at_both=len(logs),
+        measurement_noise_pct=100 * float(np.mean(noise)) if noise else math.nan,
+        visits_apart=visits_apart(measured.cells),
+        pairs=len(pairs),
+        near_tie_cells=sum(pair.near_tie for pair in pairs),
+        prism=rule_of(pairs, [pair.predicted_excess < 0 for pair in pairs]),
+        best_plan=_best_plan(measured, guesses),
+        crossover_log2_median=float(np.median(logs)) if logs else None,
+        crossovers_at_both=len(logs),
         crossover_classes_right=(sum(e.measured == e.predicted for e in evens), len(evens)),
-        coverage90_pct=100 * float(np.mean([row.covered for row in rows])), brier=float(np.mean(won)),
-        extrapolated_cells=sum(row.tag == "extrapolated" for row in rows), baselines=baselines, perfect=known,
-    )  # fmt: skip
+        coverage90_pct=100 * float(np.mean([row.covered for row in rows])),
+        brier=float(np.mean(won)),
+        extrapolated_cells=sum(row.tag == "extrapolated" for row in rows),
+        baselines=baselines,
+        perfect=known,
+    )

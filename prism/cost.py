@@ -35,13 +35,26 @@ PROFILE_SCHEMA = 1
 CURVES = ("d2h", "pack", "unpack", "h2d")
 OF_DEVICE = ("gemm", "attention", "memory", "kernel", "block", "exchange", *CURVES)  # whose seconds its speed divides
 REQUIRED = (
-    "gemm.s_per_flop", "attention.s_per_flop", "memory.s_per_byte", "kernel.fixed_s", "block.fixed_s",
-    "overlap.power", "link.gain", "link.message_s",
-)  # fmt: skip
+    "gemm.s_per_flop",
+    "attention.s_per_flop",
+    "memory.s_per_byte",
+    "kernel.fixed_s",
+    "block.fixed_s",
+    "overlap.power",
+    "link.gain",
+    "link.message_s",
+)
 OPTIONAL = (  # 0 where a profile leaves them out; a curve without a break has one slope
-    "exchange.fixed_s", "exchange.s_per_byte", "together.slowdown", "together.spread", "roofline.power", "clock.slowdown", "clock.rise_s", "clock.fall_s",
+    "exchange.fixed_s",
+    "exchange.s_per_byte",
+    "together.slowdown",
+    "together.spread",
+    "roofline.power",
+    "clock.slowdown",
+    "clock.rise_s",
+    "clock.fall_s",
     *(f"{c}.{part}" for c in CURVES for part in ("fixed_s", "s_per_byte", "break_bytes", "large_s_per_byte")),
-)  # fmt: skip
+)
 Tag = Literal["calibrated", "extrapolated"]
 
 
@@ -254,10 +267,12 @@ class CostModel:
         """A device `speed` times as fast in all that it computes, launches and copies; its link stays as it is."""
         if speed == 1.0:
             return self
-        return CostModel({
-            name: value / speed if name.split(".")[0] in OF_DEVICE and not name.endswith("bytes") else value
-            for name, value in self._values.items()
-        })  # fmt: skip
+        return CostModel(
+            {
+                name: value / speed if name.split(".")[0] in OF_DEVICE and not name.endswith("bytes") else value
+                for name, value in self._values.items()
+            }
+        )
 
     def device_s(self, kernel: Kernel) -> float:
         """A kernel on the device alone, at its full clock: the roofline. Norms and elementwise kernels are bound by
@@ -270,9 +285,7 @@ class CostModel:
             return max(memory_s, kernel.flops * slope)
         return _joined(memory_s, kernel.flops * slope, self._roofline)
 
-    def launch_s(
-        self, kernels: int, *, block: bool = False, exchanged: bool = False, moved: int = 0
-    ) -> float:
+    def launch_s(self, kernels: int, *, block: bool = False, exchanged: bool = False, moved: int = 0) -> float:
         """The host's part of a step. block: it carries a block's fixed cost; exchanged: it goes on from
         rows of other ranks; moved: bytes of the exchange that the host sent and received."""
         fixed = kernels * self._kernel_s + block * self._block_s + exchanged * self._exchange_s

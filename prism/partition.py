@@ -37,9 +37,7 @@ class Partition(msgspec.Struct, frozen=True, kw_only=True):
         """Parts in proportion to `weights` (a device's speed), by largest remainder, each at least one token."""
         _check(tokens, len(weights))
         if min(weights) <= 0:
-            raise PlanError(
-                f"weights {weights} must all be above 0; leave a device out instead of giving it 0"
-            )
+            raise PlanError(f"weights {weights} must all be above 0; leave a device out instead of giving it 0")
         spare = tokens - len(weights)
         shares = [spare * weight / sum(weights) for weight in weights]
         sizes = [1 + int(share) for share in shares]

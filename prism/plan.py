@@ -69,13 +69,9 @@ class ExecutionPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
                 f"segments {self.segments}: mode {self.mode.value} needs at least {least}; pass --segments 10"
             )
         if not self.mode.averages and self.segments is not None:
-            raise PlanError(
-                f"segments {self.segments}: mode {self.mode.value} has none; use --mode segment_means"
-            )
+            raise PlanError(f"segments {self.segments}: mode {self.mode.value} has none; use --mode segment_means")
         if self.weights is not None and len(self.weights) != self.devices:
-            raise PlanError(
-                f"{len(self.weights)} weights for {self.devices} devices: give one for each device"
-            )
+            raise PlanError(f"{len(self.weights)} weights for {self.devices} devices: give one for each device")
 
     @property
     def ranks(self) -> int:

@@ -117,19 +117,20 @@ class LinkSpec(msgspec.Struct, frozen=True, kw_only=True):
         rates = first if first.endswith(".csv") and kind == "testbed" else ""
         return cls(
             kind=kind,  # type: ignore[arg-type]
-            rate_bps=None if rates else parse_rate(first), rates=rates,
-            latency_s=parse_seconds(latency), jitter_s=parse_seconds(jitter), loss=parse_share(loss),
+            rate_bps=None if rates else parse_rate(first),
+            rates=rates,
+            latency_s=parse_seconds(latency),
+            jitter_s=parse_seconds(jitter),
+            loss=parse_share(loss),
             overhead_bytes=_overhead(named, text),
-        )  # fmt: skip
+        )
 
 
 def _overhead(named: list[str], text: str) -> int:
     for part in named:
         key, _, value = part.partition("=")
         if key != "overhead" or len(named) > 1:
-            raise ConfigError(
-                f"link {text!r}: {part!r} is unknown; the one named part is overhead, as in overhead=40B"
-            )
+            raise ConfigError(f"link {text!r}: {part!r} is unknown; the one named part is overhead, as in overhead=40B")
         if not value.removesuffix("B").isdigit():
             raise ConfigError(f"link {text!r}: overhead {value!r} is no number of bytes; write overhead=40B")
         return int(value.removesuffix("B"))

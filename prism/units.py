@@ -21,9 +21,7 @@ def parse_rate(text: str) -> float:
     value, unit = _split(text, "rate", "100Mbps")
     stem = unit.lower().removesuffix("bit/s").removesuffix("bps")
     if stem == unit.lower() or stem not in _PREFIX:
-        raise ConfigError(
-            f"rate {text!r} has the unit {unit or 'none'!r}; use bps, kbps, Mbps or Gbps, as in 100Mbps"
-        )
+        raise ConfigError(f"rate {text!r} has the unit {unit or 'none'!r}; use bps, kbps, Mbps or Gbps, as in 100Mbps")
     if value <= 0:
         raise ConfigError(f"rate {text!r} must be above 0; write it like 100Mbps")
     return value * _PREFIX[stem]

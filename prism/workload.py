@@ -69,9 +69,7 @@ class WorkloadGraph(msgspec.Struct, frozen=True):
 
     def block_bytes(self) -> int:
         """Bytes that all ranks together hand to the link in one block."""
-        return sum(
-            op.wire_bytes * len(op.peers) for op in self.operations() if op.kind == "send" and op.block == 0
-        )
+        return sum(op.wire_bytes * len(op.peers) for op in self.operations() if op.kind == "send" and op.block == 0)
 
 
 def gemm(rows: int, inner: int, columns: int) -> Kernel:
@@ -207,13 +205,7 @@ class _Builder:
         return self.add(op, after)
 
     def transfer(
-        self,
-        name: str,
-        rank: int,
-        block: int,
-        values: int,
-        peers: tuple[int, ...],
-        after: tuple[str, int, int],
+        self, name: str, rank: int, block: int, values: int, peers: tuple[int, ...], after: tuple[str, int, int]
     ) -> dict[int, tuple[str, int, int]]:
         """D2H at the sender, the messages, H2D at each receiver, which is what is returned."""
         wire = self.plan.wire if name == "exchange" else "fp32"  # input and answer are never compressed
@@ -221,14 +213,10 @@ class _Builder:
         down = self.add(
             Operation(name=f"{name}.d2h", kind="stage_d2h", rank=rank, block=block, wire_bytes=size), [after]
         )
-        send = self.add(
-            Operation(name=name, kind="send", rank=rank, block=block, wire_bytes=size, peers=peers), [down]
-        )
+        send = self.add(Operation(name=name, kind="send", rank=rank, block=block, wire_bytes=size, peers=peers), [down])
         up = {}
         for peer in peers:
-            op = Operation(
-                name=f"{name}.h2d.{rank}", kind="stage_h2d", rank=peer, block=block, wire_bytes=size
-            )
+            op = Operation(name=f"{name}.h2d.{rank}", kind="stage_h2d", rank=peer, block=block, wire_bytes=size)
             up[peer] = self.add(op, [send])
         return up
 
@@ -282,9 +270,7 @@ class _Builder:
 
     def _attend(self, rank: int) -> tuple[Kernel, ...]:
         m, batch, own = self.model, self.batch, self.partition.sizes[rank]
-        others = sum(
-            self.sent[p] for p in range(self.plan.ranks) if rank in receivers(p, self.plan.ranks, m.causal)
-        )
+        others = sum(self.sent[p] for p in range(self.plan.ranks) if rank in receivers(p, self.plan.ranks, m.causal))
         unpacking = codec(self.plan.wire, batch * others * m.width, decode=True) if others else ()
         remote = self._projections(batch * others, m.kv_width, m.kv_width) if others else ()
         rows = batch * own
@@ -310,7 +296,5 @@ class _Builder:
                 values = self.batch * back * m.width
                 ready += self.transfer("collect", rank, m.blocks, values, (0,), self.last[rank]).values()
         read = self.batch * (1 if m.head != "all" else self.tokens)
-        kernels = (
-            (*self._norm(read), gemm(read, m.width, m.output_width)) if m.output_width else self._norm(read)
-        )
+        kernels = (*self._norm(read), gemm(read, m.width, m.output_width)) if m.output_width else self._norm(read)
         self.compute("head", 0, m.blocks, kernels, ready)

@@ -55,9 +55,16 @@ def scatter_figure(rows: Sequence[Row]) -> "Figure":
         low = [row.predicted_ms - row.interval_ms[0] for row in chosen]
         high = [row.interval_ms[1] - row.predicted_ms for row in chosen]
         left.errorbar(
-            measured, [row.predicted_ms for row in chosen], yerr=[low, high], fmt="o", markersize=3, color=colour,
-            elinewidth=0.6, alpha=0.8, label=mode.replace("_", " "),
-        )  # fmt: skip
+            measured,
+            [row.predicted_ms for row in chosen],
+            yerr=[low, high],
+            fmt="o",
+            markersize=3,
+            color=colour,
+            elinewidth=0.6,
+            alpha=0.8,
+            label=mode.replace("_", " "),
+        )
         right.plot(measured, [row.error_pct for row in chosen], "o", markersize=3, color=colour, alpha=0.8)
     left.set(xscale="log", yscale="log", xlabel="measured ms", ylabel="predicted ms, 90 % interval")
     right.set(xscale="log", xlabel="measured ms", ylabel="error, per cent")
@@ -79,9 +86,7 @@ def break_even_figure(evens: Sequence[BreakEven]) -> "Figure | None":
         axes.plot([ours, theirs], [place, place], color=GREY, linewidth=1.5, zorder=0)
         axes.plot(ours, place, "o", color=INK, label="measured" if not place else "")
         axes.plot(theirs, place, "D", color="#d55e00", markersize=4, label="predicted" if not place else "")
-    names = [
-        f"{even.model} {even.plan.removesuffix(' P=2')} {even.held}{' ~' * even.near_tie}" for even in lines
-    ]
+    names = [f"{even.model} {even.plan.removesuffix(' P=2')} {even.held}{' ~' * even.near_tie}" for even in lines]
     axes.set_yticks(range(len(lines)), names, fontsize=7)
     axes.invert_yaxis()
     axes.set(xscale="log", xlabel="Mbps of the break-even; at the left end: always, at the right end: never")
@@ -140,8 +145,14 @@ def residual_figure(residuals: Sequence[Residual]) -> "Figure":
             chosen = [each for each in residuals if (each.model, each.mode) == (model, mode)]
             if chosen:
                 measured = [each.measured_ms for each in chosen]
-                one.plot(measured, [100 * each.error for each in chosen], "o", markersize=3, color=colour,
-                         label=mode.replace("_", " "))  # fmt: skip
+                one.plot(
+                    measured,
+                    [100 * each.error for each in chosen],
+                    "o",
+                    markersize=3,
+                    color=colour,
+                    label=mode.replace("_", " "),
+                )
         one.set(xscale="log", xlabel="measured ms")
         one.xaxis.set_minor_formatter("")  # within one decade matplotlib labels these too, one over the other
         one.set_title(short(model), loc="left", fontsize=9)

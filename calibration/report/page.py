@@ -40,12 +40,7 @@ class Goal:
         else:
             wanted = f"at least {self.low:g}" if self.high >= 100 else f"{self.low:g} to {self.high:g}"
         value = "not measured" if self.value is None else f"{self.value:.2f}"
-        return (
-            f"{self.name}{f', {self.unit}' if self.unit else ''}",
-            value,
-            wanted,
-            "yes" if self.reached else "no",
-        )
+        return (f"{self.name}{f', {self.unit}' if self.unit else ''}", value, wanted, "yes" if self.reached else "no")
 
 
 def goals(scores: Scores) -> list[Goal]:
@@ -85,9 +80,13 @@ def _known(report: Report) -> list[Scores]:
 def _perfect(found: Perfect) -> list[str]:
     """In the order of `goals`; a perfect prediction has no interval."""
     values = (
-        found.latency_mape_pct, found.decision_accuracy_pct, found.regret_mean_pct, found.regret_p95_pct,
-        found.crossover_log2_median, None,
-    )  # fmt: skip
+        found.latency_mape_pct,
+        found.decision_accuracy_pct,
+        found.regret_mean_pct,
+        found.regret_p95_pct,
+        found.crossover_log2_median,
+        None,
+    )
     return ["-" if value is None or math.isnan(value) else f"{value:.2f}" for value in values]
 
 
@@ -97,9 +96,11 @@ def rules(scores: Scores) -> list[tuple[str, str, str, str]]:
     def row(name: str, rule: Rule) -> tuple[str, str, str, str]:
         accuracy = rule.decision_accuracy_pct
         return (
-            name, "-" if accuracy is None else f"{accuracy:.1f} %", f"{rule.regret_mean_pct:.2f} %",
+            name,
+            "-" if accuracy is None else f"{accuracy:.1f} %",
+            f"{rule.regret_mean_pct:.2f} %",
             f"{rule.regret_p95_pct:.1f} %",
-        )  # fmt: skip
+        )
 
     return [row("Prism", scores.prism), *(row(name, rule) for name, rule in scores.baselines.items())]
 
@@ -113,12 +114,19 @@ def facts(report: Report) -> list[str]:
         f"local, {scores.near_tie_cells} of them near ties, which noise decides.",
         *_scatter(report),
         f"A visit's median lies {scores.measurement_noise_pct:.1f} % from its cell's on average: the noise of the measurements "
-        f"themselves." + (f" On one device the slowest visit of a cell took {scores.visits_apart:.2f} times its quickest (median)."
-        if scores.visits_apart else "")
+        f"themselves."
+        + (
+            f" On one device the slowest visit of a cell took {scores.visits_apart:.2f} times its quickest (median)."
+            if scores.visits_apart
+            else ""
+        )
         if not math.isnan(scores.measurement_noise_pct)
         else "Each cell was visited once: how far measurements repeat is not measured.",
-        "Mean absolute error: " + ", ".join(f"{k} {v:.1f} %" for k, v in scores.mape_by_mode_pct.items()) + "; mean error: "
-        + ", ".join(f"{k} {v:+.1f} %" for k, v in scores.bias_by_mode_pct.items()) + ".",
+        "Mean absolute error: "
+        + ", ".join(f"{k} {v:.1f} %" for k, v in scores.mape_by_mode_pct.items())
+        + "; mean error: "
+        + ", ".join(f"{k} {v:+.1f} %" for k, v in scores.bias_by_mode_pct.items())
+        + ".",
         f"Distributed over local, predicted less measured: {scores.difference_bias_pct:+.1f} % of local on average, "
         f"{scores.difference_mae_pct:.1f} % in size.",
         f"Break-evens: {right} of {of} have the right class (at a value, never, always); {scores.crossovers_at_both} in bandwidth are "
@@ -126,7 +134,7 @@ def facts(report: Report) -> list[str]:
         *_pace(report),
         f"Choosing one of all measured plans: regret {scores.best_plan.regret_mean_pct:.2f} % on average, P95 "
         f"{scores.best_plan.regret_p95_pct:.1f} %.",
-    ]  # fmt: skip
+    ]
 
 
 def _scatter(report: Report) -> list[str]:
@@ -189,23 +197,55 @@ def comparison_page(
         else "No trace of this comparison was part of the profile's fit."
     )
     body = _rendered(
-        COMPARED, seen=f"{seen} {about}", facts=facts(report), **{"evens": "", "map": "", **drawn},
+        COMPARED,
+        seen=f"{seen} {about}",
+        facts=facts(report),
+        **{"evens": "", "map": "", **drawn},
         goals=_table(goal_heads(report), goal_rows(report)),
         rules=_table(["", "decisions right", "mean regret", "P95 regret"], rules(scores)),
-        models=_table(["model", "mean absolute error"], [(k, f"{v:.1f} %") for k, v in scores.mape_by_model_pct.items()]),
-        flips=_table(["model", "plan", "held", "over", "measured", "predicted"], [
-            (e.model, e.plan, e.held, e.axis, _place(e.measured, e.measured_at), _place(e.predicted, e.predicted_at))
-            for e in report.break_evens
-        ]) if report.break_evens else "",
-        worst=_table(["cell", "measured ms", "predicted ms", "error", "where it lies, of the latency"], [
-            (r.cell, f"{r.measured_ms:.1f}", f"{r.predicted_ms:.1f}", f"{r.error_pct:+.0f} %", r.reason) for r in worst
-        ]),
-        every=_table(["cell", "measured ms", "spread", "predicted ms", "90 %", "error", "tag"], [
-            (r.cell, f"{r.measured_ms:.1f}", _span(r.spread_ms), f"{r.predicted_ms:.1f}", _span(r.interval_ms),
-             f"{r.error_pct:+.1f} %", r.tag) for r in report.rows
-        ]),
+        models=_table(
+            ["model", "mean absolute error"], [(k, f"{v:.1f} %") for k, v in scores.mape_by_model_pct.items()]
+        ),
+        flips=_table(
+            ["model", "plan", "held", "over", "measured", "predicted"],
+            [
+                (
+                    e.model,
+                    e.plan,
+                    e.held,
+                    e.axis,
+                    _place(e.measured, e.measured_at),
+                    _place(e.predicted, e.predicted_at),
+                )
+                for e in report.break_evens
+            ],
+        )
+        if report.break_evens
+        else "",
+        worst=_table(
+            ["cell", "measured ms", "predicted ms", "error", "where it lies, of the latency"],
+            [
+                (r.cell, f"{r.measured_ms:.1f}", f"{r.predicted_ms:.1f}", f"{r.error_pct:+.0f} %", r.reason)
+                for r in worst
+            ],
+        ),
+        every=_table(
+            ["cell", "measured ms", "spread", "predicted ms", "90 %", "error", "tag"],
+            [
+                (
+                    r.cell,
+                    f"{r.measured_ms:.1f}",
+                    _span(r.spread_ms),
+                    f"{r.predicted_ms:.1f}",
+                    _span(r.interval_ms),
+                    f"{r.error_pct:+.1f} %",
+                    r.tag,
+                )
+                for r in report.rows
+            ],
+        ),
         profile=f"{profile.name}, {profile.device}, {profile.power_mode}. {profile.note}",
-    )  # fmt: skip
+    )
     return frame(title, body, now_text(), command, _versions())
 
 
@@ -225,12 +265,18 @@ def fit_page(found: Calibration, command: str) -> str:
     with figures.style():
         residuals = _drawn(figures.residual_figure(found.residuals))
     body = _rendered(
-        FITTED, said=fit_line(found), messages=found.messages, residuals=residuals,
+        FITTED,
+        said=fit_line(found),
+        messages=found.messages,
+        residuals=residuals,
         terms=_table(["term", "value", "standard error", ""], terms(found)),
         regimes=_table(["exchange", "messages", "cells", "mean error"], regimes(found)),
-        left_out=_table(["model", "mean absolute error"], [(k, f"{v:.1f} %") for k, v in found.left_out_mape_pct.items()])
-        if found.left_out_mape_pct else "",
-    )  # fmt: skip
+        left_out=_table(
+            ["model", "mean absolute error"], [(k, f"{v:.1f} %") for k, v in found.left_out_mape_pct.items()]
+        )
+        if found.left_out_mape_pct
+        else "",
+    )
     return frame(f"Calibration {found.profile.name}", body, now_text(), command, _versions())
 
 
@@ -243,12 +289,7 @@ def fit_line(found: Calibration) -> str:
 
 def terms(found: Calibration) -> list[tuple[str, str, str, str]]:
     return [
-        (
-            each.name,
-            f"{each.value:.4g}",
-            "-" if each.log_se is None else f"{100 * each.log_se:.1f} %",
-            each.state,
-        )
+        (each.name, f"{each.value:.4g}", "-" if each.log_se is None else f"{100 * each.log_se:.1f} %", each.state)
         for each in found.estimates
     ]
 
@@ -258,10 +299,12 @@ def regimes(found: Calibration) -> list[tuple[str, str, str, str]]:
     return [
         (
             f"{each.collective}, P={each.devices}",
-            " to ".join(format_bytes(size) for size in each.bytes), str(each.cells), f"{each.error_pct:+.1f} %",
+            " to ".join(format_bytes(size) for size in each.bytes),
+            str(each.cells),
+            f"{each.error_pct:+.1f} %",
         )
         for each in found.regimes
-    ]  # fmt: skip
+    ]
 
 
 def _place(kind: str, at: float | None) -> str:
@@ -278,9 +321,7 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
 
 def _rendered(text: str, **values: Any) -> Markup:
     return Markup(
-        jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-        .from_string(text)
-        .render(**values)
+        jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(text).render(**values)
     )
 
 

@@ -76,11 +76,13 @@ def table(title: str, outcomes: list[Outcome]) -> Table:
     view.columns[0].no_wrap = True
     for outcome in outcomes:
         view.add_row(
-            report.label(outcome), f"{outcome.latency_ms['p50']:.1f}",
+            report.label(outcome),
+            f"{outcome.latency_ms['p50']:.1f}",
             *[f"{outcome.split_ms[kind]:.1f}" for kind in ("compute", "wait", "wire")],
             f"{outcome.bytes_per_exchange:,}" if outcome.devices > 1 else "-",
-            "-" if outcome.top1 is None else f"{outcome.top1:.1%}", f"{outcome.agreement:.1%}",
-        )  # fmt: skip
+            "-" if outcome.top1 is None else f"{outcome.top1:.1%}",
+            f"{outcome.agreement:.1%}",
+        )
     if any(outcome.oversubscribed for outcome in outcomes):
         view.caption = f"{view.caption}\noversubscribed: ranks share cores here, so times are no device's"
     return view

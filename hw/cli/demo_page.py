@@ -10,9 +10,7 @@ from hw.run.config import Outcome
 from prism.report.page import frame, svg_text
 from prism.trace import KINDS
 
-COLOURS = {
-    "compute": "#3b6ea5", "stage_d2h": "#9a6fb0", "wait": "#c9ced6", "wire": "#d9822b", "stage_h2d": "#6fae6f",
-}  # fmt: skip
+COLOURS = {"compute": "#3b6ea5", "stage_d2h": "#9a6fb0", "wait": "#c9ced6", "wire": "#d9822b", "stage_h2d": "#6fae6f"}
 
 BODY = """{% for section, plot in sections %}
 <h2>{{ section.title }}</h2><p class="about">{{ section.about }}. Batch {{ section.outcomes[0].batch }}, link {{ section.outcomes[-1].link }}.</p>

@@ -36,24 +36,47 @@ def evaluate(
     path_column: Annotated[str | None, typer.Option(help="Of image files, in a .csv or .jsonl.")] = None,
     text_column: Annotated[str | None, typer.Option(help="Of texts.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Of labels, by their names.")] = None,
-    pair_column: Annotated[str | None, typer.Option(help="Of second texts: asks for the correlation with a score.")] = None,
+    pair_column: Annotated[
+        str | None, typer.Option(help="Of second texts: asks for the correlation with a score.")
+    ] = None,
     score_column: Annotated[str | None, typer.Option(help="How alike people found the two.")] = None,
-    map_file: Annotated[str | None, typer.Option("--map", help="Performance map: adds milliseconds and joules.")] = None,
+    map_file: Annotated[
+        str | None, typer.Option("--map", help="Performance map: adds milliseconds and joules.")
+    ] = None,
     bandwidth: Annotated[str | None, typer.Option(help="Of the medium, for --map, as in 100Mbps.")] = None,
-    output: Annotated[Path, typer.Option(help="Folder of the results; a killed run goes on there.")] = Path("out/evaluate"),
+    output: Annotated[Path, typer.Option(help="Folder of the results; a killed run goes on there.")] = Path(
+        "out/evaluate"
+    ),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
-) -> None:  # fmt: skip
+) -> None:
     """Run every plan over labelled data, against the model as it is: accuracy, agreement, and what they cost."""
     from hw.evaluate.page import page, view, write_parquet
     from hw.evaluate.run import EvalConfig
     from hw.evaluate.run import evaluate as run
 
-    columns = {"path": path_column, "text": text_column, "label": label_column, "pair": pair_column, "score": score_column}
+    columns = {
+        "path": path_column,
+        "text": text_column,
+        "label": label_column,
+        "pair": pair_column,
+        "score": score_column,
+    }
     flags: dict[str, Any] = {
-        "model": model, "data": data, "modes": _names(modes), "devices": _numbers("devices", devices),
-        "segments": _numbers("segments", segments), "wires": _names(wires), "limit": limit, "batch": batch, "tokens": tokens,
-        "weights": weights, "seed": seed, "threads": threads, "map": map_file, "bandwidth": bandwidth,
-    }  # fmt: skip
+        "model": model,
+        "data": data,
+        "modes": _names(modes),
+        "devices": _numbers("devices", devices),
+        "segments": _numbers("segments", segments),
+        "wires": _names(wires),
+        "limit": limit,
+        "batch": batch,
+        "tokens": tokens,
+        "weights": weights,
+        "seed": seed,
+        "threads": threads,
+        "map": map_file,
+        "bandwidth": bandwidth,
+    }
     base = msgspec.to_builtins(load_toml(config, EvalConfig)) if config else {}
     given = {key: value for key, value in flags.items() if value is not None}
     named = {key: value for key, value in columns.items() if value is not None}
@@ -83,5 +106,3 @@ def _numbers(flag: str, text: str | None) -> list[int] | None:
         return None if text is None else [int(part) for part in text.split(",")]
     except ValueError:
         raise ConfigError(f"{flag} {text!r} are no whole numbers; write them like 2,3,4") from None
-
-

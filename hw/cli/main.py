@@ -28,10 +28,13 @@ from prism.trace import perfetto, read_trace
 from prism.trace.metrics import summarise
 
 app = typer.Typer(
-    name="prism-hw", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    name="prism-hw",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
     help="Run a Transformer across real devices, and measure where the time goes.",
     context_settings={"help_option_names": ["-h", "--help"]},
-)  # fmt: skip
+)
 
 app.add_typer(measure_cli.app)
 app.add_typer(serving_cli.app)
@@ -46,8 +49,7 @@ def main() -> None:
 @app.command(epilog="Example: prism-hw doctor --secure 10.8.0.1")
 def doctor(
     secure: Annotated[
-        str | None,
-        typer.Option(help="An address: ask instead whether what goes there is hidden from others."),
+        str | None, typer.Option(help="An address: ask instead whether what goes there is hidden from others.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -68,9 +70,7 @@ def doctor(
     epilog="Example: prism-hw run fashion-vit --devices 2 --mode segment_means --segments 5 --link shaper:100Mbps"
 )
 def run(
-    model: Annotated[
-        str | None, typer.Argument(help="fashion-vit, a timm or transformers name, or a folder.")
-    ] = None,
+    model: Annotated[str | None, typer.Argument(help="fashion-vit, a timm or transformers name, or a folder.")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file; flags go over it.")] = None,
     images: Annotated[str | None, typer.Option(help="Folder of images, labels in subfolder names.")] = None,
     text: Annotated[str | None, typer.Option(help="File with one text a line.")] = None,
@@ -87,17 +87,12 @@ def run(
     collective: Annotated[
         Literal["auto", "mesh", "ring"] | None, typer.Option(help="How a block's rows go round.")
     ] = None,
-    overlap: Annotated[
-        bool | None, typer.Option(help="Project the own part while the exchange is under way.")
-    ] = None,
+    overlap: Annotated[bool | None, typer.Option(help="Project the own part while the exchange is under way.")] = None,
     batch: Annotated[int | None, typer.Option(help="Samples per batch.")] = None,
-    batches: Annotated[
-        int | None, typer.Option(help="Measured batches; 0 goes once over all inputs.")
-    ] = None,
+    batches: Annotated[int | None, typer.Option(help="Measured batches; 0 goes once over all inputs.")] = None,
     warmups: Annotated[int | None, typer.Option(help="Batches before the measured ones.")] = None,
     link: Annotated[
-        str | None,
-        typer.Option(help="loopback, shaper:RATE[,LATENCY] or testbed:RATE[,LATENCY[,JITTER[,LOSS]]]."),
+        str | None, typer.Option(help="loopback, shaper:RATE[,LATENCY] or testbed:RATE[,LATENCY[,JITTER[,LOSS]]].")
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Cores and threads of each rank.")] = None,
     timeout: Annotated[float | None, typer.Option(help="Seconds to wait for a silent peer.")] = None,
@@ -113,19 +108,38 @@ def run(
         str | None, typer.Option(help="TOML of watts per state, for modelled energy where no sensor is.")
     ] = None,
     trace: Annotated[str | None, typer.Option(help="Write the trace (JSON lines).")] = None,
-    perfetto_file: Annotated[
-        Path | None, typer.Option("--perfetto", help="Write Chrome/Perfetto JSON.")
-    ] = None,
+    perfetto_file: Annotated[Path | None, typer.Option("--perfetto", help="Write Chrome/Perfetto JSON.")] = None,
     as_json: Json = False,
 ) -> None:
     """Run a model across devices: predictions, agreement with the local model, and the latency split."""
     flags = {
-        "model": model, "images": images, "text": text, "resize": resize, "tokens": tokens, "weights": weights,
-        "seed": seed, "devices": devices, "mode": mode, "segments": segments, "wire": wire,
-        "device_weights": _speeds(device_weights), "embed": embed, "collective": collective, "overlap": overlap,
-        "batch": batch, "batches": batches, "warmups": warmups, "link": link, "threads": threads,
-        "timeout_s": timeout, "interface": interface, "port": port, "meter": meter, "power": power, "trace": trace,
-    }  # fmt: skip
+        "model": model,
+        "images": images,
+        "text": text,
+        "resize": resize,
+        "tokens": tokens,
+        "weights": weights,
+        "seed": seed,
+        "devices": devices,
+        "mode": mode,
+        "segments": segments,
+        "wire": wire,
+        "device_weights": _speeds(device_weights),
+        "embed": embed,
+        "collective": collective,
+        "overlap": overlap,
+        "batch": batch,
+        "batches": batches,
+        "warmups": warmups,
+        "link": link,
+        "threads": threads,
+        "timeout_s": timeout,
+        "interface": interface,
+        "port": port,
+        "meter": meter,
+        "power": power,
+        "trace": trace,
+    }
     resolved = resolve(config, {key: value for key, value in flags.items() if value is not None})
     with _trace_for(resolved, perfetto_file) as (resolved, finish):
         outcome = _execute(resolved, cluster, quiet=as_json)
@@ -151,18 +165,14 @@ def worker(
     spec = load_toml(cluster, ClusterSpec)
     rank = spec.rank(name)
     if rank == 0:
-        raise ConfigError(
-            f"{name} is the cluster's terminal (its first device); start prism-hw run --cluster there"
-        )
+        raise ConfigError(f"{name} is the cluster's terminal (its first device); start prism-hw run --cluster there")
     launch.run_worker(spec, rank, threads, timeout, command.command_line())
 
 
 @app.command(epilog="Example: prism-hw show run.jsonl --perfetto run.json")
 def show(
     trace: Annotated[Path, typer.Argument(help="A trace file.")],
-    perfetto_file: Annotated[
-        Path | None, typer.Option("--perfetto", help="Write Chrome/Perfetto JSON.")
-    ] = None,
+    perfetto_file: Annotated[Path | None, typer.Option("--perfetto", help="Write Chrome/Perfetto JSON.")] = None,
     as_json: Json = False,
 ) -> None:
     """Summarise a trace file; one that was cut short is read as far as it goes."""
@@ -180,9 +190,7 @@ def show(
 
 @app.command(epilog="Example: prism-hw demo --output out/demo")
 def demo(
-    output: Annotated[Path, typer.Option(help="Folder of the page, the traces and the figures.")] = Path(
-        "out/demo"
-    ),
+    output: Annotated[Path, typer.Option(help="Folder of the page, the traces and the figures.")] = Path("out/demo"),
 ) -> None:
     """The main job on an embedded default: a trained ViT on labelled images, then a ViT-Base for timing."""
     from hw.cli.demo import run_demo
@@ -216,15 +224,11 @@ def _execute(config: job.RunConfig, cluster: Path | None, quiet: bool) -> job.Ou
     with bar(quiet) as on_progress:
         if cluster is None:
             return launch.run_local(config, command.command_line(), on_progress)
-        return launch.run_cluster(
-            config, load_toml(cluster, ClusterSpec), command.command_line(), on_progress
-        )
+        return launch.run_cluster(config, load_toml(cluster, ClusterSpec), command.command_line(), on_progress)
 
 
 @contextlib.contextmanager
-def _trace_for(
-    config: job.RunConfig, target: Path | None
-) -> Iterator[tuple[job.RunConfig, Callable[[], None]]]:
+def _trace_for(config: job.RunConfig, target: Path | None) -> Iterator[tuple[job.RunConfig, Callable[[], None]]]:
     """The configuration, with a passing trace where only the Perfetto file is wanted, and what writes that file."""
     with scratch() as folder:
         if target is not None and config.trace is None:

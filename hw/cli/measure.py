@@ -55,18 +55,11 @@ def stations(
             for number, (address, station) in enumerate(zip(bed.addresses, bed.stations, strict=True))
         ]
         if as_json:
-            print(
-                msgspec.json.encode({"link": str(spec), **bed.facts(), "stations": stations}).decode(),
-                flush=True,
-            )
+            print(msgspec.json.encode({"link": str(spec), **bed.facts(), "stations": stations}).decode(), flush=True)
         else:
-            table = Table(
-                "device", "address", "enter it with", title=f"{spec}, medium {bed.facts()['medium']}"
-            )
+            table = Table("device", "address", "enter it with", title=f"{spec}, medium {bed.facts()['medium']}")
             for row in stations:
-                table.add_row(
-                    str(row["device"]), str(row["address"]), f"nsenter --net={row['netns']} COMMAND"
-                )
+                table.add_row(str(row["device"]), str(row["address"]), f"nsenter --net={row['netns']} COMMAND")
             table.caption = "up until Ctrl-C; nothing is left behind"
             Console().print(table)
         with contextlib.suppress(KeyboardInterrupt):
@@ -74,21 +67,15 @@ def stations(
                 time.sleep(3600)
 
 
-@app.command(
-    "link", epilog="Example: prism-hw link --link testbed:100Mbps,2ms --devices 3 --output link.html"
-)
+@app.command("link", epilog="Example: prism-hw link --link testbed:100Mbps,2ms --devices 3 --output link.html")
 def measure_links(
-    link: Annotated[
-        str, typer.Option(help="loopback, shaper:RATE[,...] or testbed:RATE[,...].")
-    ] = "loopback",
+    link: Annotated[str, typer.Option(help="loopback, shaper:RATE[,...] or testbed:RATE[,...].")] = "loopback",
     devices: Annotated[int, typer.Option(min=2, max=16, help="Ranks on this machine.")] = 2,
     cluster: Annotated[Path | None, typer.Option(help="cluster.toml: between several machines.")] = None,
     budget: Annotated[float, typer.Option(min=1, max=600, help="Seconds to measure for.")] = 30.0,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for a silent peer.")] = 60.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the order of measurements.")] = 0,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write the page with plots (HTML).")
-    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the page with plots (HTML).")] = None,
     trace: Annotated[Path | None, typer.Option(help="Write every raw measurement (JSON lines).")] = None,
     as_json: Json = False,
 ) -> None:
@@ -101,9 +88,7 @@ def measure_links(
     measured = network(link) if spec else str(config.link_spec())
     with scratch() as folder, _status(f"measuring for about {budget:g} s", as_json):
         raw = trace or folder / "probes.jsonl"
-        step = LinkStep(
-            config=LinkConfig(budget_s=budget, seed=seed), link=measured, trace=str(raw.resolve())
-        )
+        step = LinkStep(config=LinkConfig(budget_s=budget, seed=seed), link=measured, trace=str(raw.resolve()))
         (report,) = measure(config, [step], spec, command_line(), lambda _: None)
         probes = read_trace(raw).probes
     if report is None:
@@ -121,15 +106,9 @@ def probe(
     output: Annotated[Path, typer.Option("--output", "-o", help="Raw measurements (JSON lines).")] = Path(
         "probe.jsonl"
     ),
-    link: Annotated[
-        str, typer.Option(help="Link of the exchanges: loopback, shaper:... or testbed:....")
-    ] = "loopback",
-    devices: Annotated[
-        int, typer.Option(min=1, max=16, help="Ranks on this machine; 1 leaves exchanges out.")
-    ] = 2,
-    cluster: Annotated[
-        Path | None, typer.Option(help="cluster.toml: exchanges between several machines.")
-    ] = None,
+    link: Annotated[str, typer.Option(help="Link of the exchanges: loopback, shaper:... or testbed:....")] = "loopback",
+    devices: Annotated[int, typer.Option(min=1, max=16, help="Ranks on this machine; 1 leaves exchanges out.")] = 2,
+    cluster: Annotated[Path | None, typer.Option(help="cluster.toml: exchanges between several machines.")] = None,
     budget: Annotated[
         float, typer.Option(min=1, max=600, help="Seconds for operations; exchanges take a quarter.")
     ] = 120.0,
@@ -148,17 +127,13 @@ def probe(
         parts = [folder / "operations.jsonl", folder / "exchanges.jsonl"]
         steps: list[LinkStep | ProbeStep] = [
             ProbeStep(
-                config=ProbeConfig(budget_s=budget, threads=threads, seed=seed),
-                link=measured,
-                trace=str(parts[0]),
+                config=ProbeConfig(budget_s=budget, threads=threads, seed=seed), link=measured, trace=str(parts[0])
             )
         ]
         if devices > 1 or spec:
             steps.append(
                 LinkStep(
-                    config=LinkConfig(budget_s=max(1.0, budget / 4), seed=seed),
-                    link=measured,
-                    trace=str(parts[1]),
+                    config=LinkConfig(budget_s=max(1.0, budget / 4), seed=seed), link=measured, trace=str(parts[1])
                 )
             )
         measure(config, steps, spec, command_line(), on_progress)
@@ -167,20 +142,12 @@ def probe(
     write_trace(output, header, probes)
     counts = Counter(probe.op for probe in probes if not probe.warmup)
     shapes = len(
-        {
-            (probe.op, probe.shape)
-            for probe in probes
-            if probe.op not in ("mesh", "ring", "pair", "echo", "bulk")
-        }
+        {(probe.op, probe.shape) for probe in probes if probe.op not in ("mesh", "ring", "pair", "echo", "bulk")}
     )
     if as_json:
-        print(
-            msgspec.json.encode({"output": str(output), "probes": counts, "operation_cells": shapes}).decode()
-        )
+        print(msgspec.json.encode({"output": str(output), "probes": counts, "operation_cells": shapes}).decode())
         return
-    table = Table(
-        "operation", "timed repeats", title=f"{shapes} shapes of operations, one thread each: {threads}"
-    )
+    table = Table("operation", "timed repeats", title=f"{shapes} shapes of operations, one thread each: {threads}")
     for op, count in counts.items():
         table.add_row(op, str(count))
     table.caption = f"raw measurements in {output}"
@@ -193,16 +160,11 @@ def _status(text: str, quiet: bool) -> Iterator[None]:
         yield
 
 
-@app.command(
-    epilog="Example: prism-hw profile --config experiments/scaled_grid.toml --output out/scaled --dry-run"
-)
+@app.command(epilog="Example: prism-hw profile --config experiments/scaled_grid.toml --output out/scaled --dry-run")
 def profile(
-    config: Annotated[
-        Path, typer.Option(help="TOML file of the sweep: models, modes, segments, batches, rates, ...")
-    ],
+    config: Annotated[Path, typer.Option(help="TOML file of the sweep: models, modes, segments, batches, rates, ...")],
     output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="Folder of the traces; default: out/NAME of the file."),
+        Path | None, typer.Option("--output", "-o", help="Folder of the traces; default: out/NAME of the file.")
     ] = None,
     cluster: Annotated[Path | None, typer.Option(help="cluster.toml: measure on several machines.")] = None,
     repeats: Annotated[int | None, typer.Option(min=1, help="Visits of each cell.")] = None,
@@ -212,9 +174,7 @@ def profile(
     target: Annotated[
         float, typer.Option(min=0, help="With --active: stop a model at this expected regret, in per cent.")
     ] = 1.0,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the cells and the estimated time.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the cells and the estimated time.")] = False,
     as_json: Json = False,
 ) -> None:
     """Measure a sweep, cell by cell, repeats interleaved; killed at any point it goes on where it stopped."""
@@ -311,24 +271,26 @@ def _print_plan(todo: list[Visit], done: int, estimates: dict[str, float], as_js
     first = [visit for visit in todo if visit.repeat == min(v.repeat for v in todo)]
     rows = [
         {
-            "model": c.model, "mode": c.mode.value, "segments": c.segments, "wire": c.wire, "devices": c.plan().devices,
-            "batch": c.batch, "link": c.link, "estimated_s": estimates[visit.file],
+            "model": c.model,
+            "mode": c.mode.value,
+            "segments": c.segments,
+            "wire": c.wire,
+            "devices": c.plan().devices,
+            "batch": c.batch,
+            "link": c.link,
+            "estimated_s": estimates[visit.file],
         }
-        for visit in first for c in [visit.config]
-    ]  # fmt: skip
+        for visit in first
+        for c in [visit.config]
+    ]
     if as_json:
-        print(
-            msgspec.json.encode(
-                {"cells": rows, "visits": len(todo), "done": done, "estimated_s": total}
-            ).decode()
-        )
+        print(msgspec.json.encode({"cells": rows, "visits": len(todo), "done": done, "estimated_s": total}).decode())
         return
     table = Table("model", "mode", "L", "wire", "P", "batch", "link", "a visit")
     for row in rows:
         cells = [row[key] for key in ("model", "mode", "segments", "wire", "devices", "batch", "link")]
         table.add_row(
-            *["" if cell is None else str(cell) for cell in cells],
-            format_seconds(float(str(row["estimated_s"]))),
+            *["" if cell is None else str(cell) for cell in cells], format_seconds(float(str(row["estimated_s"])))
         )
     table.caption = (
         f"{len(todo)} visits to go, {done} done; about {format_seconds(total)} of work by FLOPs, bytes and this "
@@ -341,8 +303,14 @@ def _print_plan(todo: list[Visit], done: int, estimates: dict[str, float], as_js
 def _visit_bar(estimates: dict[str, float], done: int, quiet: bool) -> Iterator[Callable[[Visit], None]]:
     """Progress on stderr; the time left goes by the visits' estimates, not by their number."""
     console = Console(stderr=True)
-    bar = Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), console=console,
-                   transient=True, disable=quiet or not console.is_terminal)  # fmt: skip
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=quiet or not console.is_terminal,
+    )
     with bar:
         visits = done
         total = done + len(estimates)

@@ -42,17 +42,27 @@ def serve(
     learn: Annotated[bool | None, typer.Option("--learn/--no-learn", help="Correct the map by what is served.")] = None,
     decisions: Annotated[str | None, typer.Option(help="Log of decisions (JSON lines), for prism-sim replay.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads to compute with.")] = None,
-) -> None:  # fmt: skip
+) -> None:
     """Serve a model: each batch runs on one device or on several, whichever is expected to be better."""
     from hw.serving.app import ServeConfig, terminal
 
     flags: dict[str, Any] = {
-        "model": model, "map": map_file, "accuracy": accuracy, "key_file": key_file, "devices": devices, "token_file": token_file,
-        "weights": weights, "max_batch": max_batch, "learn": learn, "decisions": decisions, "threads": threads,
+        "model": model,
+        "map": map_file,
+        "accuracy": accuracy,
+        "key_file": key_file,
+        "devices": devices,
+        "token_file": token_file,
+        "weights": weights,
+        "max_batch": max_batch,
+        "learn": learn,
+        "decisions": decisions,
+        "threads": threads,
         "max_wait_s": None if max_wait is None else parse_seconds(max_wait),
         "timeout_s": None if timeout is None else parse_seconds(timeout),
-        **_place("join_", join_at), **_place("http_", http),
-    }  # fmt: skip
+        **_place("join_", join_at),
+        **_place("http_", http),
+    }
     base = msgspec.to_builtins(load_toml(config, ServeConfig)) if config else {}
     given = {key: value for key, value in flags.items() if value is not None}
     if least_agreement is not None:
@@ -61,9 +71,7 @@ def serve(
     stopped = _stopping()
     with terminal(resolved, command_line()) as service:
         members = service.members
-        print(
-            f"serving {resolved.model} at http://{resolved.http_address}:{service.server.port}/v2", flush=True
-        )
+        print(f"serving {resolved.model} at http://{resolved.http_address}:{service.server.port}/v2", flush=True)
         if members is not None:
             print(f"devices join at {resolved.join_address}:{members.port}", flush=True)
         console = Console(stderr=True)
@@ -77,9 +85,7 @@ def serve(
 
 @app.command(epilog="Example: prism-hw join 10.0.0.1:29500 --model fashion-vit --key-file key")
 def join(
-    place: Annotated[
-        str, typer.Argument(metavar="ADDRESS:PORT", help="Where the terminal lets devices join.")
-    ],
+    place: Annotated[str, typer.Argument(metavar="ADDRESS:PORT", help="Where the terminal lets devices join.")],
     key_file: Annotated[str, typer.Option(help="The key that devices share.")],
     model: Annotated[str, typer.Option(help="The model that the terminal serves.")] = "fashion-vit",
     weights: Annotated[str | None, typer.Option(help='"random", or a .safetensors or .pt file.')] = None,
@@ -95,11 +101,18 @@ def join(
     say = Console(stderr=True).print
     serve_with(
         JoinConfig(
-            address=found["address"], port=found["port"], name=name, key_file=key_file, model=model, weights=weights,
-            threads=threads, timeout_s=parse_seconds(timeout),
+            address=found["address"],
+            port=found["port"],
+            name=name,
+            key_file=key_file,
+            model=model,
+            weights=weights,
+            threads=threads,
+            timeout_s=parse_seconds(timeout),
         ),
-        lambda text: say(text, highlight=False), _stopping(),
-    )  # fmt: skip
+        lambda text: say(text, highlight=False),
+        _stopping(),
+    )
 
 
 def _stopping() -> threading.Event:
@@ -135,9 +148,7 @@ def _view(service: Any) -> Table:
         expected = "" if last.decision.expected is None else f" of {last.decision.expected.ms:.0f} expected"
         table.add_row("the last one", f"{last.ran.mode.value}, {last.ms:.0f} ms{expected} ({last.decision.why})")
     table.add_row("answered locally after a failure", str(runtime.failures))
-    table.add_row(
-        "devices", f"terminal, {', '.join(group.names)} (epoch {group.epoch})" if group else "terminal"
-    )
+    table.add_row("devices", f"terminal, {', '.join(group.names)} (epoch {group.epoch})" if group else "terminal")
     rate = "not known" if estimate is None else f"{estimate.rate_bps / 1e6:.0f} Mbps (by {estimate.source})"
     table.add_row("medium", rate)
     table.add_row("waiting", str(service.batcher.waiting))

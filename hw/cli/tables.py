@@ -37,11 +37,7 @@ def outcome_view(outcome: Outcome) -> RenderableType:
     parts: list[RenderableType] = [Text(headline(outcome), style="bold")]
     if outcome.oversubscribed:
         parts.append(Text("oversubscribed: ranks share cores here, so times are no device's", style="yellow"))
-    parts += [
-        _predictions(outcome),
-        split_table(outcome.split_per_rank_ms, outcome.latency_ms),
-        _facts(outcome),
-    ]
+    parts += [_predictions(outcome), split_table(outcome.split_per_rank_ms, outcome.latency_ms), _facts(outcome)]
     return Group(*parts)
 
 
@@ -58,9 +54,7 @@ def _predictions(outcome: Outcome) -> Table:
     for row in outcome.predictions[:SHOWN]:
         right = row.label is not None and row.label == row.predicted
         probability = "" if row.probability is None else f"{row.probability:.3f}"
-        table.add_row(
-            row.name, row.label or "", f"[green]{row.predicted}[/]" if right else row.predicted, probability
-        )
+        table.add_row(row.name, row.label or "", f"[green]{row.predicted}[/]" if right else row.predicted, probability)
     if len(outcome.predictions) > SHOWN:
         table.caption = f"{len(outcome.predictions) - SHOWN} more in --json"
     return table
@@ -69,9 +63,7 @@ def _predictions(outcome: Outcome) -> Table:
 def _facts(outcome: Outcome) -> Table:
     table = Table(show_header=False, box=None, pad_edge=False)
     bandwidth = outcome.effective_bandwidth_mbps
-    top1 = (
-        f"{outcome.top1:.1%} of {outcome.samples}" if outcome.top1 is not None else "no labels of this model"
-    )
+    top1 = f"{outcome.top1:.1%} of {outcome.samples}" if outcome.top1 is not None else "no labels of this model"
     table.add_row("top-1 against the labels", top1)
     table.add_row(f"agreement with local ({outcome.agreement_kind})", f"{outcome.agreement:.4f}")
     table.add_row("largest error over largest value", f"{outcome.max_rel_error:.2e}")
@@ -86,18 +78,14 @@ def _facts(outcome: Outcome) -> Table:
 
 def trace_view(trace: Trace, summary: Summary) -> RenderableType:
     header = trace.header
-    lines = (
-        f"{header.model}, {header.plan.mode.value}, batch {header.batch}, link {header.link}, {header.source}"
-    )
+    lines = f"{header.model}, {header.plan.mode.value}, batch {header.batch}, link {header.link}, {header.source}"
     failed = sum(bool(batch.failed) for batch in trace.batches)
     notes = f"{summary.batches} measured batches, {failed} failed, spans cover {summary.coverage:.1%}"
     if trace.cut:
         notes += "; the last line was cut and is left out"
     latency = {"p50": summary.latency_ms.p50, "p95": summary.latency_ms.p95}
     energy = energy_line(summary.energy, summary.energy_note)
-    return Group(
-        Text(lines, style="bold"), split_table(summary.split_per_rank_ms, latency), Text(notes), Text(energy)
-    )
+    return Group(Text(lines, style="bold"), split_table(summary.split_per_rank_ms, latency), Text(notes), Text(energy))
 
 
 def energy_line(energy: Energy | None, note: str) -> str:

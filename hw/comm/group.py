@@ -44,9 +44,7 @@ def address_of(interface: str) -> str:
     for address in found:
         if address.family == socket.AF_INET:
             return address.address
-    raise ConfigError(
-        f"interface {interface!r} has no IPv4 address; give it one, or name another with --interface"
-    )
+    raise ConfigError(f"interface {interface!r} has no IPv4 address; give it one, or name another with --interface")
 
 
 def check_interface(name: str) -> str:
@@ -122,9 +120,7 @@ def await_key(store: dist.Store, key: str, timeout_s: float) -> bytes:
     deadline = time.monotonic() + timeout_s
     while not store.check([key]):
         if time.monotonic() > deadline:
-            raise ExchangeError(
-                f"the terminal published no {key} within {timeout_s:g} s; start prism-hw run there"
-            )
+            raise ExchangeError(f"the terminal published no {key} within {timeout_s:g} s; start prism-hw run there")
         time.sleep(POLL_S)
     return bytes(store.get(key))
 
@@ -140,9 +136,12 @@ def process_group(
     os.environ["GLOO_SOCKET_IFNAME"] = check_interface(interface)
     try:
         dist.init_process_group(
-            "gloo", store=dist.PrefixStore(f"epoch-{epoch}", store), rank=rank, world_size=world_size,
+            "gloo",
+            store=dist.PrefixStore(f"epoch-{epoch}", store),
+            rank=rank,
+            world_size=world_size,
             timeout=timedelta(seconds=timeout_s),
-        )  # fmt: skip
+        )
     except Exception as error:
         _forget_failed_group()
         if not isinstance(error, RuntimeError):  # of the store
@@ -182,9 +181,7 @@ class GlooExchange:
         """Another over the same group and medium."""
         return GlooExchange(stager, self._recorder, self._medium)
 
-    def start(
-        self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Expected], op: str, block: int
-    ) -> Pending:
+    def start(self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Expected], op: str, block: int) -> Pending:
         self._generation += 1
         hosts: dict[int, Tensor] = {}
         for peer, tensor in outgoing.items():
@@ -225,10 +222,7 @@ class GlooExchange:
         with _lost_peer(-1, op, block):
             work = _work(dist.all_gather(gathered, flat, async_op=True))
         self._recorder.handed_over(op, block, sent)
-        views = {
-            peer: gathered[peer][: torch.Size(shape).numel()].view(shape)
-            for peer, (shape, _) in incoming.items()
-        }
+        views = {peer: gathered[peer][: torch.Size(shape).numel()].view(shape) for peer, (shape, _) in incoming.items()}
         return _Posted(self, {-1: (work, flat)}, op, block, self._generation, ring=views)
 
     def flush(self) -> None:
@@ -265,9 +259,7 @@ class GlooExchange:
         return self._stager.to_device(parts, op, block)
 
 
-_Send = tuple[
-    int, int, dist.Work, Tensor
-]  # generation, peer, work, and the tensor, kept alive until it has left
+_Send = tuple[int, int, dist.Work, Tensor]  # generation, peer, work, and the tensor, kept alive until it has left
 
 
 class _Posted:
@@ -292,11 +284,7 @@ class _Posted:
         for peer, (work, _) in self._works.items():
             with _lost_peer(peer, op, block):
                 exchange.finish(work)
-        parts = (
-            self._ring
-            if self._ring is not None
-            else {peer: tensor for peer, (_, tensor) in self._works.items()}
-        )
+        parts = self._ring if self._ring is not None else {peer: tensor for peer, (_, tensor) in self._works.items()}
         return exchange.arrived(parts, op, block, ring=self._ring is not None)
 
 
@@ -314,9 +302,7 @@ def _lost_peer(peer: int, op: str, block: int) -> Iterator[None]:
 
 def _work(work: "dist.Work | None") -> "dist.Work":
     if work is None:
-        raise ExchangeError(
-            "this process is no member of the group; start as many ranks as the plan has devices"
-        )
+        raise ExchangeError("this process is no member of the group; start as many ranks as the plan has devices")
     return work
 
 
@@ -363,9 +349,7 @@ def receive_bytes(peer: int, limit: int = 1 << 26) -> bytes:
         dist.recv(size, peer, tag=CONTROL)
     length = int(size)
     if not 0 <= length <= limit:
-        raise ExchangeError(
-            f"rank {peer} announces {length} bytes, the limit is {limit}; run the same version there"
-        )
+        raise ExchangeError(f"rank {peer} announces {length} bytes, the limit is {limit}; run the same version there")
     data = torch.empty(length, dtype=torch.uint8)
     if length:
         with _lost_peer(peer, "control", -1):

@@ -55,9 +55,7 @@ class SpanRecorder:
         self._close(now)
         # a message that nobody here waited behind is still part of the record, as a span of no length
         for (op, block), (issued, sent) in self._handed.items():
-            self._spans.append(
-                self._span("wire", op, block, issued, issued, issued_ns=issued, sent_bytes=sent)
-            )
+            self._spans.append(self._span("wire", op, block, issued, issued, issued_ns=issued, sent_bytes=sent))
         self._batch, self._handed = None, {}
 
     def take(self) -> tuple[list[Span], int, int]:
@@ -81,6 +79,12 @@ class SpanRecorder:
 
     def _span(self, kind: Kind, op: str, block: int, start: int, end: int, **extra: object) -> Span:
         return Span(
-            batch=self._batch or 0, rank=self._rank, kind=kind, op=op, block=block,
-            start_ns=start, end_ns=end, **extra,  # type: ignore[arg-type]
-        )  # fmt: skip
+            batch=self._batch or 0,
+            rank=self._rank,
+            kind=kind,
+            op=op,
+            block=block,
+            start_ns=start,
+            end_ns=end,
+            **extra,  # type: ignore[arg-type]
+        )

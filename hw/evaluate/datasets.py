@@ -58,9 +58,7 @@ class Dataset(msgspec.Struct, frozen=True, kw_only=True):
     pairs: tuple[Pair, ...] = ()
 
 
-def load_dataset(
-    data: Path | None, loaded: Loaded, tokens: int | None, columns: Columns, limit: int | None
-) -> Dataset:
+def load_dataset(data: Path | None, loaded: Loaded, tokens: int | None, columns: Columns, limit: int | None) -> Dataset:
     """From a folder of images, or a CSV, JSONL or text file; without one, the bundled images. limit: samples at most.
 
     Raises InputError where nothing can be read, or a column is missing.
@@ -198,9 +196,14 @@ def _task(loaded: Loaded) -> Task:
 
 
 def _whole(
-    samples: Sequence[Sample], collate: Callable[[Sequence[Sample]], dict[str, Any]], bad: Sequence[str], digest: Any,
-    data: Path, task: Task, pairs: tuple[Pair, ...] = (),
-) -> Dataset:  # fmt: skip
+    samples: Sequence[Sample],
+    collate: Callable[[Sequence[Sample]], dict[str, Any]],
+    bad: Sequence[str],
+    digest: Any,
+    data: Path,
+    task: Task,
+    pairs: tuple[Pair, ...] = (),
+) -> Dataset:
     if not samples:
         first = f" ({bad[0]})" if bad else ""
         raise InputError(f"{data}: nothing in it can be read{first}; give images with labels, or texts")

@@ -35,9 +35,13 @@ class PrismLM(TemplateLM):  # type: ignore[misc]
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(loaded.folder or model, local_files_only=True)
         except Exception as error:
-            raise InputError(f"{model}: no tokenizer ({str(error).splitlines()[0]}); save it beside the model") from None
+            raise InputError(
+                f"{model}: no tokenizer ({str(error).splitlines()[0]}); save it beside the model"
+            ) from None
         if self.tokenizer.eos_token_id is None:
-            raise InputError(f"{model}: its tokenizer has no end-of-text token, which stands before a text; give it one")
+            raise InputError(
+                f"{model}: its tokenizer has no end-of-text token, which stands before a text; give it one"
+            )
 
     @property
     def eot_token_id(self) -> int:

@@ -20,9 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NAMES: dict[Metric, str] = {"top1": "top-1", "perplexity": "perplexity", "pearson": "Pearson", "cosine": "cosine"}
-LOST: dict[Metric, str] = {
-    "top1": "points lost", "perplexity": "% above", "pearson": "lost", "cosine": "1 - cosine",
-}  # fmt: skip
+LOST: dict[Metric, str] = {"top1": "points lost", "perplexity": "% above", "pearson": "lost", "cosine": "1 - cosine"}
 SCALE: dict[Metric, float] = {"top1": 100.0, "perplexity": 100.0, "pearson": 1.0, "cosine": 1.0}
 
 BODY = """{% for line in about %}<p class="about">{{ line }}</p>{% endfor %}
@@ -37,16 +35,31 @@ full fp32 exchange over this plan's.</p>
 def headings(table: AccuracyTable) -> list[str]:
     extra = ["ms", "J"] if any(row.ms is not None for row in table.rows) else []
     flips = {"top1": ["worse/better", "McNemar p"], "pearson": ["Spearman"]}.get(table.metric, [])
-    return ["plan", "CR", "bytes", "GFLOPs", NAMES[table.metric], LOST[table.metric], "90 %", "agreement", *flips, "KL mean",
-            "KL p99", "cosine", "rel. L2", *extra]  # fmt: skip
+    return [
+        "plan",
+        "CR",
+        "bytes",
+        "GFLOPs",
+        NAMES[table.metric],
+        LOST[table.metric],
+        "90 %",
+        "agreement",
+        *flips,
+        "KL mean",
+        "KL p99",
+        "cosine",
+        "rel. L2",
+        *extra,
+    ]
 
 
 def cells(table: AccuracyTable, row: PlanAccuracy) -> list[str]:
     """A row of the table as texts, under `headings`."""
     scale = SCALE[table.metric]
     flips = {
-        "top1": [f"{row.worse}/{row.better}", _number(row.mcnemar_p, "{:.2g}")], "pearson": [_number(row.spearman, "{:.4g}")],
-    }.get(table.metric, [])  # fmt: skip
+        "top1": [f"{row.worse}/{row.better}", _number(row.mcnemar_p, "{:.2g}")],
+        "pearson": [_number(row.spearman, "{:.4g}")],
+    }.get(table.metric, [])
     extra = (
         [_number(row.ms, "{:.1f}"), "not measured" if row.joules is None else f"{row.joules:.2f}"]
         if any(each.ms is not None for each in table.rows)
@@ -54,11 +67,21 @@ def cells(table: AccuracyTable, row: PlanAccuracy) -> list[str]:
     )
     value = f"{100 * row.value:.2f} %" if table.metric == "top1" else f"{row.value:.4g}"
     return [
-        plan_label(row.plan), f"{row.cr:.1f}", f"{row.bytes_per_exchange:,}",
-        f"{row.gflops_per_device:.2f}", value, f"{scale * row.loss:.3g}", f"{scale * row.ci90[0]:.3g} to {scale * row.ci90[1]:.3g}",
-        f"{100 * row.agreement:.2f} %", *flips, _number(row.kl_mean, "{:.3g}"), _number(row.kl_p99, "{:.3g}"),
-        f"{row.logit_cosine:.4f}", f"{row.relative_l2:.3f}", *extra,
-    ]  # fmt: skip
+        plan_label(row.plan),
+        f"{row.cr:.1f}",
+        f"{row.bytes_per_exchange:,}",
+        f"{row.gflops_per_device:.2f}",
+        value,
+        f"{scale * row.loss:.3g}",
+        f"{scale * row.ci90[0]:.3g} to {scale * row.ci90[1]:.3g}",
+        f"{100 * row.agreement:.2f} %",
+        *flips,
+        _number(row.kl_mean, "{:.3g}"),
+        _number(row.kl_p99, "{:.3g}"),
+        f"{row.logit_cosine:.4f}",
+        f"{row.relative_l2:.3f}",
+        *extra,
+    ]
 
 
 def _number(value: float | None, form: str) -> str:
@@ -69,7 +92,15 @@ def view(table: AccuracyTable) -> Table:
     """What fits a terminal; the page has all."""
     heads = headings(table)
     timed, metered = "ms" in heads, any(row.joules is not None for row in table.rows)
-    names = ["plan", "CR", NAMES[table.metric], LOST[table.metric], "90 %", "agreement", *([] if timed else ["KL mean"])]
+    names = [
+        "plan",
+        "CR",
+        NAMES[table.metric],
+        LOST[table.metric],
+        "90 %",
+        "agreement",
+        *([] if timed else ["KL mean"]),
+    ]
     names += ["ms"] if timed else []
     names += ["J"] if metered else []
     shown = [heads.index(name) for name in names]
@@ -94,7 +125,13 @@ def page(table: AccuracyTable, misfits: Sequence[str]) -> str:
     body = (
         jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
         .from_string(BODY)
-        .render(about=about, plot=Markup(plot), heads=headings(table), rows=[cells(table, row) for row in table.rows], unreadable=table.unreadable)
+        .render(
+            about=about,
+            plot=Markup(plot),
+            heads=headings(table),
+            rows=[cells(table, row) for row in table.rows],
+            unreadable=table.unreadable,
+        )
     )
     created = f"{table.created} on {table.host.get('processor') or table.host.get('system', '')}"
     return frame(f"What compression costs {table.model}", body, created, table.command, table.host.get("versions", {}))
@@ -132,11 +169,22 @@ def _losses(axes: "Axes", table: AccuracyTable, x: Callable[[PlanAccuracy], floa
             continue
         scale = SCALE[table.metric]
         losses = [scale * row.loss for _, row in points]
-        bars = [[scale * max(row.loss - row.ci90[0], 0.0) for _, row in points], [scale * max(row.ci90[1] - row.loss, 0.0) for _, row in points]]
+        bars = [
+            [scale * max(row.loss - row.ci90[0], 0.0) for _, row in points],
+            [scale * max(row.ci90[1] - row.loss, 0.0) for _, row in points],
+        ]
         axes.errorbar(
-            [at for at, _ in points], losses, yerr=bars, marker="o", ms=3, lw=1.2, capsize=2, color=colours[mode, wire],
-            ls=DASHES[devices.index(ranks) % len(DASHES)], label="local" if ranks == 1 else f"{mode.replace('_', ' ')} {wire}, P={ranks}",
-        )  # fmt: skip
+            [at for at, _ in points],
+            losses,
+            yerr=bars,
+            marker="o",
+            ms=3,
+            lw=1.2,
+            capsize=2,
+            color=colours[mode, wire],
+            ls=DASHES[devices.index(ranks) % len(DASHES)],
+            label="local" if ranks == 1 else f"{mode.replace('_', ' ')} {wire}, P={ranks}",
+        )
 
 
 def write_parquet(table: AccuracyTable, path: Path) -> None:
@@ -148,8 +196,12 @@ def write_parquet(table: AccuracyTable, path: Path) -> None:
         flat = msgspec.to_builtins(row)
         plan = flat.pop("plan")
         intervals = {name: flat.pop(name) for name in ("ci90", "value_ci90", "agreement_ci90")}
-        ends = {f"{name}_{end}": v for name, both in intervals.items() for end, v in zip(("low", "high"), both, strict=True)}
-        rows.append({"model": table.model, "data": table.data, "n": table.n, "metric": table.metric, **plan, **flat, **ends})
+        ends = {
+            f"{name}_{end}": v for name, both in intervals.items() for end, v in zip(("low", "high"), both, strict=True)
+        }
+        rows.append(
+            {"model": table.model, "data": table.data, "n": table.n, "metric": table.metric, **plan, **flat, **ends}
+        )
     try:
         pd.DataFrame(rows).to_parquet(path)
     except OSError as error:

@@ -146,9 +146,7 @@ class Store:
 
 
 @torch.no_grad()
-def evaluate(
-    config: EvalConfig, output: Path, command: str, on_progress: Callable[[Progress], None]
-) -> Evaluation:
+def evaluate(config: EvalConfig, output: Path, command: str, on_progress: Callable[[Progress], None]) -> Evaluation:
     """Run what `output` doesn't hold yet, and put the table together. Raises PrismError."""
     loaded = load_model(config.model, config.weights, config.seed)
     spec = adapter_for(loaded.model).spec
@@ -158,9 +156,14 @@ def evaluate(
     plans, misfits = config.plans(min(lengths))
     costs = _costs(config, plans)
     header = Header(
-        config=config, weights=fingerprint(loaded.model), data=dataset.digest, plans=tuple(plans), command=command,
-        created=now_text(), host=host.describe(config.threads or torch.get_num_threads()),
-    )  # fmt: skip
+        config=config,
+        weights=fingerprint(loaded.model),
+        data=dataset.digest,
+        plans=tuple(plans),
+        command=command,
+        created=now_text(),
+        host=host.describe(config.threads or torch.get_num_threads()),
+    )
     store = Store(output / "samples.jsonl", header)
     try:
         _run(config, plans, loaded, dataset, store, on_progress)
@@ -176,7 +179,11 @@ def _lengths(config: EvalConfig, dataset: Dataset, spec: ModelSpec) -> list[int]
     fixed = spec.tokens if spec.patch_values else config.tokens
     if fixed:
         return [fixed] * len(samples)
-    return [length for batch in _batches(config, dataset) for length in [max(_length(samples[k].content) for k in batch)] * len(batch)]
+    return [
+        length
+        for batch in _batches(config, dataset)
+        for length in [max(_length(samples[k].content) for k in batch)] * len(batch)
+    ]
 
 
 def _batches(config: EvalConfig, dataset: Dataset) -> list[list[int]]:
@@ -187,9 +194,13 @@ def _batches(config: EvalConfig, dataset: Dataset) -> list[list[int]]:
 
 
 def _run(
-    config: EvalConfig, plans: Sequence[ExecutionPlan], loaded: Loaded, dataset: Dataset, store: Store,
+    config: EvalConfig,
+    plans: Sequence[ExecutionPlan],
+    loaded: Loaded,
+    dataset: Dataset,
+    store: Store,
     on_progress: Callable[[Progress], None],
-) -> None:  # fmt: skip
+) -> None:
     forced = adapter_for(loaded.model).forced
     samples, batches = dataset.inputs.samples, _batches(config, dataset)
     for done, numbers in enumerate(batches):
@@ -230,7 +241,7 @@ def together(model: torch.nn.Module, plan: ExecutionPlan, call: dict[str, Any]) 
 
 def _table(
     store: Store, dataset: Dataset, spec: ModelSpec, config: EvalConfig, tokens: int, costs: Costs
-) -> AccuracyTable:  # fmt: skip
+) -> AccuracyTable:
     by_plan: dict[int, list[Scored]] = defaultdict(list)
     for key in sorted(store.rows):
         by_plan[key[0]].append(store.rows[key])
@@ -243,20 +254,36 @@ def _table(
         found = figures(scores, metric, dataset.pairs, by_plan[0], config.seed)
         ms, joules = costs.get(plan, (None, None))
         sent = _sent_bytes(plan, spec.width, tokens)
-        whole = _sent_bytes(msgspec.structs.replace(plan, mode=Mode.FULL, segments=None, wire="fp32"), spec.width, tokens)
+        whole = _sent_bytes(
+            msgspec.structs.replace(plan, mode=Mode.FULL, segments=None, wire="fp32"), spec.width, tokens
+        )
         flops = build(spec, plan, 1, tokens)
         rows.append(
             PlanAccuracy(
-                plan=plan, cr=whole / sent if sent else 1.0, bytes_per_exchange=sent, ms=ms, joules=joules,
-                gflops_per_device=max(flops.flops(rank) for rank in range(plan.ranks)) / 1e9, **msgspec.structs.asdict(found),
+                plan=plan,
+                cr=whole / sent if sent else 1.0,
+                bytes_per_exchange=sent,
+                ms=ms,
+                joules=joules,
+                gflops_per_device=max(flops.flops(rank) for rank in range(plan.ranks)) / 1e9,
+                **msgspec.structs.asdict(found),
             )
-        )  # fmt: skip
+        )
     header = store.header
     return AccuracyTable(
-        created=header.created, command=header.command, model=config.model, weights=header.weights,
-        data=f"{config.data or 'bundled images'} ({header.data})", n=len(by_plan[0]), unreadable=dataset.unreadable, metric=metric,
-        tokens=tokens, config=msgspec.to_builtins(config), host=header.host, rows=tuple(rows),
-    )  # fmt: skip
+        created=header.created,
+        command=header.command,
+        model=config.model,
+        weights=header.weights,
+        data=f"{config.data or 'bundled images'} ({header.data})",
+        n=len(by_plan[0]),
+        unreadable=dataset.unreadable,
+        metric=metric,
+        tokens=tokens,
+        config=msgspec.to_builtins(config),
+        host=header.host,
+        rows=tuple(rows),
+    )
 
 
 def _sent_bytes(plan: ExecutionPlan, width: int, tokens: int) -> int:
@@ -276,7 +303,9 @@ def _costs(config: EvalConfig, plans: Sequence[ExecutionPlan]) -> Costs:
     found: Costs = {}
     for timed in table.plans:
         plan = answers_alike(timed)
-        expected = table.at(Observation(batch=1, devices=plan.ranks, bandwidth_bps=rate, at_s=0.0), Objective()).of(timed)
+        expected = table.at(Observation(batch=1, devices=plan.ranks, bandwidth_bps=rate, at_s=0.0), Objective()).of(
+            timed
+        )
         if expected is not None and plan in plans and (plan not in found or expected.ms < found[plan][0]):
             found[plan] = (expected.ms, expected.joules)
     return found

@@ -19,9 +19,7 @@ from hw.inputs.score import main_tensor
 from prism.decide.accuracy import Figures, Metric
 from prism.errors import InputError
 
-METRICS: dict[Task, Metric] = {
-    "classify": "top1", "language": "perplexity", "embed": "cosine", "pairs": "pearson",
-}  # fmt: skip
+METRICS: dict[Task, Metric] = {"classify": "top1", "language": "perplexity", "embed": "cosine", "pairs": "pearson"}
 RESAMPLES = 1000
 Floats = NDArray[np.float64]
 
@@ -45,9 +43,15 @@ class Scored(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 def scored(
-    plan: int, numbers: Sequence[int], output: Any, reference: Any, call: dict[str, Tensor],
-    samples: Sequence[Sample], labels: tuple[str, ...], task: Task,
-) -> list[Scored]:  # fmt: skip
+    plan: int,
+    numbers: Sequence[int],
+    output: Any,
+    reference: Any,
+    call: dict[str, Tensor],
+    samples: Sequence[Sample],
+    labels: tuple[str, ...],
+    task: Task,
+) -> list[Scored]:
     """A batch's samples. Only real tokens count."""
     ours, theirs = main_tensor(output).float(), main_tensor(reference).float()
     if task == "classify":
@@ -60,15 +64,24 @@ def scored(
     cosine, distance = _likeness(a, b)
     return [
         Scored(
-            plan=plan, sample=number, agreement=float(cosine[k]), cosine=float(cosine[k]), relative_l2=float(distance[k]),
+            plan=plan,
+            sample=number,
+            agreement=float(cosine[k]),
+            cosine=float(cosine[k]),
+            relative_l2=float(distance[k]),
             embedding=tuple(round(v, 6) for v in a[k].tolist()) if task == "pairs" else None,
         )
         for k, number in enumerate(numbers)
-    ]  # fmt: skip
+    ]
 
 
 def _classes(
-    plan: int, numbers: Sequence[int], ours_BC: Tensor, theirs_BC: Tensor, samples: Sequence[Sample], labels: tuple[str, ...]
+    plan: int,
+    numbers: Sequence[int],
+    ours_BC: Tensor,
+    theirs_BC: Tensor,
+    samples: Sequence[Sample],
+    labels: tuple[str, ...],
 ) -> list[Scored]:
     a, b = ours_BC.argmax(-1), theirs_BC.argmax(-1)
     cosine, distance = _likeness(ours_BC, theirs_BC)
@@ -78,12 +91,17 @@ def _classes(
         known = sample.label in labels
         found.append(
             Scored(
-                plan=plan, sample=number, answer=int(a[k]), agreement=float(a[k] == b[k]), kl=float(kl[k]),
-                cosine=float(cosine[k]), relative_l2=float(distance[k]),
+                plan=plan,
+                sample=number,
+                answer=int(a[k]),
+                agreement=float(a[k] == b[k]),
+                kl=float(kl[k]),
+                cosine=float(cosine[k]),
+                relative_l2=float(distance[k]),
                 value=float(labels[int(a[k])] == sample.label) if known else None,
                 reference=float(labels[int(b[k])] == sample.label) if known else None,
             )
-        )  # fmt: skip
+        )
     return found
 
 
@@ -92,16 +110,22 @@ def _text(plan: int, number: int, ours_TV: Tensor, theirs_TV: Tensor, ids_T: Ten
     ours, theirs, next_T = ours_TV[:-1], theirs_TV[:-1], ids_T[1:]
     cosine, distance = _likeness(ours, theirs)
     return Scored(
-        plan=plan, sample=number, tokens=len(next_T),
+        plan=plan,
+        sample=number,
+        tokens=len(next_T),
         value=float(F.cross_entropy(ours, next_T, reduction="sum")),
         reference=float(F.cross_entropy(theirs, next_T, reduction="sum")),
         agreement=float((ours.argmax(-1) == theirs.argmax(-1)).float().mean()),
-        kl=float(_kl(ours, theirs).mean()), cosine=float(cosine.mean()), relative_l2=float(distance.mean()),
-    )  # fmt: skip
+        kl=float(_kl(ours, theirs).mean()),
+        cosine=float(cosine.mean()),
+        relative_l2=float(distance.mean()),
+    )
 
 
 def _kl(ours: Tensor, theirs: Tensor) -> Tensor:
-    return F.kl_div(ours.log_softmax(-1), theirs.log_softmax(-1), reduction="none", log_target=True).sum(-1).clamp(min=0)
+    return (
+        F.kl_div(ours.log_softmax(-1), theirs.log_softmax(-1), reduction="none", log_target=True).sum(-1).clamp(min=0)
+    )
 
 
 def _likeness(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,7 +141,9 @@ def _pooled(rows_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
     return (rows_BTD * weights).sum(1) / weights.sum(1).clamp(min=1)
 
 
-def figures(rows: Sequence[Scored], metric: Metric, pairs: Sequence[Pair], base: Sequence[Scored], seed: int) -> Figures:
+def figures(
+    rows: Sequence[Scored], metric: Metric, pairs: Sequence[Pair], base: Sequence[Scored], seed: int
+) -> Figures:
     """Over all samples, in their order. base: the same samples under the uncompressed model. Intervals: 90 %, paired, by a
     bootstrap of samples; of pairs by one of the texts in them, which pairs share."""
     rng = np.random.default_rng(seed)
@@ -133,15 +159,22 @@ def figures(rows: Sequence[Scored], metric: Metric, pairs: Sequence[Pair], base:
     worse = sum(row.reference == 1 and row.value == 0 for row in rows) if metric == "top1" else 0
     better = sum(row.reference == 0 and row.value == 1 for row in rows) if metric == "top1" else 0
     return Figures(
-        value=value[0], value_ci90=_interval(value[1]), loss=loss[0], ci90=_interval(loss[1]),
-        agreement=float(agreement.mean()), agreement_ci90=_interval(agreement[picks_Kn].mean(1)),
-        worse=worse, better=better,
+        value=value[0],
+        value_ci90=_interval(value[1]),
+        loss=loss[0],
+        ci90=_interval(loss[1]),
+        agreement=float(agreement.mean()),
+        agreement_ci90=_interval(agreement[picks_Kn].mean(1)),
+        worse=worse,
+        better=better,
         mcnemar_p=float(binomtest(worse, worse + better).pvalue) if worse + better else None,
-        kl_mean=float(kl.mean()) if len(kl) else None, kl_median=float(np.median(kl)) if len(kl) else None,
+        kl_mean=float(kl.mean()) if len(kl) else None,
+        kl_median=float(np.median(kl)) if len(kl) else None,
         kl_p99=float(np.percentile(kl, 99)) if len(kl) else None,
         logit_cosine=float(np.mean([row.cosine for row in rows])),
-        relative_l2=float(np.mean([row.relative_l2 for row in rows])), spearman=spearman,
-    )  # fmt: skip
+        relative_l2=float(np.mean([row.relative_l2 for row in rows])),
+        spearman=spearman,
+    )
 
 
 Sampled = tuple[float, Floats]  # a figure, and it of every resample

@@ -124,9 +124,7 @@ def load_text(file: Path | None, loaded: Loaded, tokens: int | None) -> Inputs:
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{path}: can't be read as UTF-8 text ({error}); give a file with one text a line"
-        ) from None
+        raise InputError(f"{path}: can't be read as UTF-8 text ({error}); give a file with one text a line") from None
     if not lines:
         raise InputError(f"{path}: holds no text; give a file with one text a line")
     encode, note = tokenizer_of(loaded, tokens)

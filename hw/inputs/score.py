@@ -33,12 +33,7 @@ class Tally(msgspec.Struct, kw_only=True):
 
 
 def score(
-    tally: Tally,
-    output: Any,
-    reference: Any,
-    call: dict[str, Any],
-    samples: Sequence[Sample],
-    labels: tuple[str, ...],
+    tally: Tally, output: Any, reference: Any, call: dict[str, Any], samples: Sequence[Sample], labels: tuple[str, ...]
 ) -> None:
     """Add one batch: agreement with the reference, top-1 against the labels, the largest error over the
     reference's largest value, all at real tokens only."""
@@ -81,9 +76,7 @@ def _predict(
     tally: Tally, main: Tensor, call: dict[str, Any], samples: Sequence[Sample], labels: tuple[str, ...]
 ) -> None:
     if tally.kind == "cosine":
-        texts: list[tuple[str, float | None]] = [(f"embedding of width {main.shape[-1]}", None)] * len(
-            samples
-        )
+        texts: list[tuple[str, float | None]] = [(f"embedding of width {main.shape[-1]}", None)] * len(samples)
     elif tally.kind == "token":
         last = call["attention_mask"].sum(1) - 1
         best = main[torch.arange(len(samples)), last].softmax(-1).max(-1)

@@ -56,9 +56,14 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def run_link(
-    exchange: Exchange, addresses: Sequence[str], link: LinkSpec, config: LinkConfig, *,
-    keep: Keep = lambda probes: None, command: str = "",
-) -> LinkReport | None:  # fmt: skip
+    exchange: Exchange,
+    addresses: Sequence[str],
+    link: LinkSpec,
+    config: LinkConfig,
+    *,
+    keep: Keep = lambda probes: None,
+    command: str = "",
+) -> LinkReport | None:
     """Measure the current gloo group's links; all ranks call it with the same arguments. The report on
     rank 0, None elsewhere.
 
@@ -152,8 +157,7 @@ class _Bench:
         while sizes[-1] * 2 <= self._config.max_bytes:
             longer = [*sizes, sizes[-1] * 2]
             cost = sum(
-                2 * self._alpha_s * self._exchange.world_size + 8 * size * sent / self._rate_bps
-                for size in longer
+                2 * self._alpha_s * self._exchange.world_size + 8 * size * sent / self._rate_bps for size in longer
             )
             if cost > allowed:
                 break
@@ -166,9 +170,7 @@ class _Bench:
     def _order(self, sizes: list[int], sent: int) -> list[int]:
         """A round's sizes, small ones several times, shuffled: alike on every rank, by the one seed."""
         repeated = [
-            size
-            for size in sizes
-            for _ in range(_between(REPEAT_S / self._cost_s(size, sent), 1, MOST_REPEATS))
+            size for size in sizes for _ in range(_between(REPEAT_S / self._cost_s(size, sent), 1, MOST_REPEATS))
         ]
         self._random.shuffle(repeated)
         return repeated
@@ -226,9 +228,7 @@ class _Bench:
         for a, b in self._pairs:
             size = self._estimates[a, b].rate_bps * CHUNK_S / 8
             barrier()
-            self._timer.bulk(
-                a, b, _between(size, LEAST_BYTES, min(1 << 22, self._config.max_bytes)), duration
-            )
+            self._timer.bulk(a, b, _between(size, LEAST_BYTES, min(1 << 22, self._config.max_bytes)), duration)
         barrier()  # answers to the last round trips are waited for
         self._gather()
 
@@ -260,15 +260,21 @@ class _Bench:
         pairs = tuple(pair_report(self._probes, a, b) for a, b in self._pairs)
         ranks = self._exchange.world_size
         return LinkReport(
-            link=str(link), ranks=ranks, created=now_text(), seconds=time.monotonic() - self._began, pairs=pairs,
+            link=str(link),
+            ranks=ranks,
+            created=now_text(),
+            seconds=time.monotonic() - self._began,
+            pairs=pairs,
             collectives=tuple(collective_report(self._probes, op, ranks) for op in ("mesh", "ring")),
             configured_mbps=None if link.rate_bps is None else link.rate_bps / 1e6,
             expected_goodput_mbps=None if expected is None else expected / 1e6,
             goodput_over_configured=goodput_ratio(pairs, expected),
             power_save=power_save(pairs, wifi_power_save().found),
             rtt_over="udp" if self._timer.pings else "exchange",
-            host=host.describe(torch.get_num_threads()), seed=self._config.seed, command=command,
-        )  # fmt: skip
+            host=host.describe(torch.get_num_threads()),
+            seed=self._config.seed,
+            command=command,
+        )
 
 
 def _durations(trips: Sequence[tuple[int, int]]) -> list[float]:
@@ -280,6 +286,4 @@ def _between(value: float, least: int, most: int) -> int:
 
 
 def _shifted(probe: Probe, offset_ns: int) -> Probe:
-    return msgspec.structs.replace(
-        probe, start_ns=probe.start_ns - offset_ns, end_ns=probe.end_ns - offset_ns
-    )
+    return msgspec.structs.replace(probe, start_ns=probe.start_ns - offset_ns, end_ns=probe.end_ns - offset_ns)

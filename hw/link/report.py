@@ -113,9 +113,7 @@ def one_way(probes: Iterable[Probe], a: int, b: int) -> tuple[list[int], list[fl
             seconds.append(_seconds(probe))
     if not sizes:
         raise TraceError(f"no message between ranks {a} and {b} is recorded; measure the link again")
-    back = (
-        float(np.median([time for size, time in zip(sizes, seconds, strict=True) if size == min(sizes)])) / 2
-    )
+    back = float(np.median([time for size, time in zip(sizes, seconds, strict=True) if size == min(sizes)])) / 2
     return sizes, [max(time - back, time / 2) for time in seconds]
 
 
@@ -137,9 +135,7 @@ def collective_times(probes: Iterable[Probe], op: str) -> tuple[list[int], list[
 
 def trips_ms(probes: Iterable[Probe], a: int, b: int, state: int) -> tuple[list[float], int]:
     """Round trips of a pair in a state, in order, and how many were lost."""
-    found = [
-        probe for probe in probes if probe.op == "echo" and probe.shape == (a, b, state) and not probe.warmup
-    ]
+    found = [probe for probe in probes if probe.op == "echo" and probe.shape == (a, b, state) and not probe.warmup]
     return [1e3 * _seconds(probe) for probe in found if probe.calls], sum(not probe.calls for probe in found)
 
 
@@ -162,27 +158,34 @@ def pair_report(probes: Sequence[Probe], a: int, b: int) -> PairReport:
     busy, _ = trips_ms(probes, a, b, BUSY)
     goodput = goodput_bps(probes, a, b)
     return PairReport(
-        a=a, b=b, alpha_ms=1e3 * curve.alpha_s, beta_mbps=curve.beta_bps / 1e6, break_bytes=curve.break_bytes,
+        a=a,
+        b=b,
+        alpha_ms=1e3 * curve.alpha_s,
+        beta_mbps=curve.beta_bps / 1e6,
+        break_bytes=curve.break_bytes,
         rtt_idle_ms=_round_trips(*trips_ms(probes, a, b, IDLE)),
         rtt_busy_ms=_round_trips(*trips_ms(probes, a, b, BUSY)),
         rtt_loaded_ms=_round_trips(*trips_ms(probes, a, b, LOADED)),
         jitter_ms=float(np.mean(np.abs(np.diff(busy)))) if len(busy) > 1 else None,
-        goodput_mbps=None if goodput is None else goodput / 1e6, curve=curve,
-    )  # fmt: skip
+        goodput_mbps=None if goodput is None else goodput / 1e6,
+        curve=curve,
+    )
 
 
 def collective_report(probes: Sequence[Probe], op: Literal["mesh", "ring"], ranks: int) -> CollectiveReport:
     curve = fit_alpha_beta(*collective_times(probes, op))
     return CollectiveReport(
-        collective=op, ranks=ranks, alpha_ms=1e3 * curve.alpha_s, beta_mbps=curve.beta_bps / 1e6,
-        break_bytes=curve.break_bytes, curve=curve,
-    )  # fmt: skip
+        collective=op,
+        ranks=ranks,
+        alpha_ms=1e3 * curve.alpha_s,
+        beta_mbps=curve.beta_bps / 1e6,
+        break_bytes=curve.break_bytes,
+        curve=curve,
+    )
 
 
 def power_save(pairs: Iterable[PairReport], interface: str) -> PowerSave:
-    extra = [
-        pair.rtt_idle_ms.p50 - pair.rtt_busy_ms.p50 for pair in pairs if pair.rtt_idle_ms and pair.rtt_busy_ms
-    ]
+    extra = [pair.rtt_idle_ms.p50 - pair.rtt_busy_ms.p50 for pair in pairs if pair.rtt_idle_ms and pair.rtt_busy_ms]
     if not extra:
         return PowerSave(checked=False, found=None, extra_ms=None, interface=interface)
     return PowerSave(checked=True, found=max(extra) > SLEEPS_MS, extra_ms=max(extra), interface=interface)

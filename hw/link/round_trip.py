@@ -76,9 +76,7 @@ class Pinger:
     def trip(self, patience_s: float) -> Trip:
         """One packet there and back."""
         sent = self._send()
-        return next(
-            (trip for trip in self._answers(sent + int(patience_s * 1e9)) if trip[0] == sent), (sent, 0)
-        )
+        return next((trip for trip in self._answers(sent + int(patience_s * 1e9)) if trip[0] == sent), (sent, 0))
 
     def while_open(self, stop: threading.Event, every_s: float, patience_s: float) -> list[Trip]:
         """A packet each `every_s` until `stop`, not waiting for answers, which may take longer than that.

@@ -196,22 +196,21 @@ class LinkTimer:
         return trips
 
     def _keep(
-        self,
-        op: str,
-        shape: tuple[int, ...],
-        size: int,
-        start: int,
-        end: int,
-        *,
-        calls: int = 1,
-        warmup: bool = False,
+        self, op: str, shape: tuple[int, ...], size: int, start: int, end: int, *, calls: int = 1, warmup: bool = False
     ) -> None:
         self._probes.append(
             Probe(
-                rank=self._exchange.rank, op=op, shape=shape, flops=0, bytes=size, start_ns=start, end_ns=end,
-                calls=calls, warmup=warmup,
+                rank=self._exchange.rank,
+                op=op,
+                shape=shape,
+                flops=0,
+                bytes=size,
+                start_ns=start,
+                end_ns=end,
+                calls=calls,
+                warmup=warmup,
             )
-        )  # fmt: skip
+        )
 
 
 def _message(source: int, size: int) -> dict[int, Expected]:
@@ -239,6 +238,4 @@ def share(values: Sequence[float]) -> list[list[float]]:
 
 def _lost(error: Exception) -> PeerLostError:
     reason = str(error).strip().splitlines()[0].rsplit("] ", 1)[-1][:160]
-    return PeerLostError(
-        f"a rank was lost during the link bench ({reason}); see what happened there, then run again"
-    )
+    return PeerLostError(f"a rank was lost during the link bench ({reason}); see what happened there, then run again")

@@ -60,12 +60,15 @@ def _curve_cells(curve: AlphaBeta) -> list[str]:
 def trip_rows(report: LinkReport) -> list[list[str]]:
     return [
         [
-            f"{pair.a} - {pair.b}", _trips(pair.rtt_idle_ms), _trips(pair.rtt_busy_ms), _trips(pair.rtt_loaded_ms),
+            f"{pair.a} - {pair.b}",
+            _trips(pair.rtt_idle_ms),
+            _trips(pair.rtt_busy_ms),
+            _trips(pair.rtt_loaded_ms),
             ABSENT if pair.jitter_ms is None else f"{pair.jitter_ms:.3f}",
             ABSENT if pair.goodput_mbps is None else f"{pair.goodput_mbps:.1f}",
         ]
         for pair in report.pairs
-    ]  # fmt: skip
+    ]
 
 
 def _trips(trips: RoundTrips | None) -> str:
@@ -87,11 +90,7 @@ def verdicts(report: LinkReport) -> list[str]:
     if not power.checked or power.extra_ms is None:
         lines.append(f"power save {ABSENT}; the interface says: {power.interface}")
     else:
-        word = (
-            "something sleeps between messages, switch power save off"
-            if power.found
-            else "no power save shows"
-        )
+        word = "something sleeps between messages, switch power save off" if power.found else "no power save shows"
         lines.append(
             f"{word}: idle round trips take {power.extra_ms:.2f} ms longer than busy ones; "
             f"the interface says: {power.interface}"
@@ -110,14 +109,16 @@ def link_page(report: LinkReport, probes: Sequence[Probe]) -> str:
 
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(BODY)
     body = template.render(
-        curves=CURVES, curve_rows=curve_rows(report), trips=TRIPS, trip_rows=trip_rows(report),
-        verdicts=verdicts(report), curve_plot=Markup(curve_plot(report, probes)),
+        curves=CURVES,
+        curve_rows=curve_rows(report),
+        trips=TRIPS,
+        trip_rows=trip_rows(report),
+        verdicts=verdicts(report),
+        curve_plot=Markup(curve_plot(report, probes)),
         trip_plot=Markup(trip_plot(report, probes)),
-    )  # fmt: skip
-    host = report.host
-    about = (
-        f"{report.created} on {host.get('processor') or host['system']}; measured for {report.seconds:.0f} s."
     )
+    host = report.host
+    about = f"{report.created} on {host.get('processor') or host['system']}; measured for {report.seconds:.0f} s."
     return frame(f"Link {report.link}, {report.ranks} devices", body, about, report.command, host["versions"])
 
 
@@ -164,12 +165,8 @@ def _draw(
     colour = COLOURS[number % len(COLOURS)]
     times = 1e3 * np.asarray(seconds)
     known = np.unique(sizes)
-    low, middle, high = np.array(
-        [np.percentile(times[np.equal(sizes, size)], (10, 50, 90)) for size in known]
-    ).T
-    axes.errorbar(
-        known, middle, (middle - low, high - middle), fmt="o", ms=4, lw=1, color=colour, label=label
-    )
+    low, middle, high = np.array([np.percentile(times[np.equal(sizes, size)], (10, 50, 90)) for size in known]).T
+    axes.errorbar(known, middle, (middle - low, high - middle), fmt="o", ms=4, lw=1, color=colour, label=label)
     for line in curve.lines:
         grid = np.geomspace(line.from_bytes, line.to_bytes, 64)
         axes.plot(grid, [1e3 * line.seconds(size) for size in grid], color=colour, lw=1)
@@ -184,9 +181,7 @@ def trip_plot(report: LinkReport, probes: Sequence[Probe]) -> str:
 
     count = len(report.pairs)
     rows = -(-count // 3)
-    figure, panels = plt.subplots(
-        rows, min(count, 3), figsize=(10, 2.8 * rows), layout="constrained", squeeze=False
-    )
+    figure, panels = plt.subplots(rows, min(count, 3), figsize=(10, 2.8 * rows), layout="constrained", squeeze=False)
     for axes in panels.flat[count:]:
         axes.set_visible(False)
     for pair, axes in zip(report.pairs, panels.flat, strict=False):

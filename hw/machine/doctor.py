@@ -31,8 +31,15 @@ def examine() -> list[Check]:
     """Every check, in the order in which a newcomer should read them. None of them changes anything."""
     of_torch: list[Callable[[], Check]] = [_torchvision, _distributed, _gloo, _cuda, _nccl]
     of_machine: list[Callable[[], Check]] = [
-        _cores, _interfaces, _congestion, wifi_power_save, _namespaces, _qdiscs, _sensors, _governor,
-    ]  # fmt: skip
+        _cores,
+        _interfaces,
+        _congestion,
+        wifi_power_save,
+        _namespaces,
+        _qdiscs,
+        _sensors,
+        _governor,
+    ]
     torch = _torch()
     return [_python(), torch, *(check() for check in (of_torch if torch.status == "ok" else []) + of_machine)]
 
@@ -48,9 +55,11 @@ def _torch() -> Check:
         return Check(name="torch", status="ok", found=version("torch"))
     except PackageNotFoundError:
         return Check(
-            name="torch", status="missing", found="not installed",
+            name="torch",
+            status="missing",
+            found="not installed",
             remedy="pip install torch torchvision; on a Jetson install NVIDIA's wheels first (docs/jetson.md)",
-        )  # fmt: skip
+        )
 
 
 def _torchvision() -> Check:
@@ -59,9 +68,11 @@ def _torchvision() -> Check:
     except Exception as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         return Check(
-            name="torchvision", status="missing", found=f"doesn't import: {first}",
+            name="torchvision",
+            status="missing",
+            found=f"doesn't import: {first}",
             remedy="install the torchvision built for this torch; timm needs it",
-        )  # fmt: skip
+        )
     return Check(name="torchvision", status="ok", found=str(torchvision.__version__))
 
 
@@ -71,9 +82,11 @@ def _distributed() -> Check:
     if dist.is_available():
         return Check(name="torch.distributed", status="ok", found="available")
     return Check(
-        name="torch.distributed", status="missing", found="not built into this torch",
+        name="torch.distributed",
+        status="missing",
+        found="not built into this torch",
         remedy="install a torch built with USE_DISTRIBUTED=1 (docs/jetson.md)",
-    )  # fmt: skip
+    )
 
 
 def _gloo() -> Check:
@@ -81,9 +94,7 @@ def _gloo() -> Check:
 
     if dist.is_available() and dist.is_gloo_available():
         return Check(name="gloo", status="ok", found="available, plain TCP")
-    return Check(
-        name="gloo", status="missing", found="not built in", remedy="install a torch built with USE_GLOO=1"
-    )
+    return Check(name="gloo", status="missing", found="not built in", remedy="install a torch built with USE_GLOO=1")
 
 
 def _cuda() -> Check:
@@ -91,17 +102,21 @@ def _cuda() -> Check:
 
     if not torch.cuda.is_available():
         return Check(
-            name="CUDA", status="note", found="no usable GPU: ranks compute on the CPU",
+            name="CUDA",
+            status="note",
+            found="no usable GPU: ranks compute on the CPU",
             remedy="nothing to do on a machine without one; on a Jetson install NVIDIA's torch wheel",
-        )  # fmt: skip
+        )
     major, minor = torch.cuda.get_device_capability()
     name, built = torch.cuda.get_device_name(), torch.cuda.get_arch_list()
     if f"sm_{major}{minor}" in built or any(arch.startswith("compute_") for arch in built):
         return Check(name="CUDA", status="ok", found=f"{name}, sm_{major}{minor}")
     return Check(
-        name="CUDA", status="missing", found=f"{name} is sm_{major}{minor}, this torch has {', '.join(built)}",
+        name="CUDA",
+        status="missing",
+        found=f"{name} is sm_{major}{minor}, this torch has {', '.join(built)}",
         remedy="install a torch built for this GPU",
-    )  # fmt: skip
+    )
 
 
 def _nccl() -> Check:
@@ -109,33 +124,36 @@ def _nccl() -> Check:
 
     found = dist.is_available() and dist.is_nccl_available()
     return Check(
-        name="NCCL", status="ok" if found else "note", found="available" if found else "not built in",
+        name="NCCL",
+        status="ok" if found else "note",
+        found="available" if found else "not built in",
         remedy="" if found else "not needed: the exchange is gloo's",
-    )  # fmt: skip
+    )
 
 
 def _cores() -> Check:
     usable = len(os.sched_getaffinity(0))
     threads = os.environ.get("OMP_NUM_THREADS", "unset")
     return Check(
-        name="cores", status="ok" if usable > 1 else "note",
+        name="cores",
+        status="ok" if usable > 1 else "note",
         found=f"{usable} usable of {os.cpu_count()}; a rank gets one core and --threads threads "
         f"(OMP_NUM_THREADS {threads})",
         remedy="" if usable > 1 else "two ranks on one core share it: their times are marked oversubscribed",
-    )  # fmt: skip
+    )
 
 
 def _interfaces() -> Check:
     up = [name for name, stats in psutil.net_if_stats().items() if stats.isup]
     addresses = psutil.net_if_addrs()
-    shown = [
-        f"{name} {a.address}" for name in up for a in addresses.get(name, []) if a.family.name == "AF_INET"
-    ]
+    shown = [f"{name} {a.address}" for name in up for a in addresses.get(name, []) if a.family.name == "AF_INET"]
     others = [text for text in shown if not text.startswith("lo ")]
     return Check(
-        name="interfaces", status="ok" if others else "note", found=", ".join(shown) or "none up",
+        name="interfaces",
+        status="ok" if others else "note",
+        found=", ".join(shown) or "none up",
         remedy="" if others else "only the loopback: runs over several machines need a network",
-    )  # fmt: skip
+    )
 
 
 def _congestion() -> Check:
@@ -147,52 +165,49 @@ def _congestion() -> Check:
 def wifi_power_save() -> Check:
     wireless = [path.parent.name for path in Path("/sys/class/net").glob("*/wireless")]
     if not wireless:
-        return Check(
-            name="WiFi power save", status="note", found="no wireless interface", remedy="nothing to do"
-        )
+        return Check(name="WiFi power save", status="note", found="no wireless interface", remedy="nothing to do")
     iw = shutil.which("iw")
     if iw is None:
-        return Check(
-            name="WiFi power save", status="note", found="unknown", remedy="apt install iw, then ask again"
-        )
-    text = subprocess.run(
-        [iw, "dev", wireless[0], "get", "power_save"], capture_output=True, text=True
-    ).stdout.strip()
+        return Check(name="WiFi power save", status="note", found="unknown", remedy="apt install iw, then ask again")
+    text = subprocess.run([iw, "dev", wireless[0], "get", "power_save"], capture_output=True, text=True).stdout.strip()
     off = text.endswith("off")
     return Check(
-        name="WiFi power save", status="ok" if off else "missing", found=f"{wireless[0]}: {text or 'unknown'}",
+        name="WiFi power save",
+        status="ok" if off else "missing",
+        found=f"{wireless[0]}: {text or 'unknown'}",
         remedy="" if off else f"sudo iw dev {wireless[0]} set power_save off: it costs tens of ms a round trip",
-    )  # fmt: skip
+    )
 
 
 def _namespaces() -> Check:
     if os.geteuid() != 0:
         return Check(
-            name="network namespaces", status="note", found="need root",
+            name="network namespaces",
+            status="note",
+            found="need root",
             remedy="run as root for a testbed; without, use --link shaper:RATE",
-        )  # fmt: skip
-    if shutil.which("ip") is None:
-        return Check(
-            name="network namespaces", status="note", found="no ip command", remedy="apt install iproute2"
         )
+    if shutil.which("ip") is None:
+        return Check(name="network namespaces", status="note", found="no ip command", remedy="apt install iproute2")
     name = f"prism-doctor-{os.getpid()}"
     made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True)
     subprocess.run(["ip", "netns", "del", name], capture_output=True)
     if made.returncode == 0:
         return Check(name="network namespaces", status="ok", found="can be made")
-    return Check(
-        name="network namespaces", status="note", found=made.stderr.strip(), remedy="use --link shaper:RATE"
-    )
+    return Check(name="network namespaces", status="note", found=made.stderr.strip(), remedy="use --link shaper:RATE")
 
 
 def _qdiscs() -> Check:
     have = [name for name in QDISCS if has_module(name)]
     lacking = [name for name in QDISCS if name not in have]
     return Check(
-        name="qdiscs", status="ok" if not lacking else "note",
+        name="qdiscs",
+        status="ok" if not lacking else "note",
         found=", ".join(have) or "none seen",
-        remedy=f"{', '.join(lacking)} not seen: shape at the access point, or use --link shaper:RATE" if lacking else "",
-    )  # fmt: skip
+        remedy=f"{', '.join(lacking)} not seen: shape at the access point, or use --link shaper:RATE"
+        if lacking
+        else "",
+    )
 
 
 def has_module(name: str) -> bool:
@@ -227,21 +242,22 @@ def _sensors(hwmon: Path = HWMON, powercap: Path = POWERCAP, jtop_socket: Path =
             found.append(f"{source} ({', '.join(meter.describe(0, ()).rails)})")
             meter.close()
     return Check(
-        name="power sensors", status="ok" if found else "note",
+        name="power sensors",
+        status="ok" if found else "note",
         found="; ".join(found) or "none usable: energy is not measured",
         remedy="" if found else " / ".join(reasons),
-    )  # fmt: skip
+    )
 
 
 def _governor() -> Check:
     path = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
     if not path.exists():
-        return Check(
-            name="CPU governor", status="note", found="not shown by this kernel", remedy="clocks are unknown"
-        )
+        return Check(name="CPU governor", status="note", found="not shown by this kernel", remedy="clocks are unknown")
     governor = path.read_text().strip()
     good = governor == "performance"
     return Check(
-        name="CPU governor", status="ok" if good else "note", found=governor,
+        name="CPU governor",
+        status="ok" if good else "note",
+        found=governor,
         remedy="" if good else "set it to performance (on a Jetson: sudo jetson_clocks) for steady times",
-    )  # fmt: skip
+    )

@@ -22,10 +22,11 @@ def _tunnel(address: str, interface: str, net: Path) -> Check:
     if is_wireguard(interface, net):
         return Check(name="way to the device", status="ok", found=f"{interface} is a WireGuard interface")
     return Check(
-        name="way to the device", status="missing",
+        name="way to the device",
+        status="missing",
         found=f"{interface} is no WireGuard interface: whoever shares the network can read and write what gloo sends",
         remedy="wg-quick up on both devices, and give their WireGuard addresses to --join (docs/serving.md)",
-    )  # fmt: skip
+    )
 
 
 def is_wireguard(interface: str, net: Path = NET) -> bool:
@@ -38,14 +39,18 @@ def is_wireguard(interface: str, net: Path = NET) -> bool:
 def _kernel(net: Path) -> Check:
     there = has_module("wireguard") or any(is_wireguard(path.name, net) for path in net.glob("*"))
     return Check(
-        name="WireGuard in the kernel", status="ok" if there else "note", found="there" if there else "not seen",
+        name="WireGuard in the kernel",
+        status="ok" if there else "note",
+        found="there" if there else "not seen",
         remedy="" if there else "use a kernel with CONFIG_WIREGUARD, or wireguard-go in user space",
-    )  # fmt: skip
+    )
 
 
 def _tool() -> Check:
     found = shutil.which("wg")
     return Check(
-        name="wg", status="ok" if found else "note", found=found or "not installed",
+        name="wg",
+        status="ok" if found else "note",
+        found=found or "not installed",
         remedy="" if found else "apt install wireguard-tools",
-    )  # fmt: skip
+    )

@@ -83,18 +83,14 @@ def _gemm(bench: Bench, cell: Cell) -> Call:
 
 def _attention(bench: Bench, cell: Cell) -> Call:
     batch, heads, queries, keys, head, bias, causal = cell.shape
-    query, key, value = (
-        split_heads(bench.tensor(batch, rows, heads * head), heads) for rows in (queries, keys, keys)
-    )
+    query, key, value = (split_heads(bench.tensor(batch, rows, heads * head), heads) for rows in (queries, keys, keys))
     mask = bench.tensor(1, 1, 1, keys).abs() if bias else None
     return partial(F.scaled_dot_product_attention, query, key, value, attn_mask=mask, is_causal=bool(causal))
 
 
 def _norm(bench: Bench, cell: Cell) -> Call:
     rows, width = cell.shape
-    return partial(
-        F.layer_norm, bench.tensor(rows, width), (width,), bench.tensor(width), bench.tensor(width)
-    )
+    return partial(F.layer_norm, bench.tensor(rows, width), (width,), bench.tensor(width), bench.tensor(width))
 
 
 def _elementwise(bench: Bench, cell: Cell) -> Call:

@@ -62,9 +62,7 @@ def _gemm() -> Iterator[Cell]:
             if (place + kind) % 2 == 0:
                 inner, columns = inner_share * width, outer_share * width
                 kernel = gemm(rows, inner, columns)
-                yield Cell(
-                    op="gemm", shape=(rows, inner, columns), flops=kernel.flops, bytes=kernel.memory_bytes
-                )
+                yield Cell(op="gemm", shape=(rows, inner, columns), flops=kernel.flops, bytes=kernel.memory_bytes)
 
 
 def _attention() -> Iterator[Cell]:
@@ -90,9 +88,7 @@ def _elementwise() -> Iterator[Cell]:
     for rows, width in _every_other(ROWS, WIDTHS):
         for reads, columns in ((1, 4 * width), (2, width)):  # GELU works on the MLP's width
             kernel = elementwise(rows * columns, reads)
-            yield Cell(
-                op="elementwise", shape=(rows, columns, reads), flops=kernel.flops, bytes=kernel.memory_bytes
-            )
+            yield Cell(op="elementwise", shape=(rows, columns, reads), flops=kernel.flops, bytes=kernel.memory_bytes)
 
 
 def _block() -> Iterator[Cell]:

@@ -29,6 +29,13 @@ class Pace:
     def _stretch(self, warmup: bool) -> Probe:
         start, end = self._bench.time(PACE_BLOCK, self._call, CALLS)
         return Probe(
-            rank=self._rank, op=PACE_BLOCK.op, shape=PACE_BLOCK.shape, flops=PACE_BLOCK.flops, bytes=PACE_BLOCK.bytes, start_ns=start,
-            end_ns=end, calls=CALLS, warmup=warmup,
-        )  # fmt: skip
+            rank=self._rank,
+            op=PACE_BLOCK.op,
+            shape=PACE_BLOCK.shape,
+            flops=PACE_BLOCK.flops,
+            bytes=PACE_BLOCK.bytes,
+            start_ns=start,
+            end_ns=end,
+            calls=CALLS,
+            warmup=warmup,
+        )

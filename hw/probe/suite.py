@@ -48,11 +48,7 @@ def run_probes(
 
 class _Suite:
     def __init__(
-        self,
-        config: ProbeConfig,
-        device: torch.device,
-        rank: int,
-        on_progress: Callable[[Progress], None],
+        self, config: ProbeConfig, device: torch.device, rank: int, on_progress: Callable[[Progress], None]
     ) -> None:
         self._config, self._rank, self._on_progress = config, rank, on_progress
         self._cells = cells(device.type == "cuda")
@@ -93,10 +89,17 @@ class _Suite:
         start, end = self._bench.time(cell, call, calls)
         self._probes.append(
             Probe(
-                rank=self._rank, op=cell.op, shape=cell.shape, flops=cell.flops, bytes=cell.bytes, start_ns=start,
-                end_ns=end, calls=calls, warmup=warmup,
+                rank=self._rank,
+                op=cell.op,
+                shape=cell.shape,
+                flops=cell.flops,
+                bytes=cell.bytes,
+                start_ns=start,
+                end_ns=end,
+                calls=calls,
+                warmup=warmup,
             )
-        )  # fmt: skip
+        )
         return end - start
 
     def _progress(self, elapsed_s: float) -> None:

@@ -31,11 +31,21 @@ class GlooBackend:
         with scratch() as folder:
             trace = folder / "trace.jsonl"
             config = msgspec.structs.replace(
-                self._config, mode=plan.mode, devices=plan.devices, segments=plan.segments, wire=plan.wire,
-                device_weights=plan.weights, embed=plan.embed, collective=plan.collective, overlap=plan.overlap,
-                batch=workload.batch, batches=workload.batches, warmups=workload.warmups, seed=workload.seed,
+                self._config,
+                mode=plan.mode,
+                devices=plan.devices,
+                segments=plan.segments,
+                wire=plan.wire,
+                device_weights=plan.weights,
+                embed=plan.embed,
+                collective=plan.collective,
+                overlap=plan.overlap,
+                batch=workload.batch,
+                batches=workload.batches,
+                warmups=workload.warmups,
+                seed=workload.seed,
                 trace=str(trace),
-            )  # fmt: skip
+            )
             site = Site(config.link_spec(), plan.ranks, config)
             with site, Ranks(site.jobs("GlooBackend.run"), site.folder) as ranks:
                 ranks.perform(RunStep(config=config, score=False), lambda _: None)

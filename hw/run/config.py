@@ -49,10 +49,15 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         """Raises PlanError where the fields contradict each other."""
         local = self.mode is Mode.LOCAL
         return ExecutionPlan(
-            mode=self.mode, devices=1 if local else self.devices, segments=self.segments, wire=self.wire,
-            weights=None if local else self.device_weights, embed=self.embed, collective=self.collective,
+            mode=self.mode,
+            devices=1 if local else self.devices,
+            segments=self.segments,
+            wire=self.wire,
+            weights=None if local else self.device_weights,
+            embed=self.embed,
+            collective=self.collective,
             overlap=self.overlap,
-        )  # fmt: skip
+        )
 
     def link_spec(self) -> LinkSpec:
         return LinkSpec.parse(self.link)

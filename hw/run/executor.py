@@ -25,16 +25,7 @@ from hw.run.workpiece import Workpiece
 from prism.errors import InputError, PrismError
 from prism.nn.distribute import DistributedTransformer, distribute
 from prism.nn.exchange import Exchange
-from prism.trace import (
-    Batch,
-    Idle,
-    Record,
-    Span,
-    Trace,
-    TraceWriter,
-    aligned,
-    aligned_power,
-)
+from prism.trace import Batch, Idle, Record, Span, Trace, TraceWriter, aligned, aligned_power
 from prism.trace.metrics import summarise
 
 PERIOD_S = 0.01  # between two power samples
@@ -227,9 +218,7 @@ class Bench:
         except PrismError as error:
             spans, start, end = self.recorder.take()
             number = spans[0].batch if spans else 0
-            failed = Batch(
-                batch=number, size=size, start_ns=start, end_ns=end, warmup=warmup, failed=str(error)
-            )
+            failed = Batch(batch=number, size=size, start_ns=start, end_ns=end, warmup=warmup, failed=str(error))
             keep([*aligned(spans, {}), failed])
             raise
         spans, start, end = self.recorder.take()

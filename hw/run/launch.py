@@ -22,9 +22,7 @@ TESTBED_PORT = 29400  # a namespace has no other user
 def core_shares(ranks: int, threads: int) -> tuple[list[tuple[int, ...]], bool]:
     """The cores of each rank, `threads` each, and whether ranks have to share cores."""
     cores = sorted(os.sched_getaffinity(0))
-    shares = [
-        tuple(cores[(rank * threads + k) % len(cores)] for k in range(threads)) for rank in range(ranks)
-    ]
+    shares = [tuple(cores[(rank * threads + k) % len(cores)] for k in range(threads)) for rank in range(ranks)]
     return [tuple(sorted(set(share))) for share in shares], ranks * threads > len(cores)
 
 
@@ -79,24 +77,29 @@ class Site:
         port = config.port or (TESTBED_PORT if testbed else free_port("127.0.0.1"))
         return [
             RankJob(
-                rank=rank, world_size=self._ranks, leader=testbed.addresses[0] if testbed else "127.0.0.1", port=port,
-                interface=INTERFACE if testbed else config.interface or "lo", timeout_s=config.timeout_s,
-                threads=config.threads, cores=shares[rank], oversubscribed=oversubscribed,
-                netns=testbed.stations[rank].path if testbed else "", medium=self._medium,
+                rank=rank,
+                world_size=self._ranks,
+                leader=testbed.addresses[0] if testbed else "127.0.0.1",
+                port=port,
+                interface=INTERFACE if testbed else config.interface or "lo",
+                timeout_s=config.timeout_s,
+                threads=config.threads,
+                cores=shares[rank],
+                oversubscribed=oversubscribed,
+                netns=testbed.stations[rank].path if testbed else "",
+                medium=self._medium,
                 meter_covers=tuple(range(self._ranks)) if rank == 0 else (),  # one meter for the whole machine
-                facts={"testbed": testbed.facts()} if testbed else {}, command=command,
+                facts={"testbed": testbed.facts()} if testbed else {},
+                command=command,
             )
             for rank in range(self._ranks)
-        ]  # fmt: skip
+        ]
 
 
 def run_local(config: RunConfig, command: str, on_progress: Callable[[Progress], None]) -> Outcome:
     """Run a configuration on this machine, one process a rank."""
     config.check()
-    with (
-        Site(config.link_spec(), config.plan().ranks, config) as site,
-        Ranks(site.jobs(command), site.folder) as ranks,
-    ):
+    with Site(config.link_spec(), config.plan().ranks, config) as site, Ranks(site.jobs(command), site.folder) as ranks:
         site.play()
         return ranks.perform(RunStep(config=config), on_progress)
 
@@ -108,9 +111,16 @@ def cluster_job(spec: ClusterSpec, rank: int, threads: int, timeout_s: float, co
     leader = spec.devices[0].address
     interface = check_interface(spec.interface) if spec.interface else interface_to(leader)
     return RankJob(
-        rank=rank, world_size=len(spec.devices), leader=leader, port=spec.port, interface=interface,
-        timeout_s=timeout_s, threads=threads, meter_covers=(rank,), command=command,
-    )  # fmt: skip
+        rank=rank,
+        world_size=len(spec.devices),
+        leader=leader,
+        port=spec.port,
+        interface=interface,
+        timeout_s=timeout_s,
+        threads=threads,
+        meter_covers=(rank,),
+        command=command,
+    )
 
 
 def network(link: str) -> str:
@@ -122,9 +132,7 @@ def network(link: str) -> str:
     return "network"
 
 
-def run_cluster(
-    config: RunConfig, spec: ClusterSpec, command: str, on_progress: Callable[[Progress], None]
-) -> Outcome:
+def run_cluster(config: RunConfig, spec: ClusterSpec, command: str, on_progress: Callable[[Progress], None]) -> Outcome:
     """Be the terminal of a run over several machines."""
     config = msgspec.structs.replace(config, devices=len(spec.devices), link=network(config.link))
     config.check()
@@ -138,9 +146,12 @@ def run_cluster(
 
 
 def measure(
-    config: RunConfig, steps: Sequence[LinkStep | ProbeStep], spec: ClusterSpec | None, command: str,
+    config: RunConfig,
+    steps: Sequence[LinkStep | ProbeStep],
+    spec: ClusterSpec | None,
+    command: str,
     on_progress: Callable[[Progress], None],
-) -> list[LinkReport | None]:  # fmt: skip
+) -> list[LinkReport | None]:
     """Perform measuring steps between ranks on this machine, or, as the terminal, on the devices of a cluster."""
     if spec is None:
         with Site(config.link_spec(), config.devices, config) as site:
@@ -178,17 +189,21 @@ def run_under_torchrun(config: RunConfig, command: str) -> Outcome | None:
         ) from None
     config = msgspec.structs.replace(config, devices=world)
     if config.plan().ranks != world:
-        raise ConfigError(
-            f"mode {config.mode.value} runs on one device, torchrun started {world}; use prism-hw run"
-        )
+        raise ConfigError(f"mode {config.mode.value} runs on one device, torchrun started {world}; use prism-hw run")
     outcomes: list[Outcome] = []
     run_rank(
         RankJob(
-            rank=rank, world_size=world, leader=leader, port=port, interface=config.interface or interface_to(leader),
-            timeout_s=config.timeout_s, threads=config.threads,
-            serve_store=os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True", command=command,
+            rank=rank,
+            world_size=world,
+            leader=leader,
+            port=port,
+            interface=config.interface or interface_to(leader),
+            timeout_s=config.timeout_s,
+            threads=config.threads,
+            serve_store=os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
+            command=command,
         ),
         iter([RunStep(config=config)]),
         lambda event: outcomes.append(event) if isinstance(event, Outcome) else None,
-    )  # fmt: skip
+    )
     return outcomes[0] if outcomes else None

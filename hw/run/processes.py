@@ -129,10 +129,12 @@ class _Child:
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "hw.run.rank_main", str(path), str(os.getpid())],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
                 env={**os.environ, **ENVIRONMENT, "OMP_NUM_THREADS": str(job.threads)},
                 start_new_session=True,  # a terminal's Ctrl-C reaches us only; we end them
-            )  # fmt: skip
+            )
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()
 
@@ -178,9 +180,7 @@ class _Child:
         if code in (None, 0):
             return None
         if code is not None and code < 0:
-            return ExchangeError(
-                f"rank {self.rank} was killed by signal {-code}; check its memory and start again"
-            )
+            return ExchangeError(f"rank {self.rank} was killed by signal {-code}; check its memory and start again")
         return ExchangeError(self._named(f"ended with exit code {code}: {self._last_line()}"))
 
     def _named(self, message: str) -> str:

@@ -44,9 +44,7 @@ def main() -> int:
     try:
         run_rank(job, steps_from_stdin(), emit)
     except PrismError as error:
-        emit(
-            Failure(message=str(error), exit_code=error.exit_code, lost_peer=isinstance(error, PeerLostError))
-        )
+        emit(Failure(message=str(error), exit_code=error.exit_code, lost_peer=isinstance(error, PeerLostError)))
         return error.exit_code
     return 0
 

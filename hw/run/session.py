@@ -103,12 +103,7 @@ def _perform(job: RankJob, bench: Bench, step: Work, metered: bool, emit: Callab
         addresses = comm.share_addresses(job.rank, job.world_size, job.interface)
         with _probe_file(job, step) as keep:
             report = run_link(
-                bench.host_exchange(),
-                addresses,
-                LinkSpec.parse(step.link),
-                step.config,
-                keep=keep,
-                command=job.command,
+                bench.host_exchange(), addresses, LinkSpec.parse(step.link), step.config, keep=keep, command=job.command
             )
         emit(Measured(report=report))
     elif job.rank == 0:
@@ -121,11 +116,20 @@ def _perform(job: RankJob, bench: Bench, step: Work, metered: bool, emit: Callab
 def _probe_file(job: RankJob, step: LinkStep | ProbeStep) -> Iterator[Callable[[Sequence[Probe]], None]]:
     """What keeps the raw probes of a step, on the terminal, as they come."""
     header = TraceHeader(
-        source="measured", created=now_text(), model="probe", weights="none", plan=ExecutionPlan(mode=Mode.LOCAL),
-        batch=1, tokens=1, link=step.link, seed=step.config.seed, command=job.command,
-        oversubscribed=job.oversubscribed, config=msgspec.to_builtins(step.config),
+        source="measured",
+        created=now_text(),
+        model="probe",
+        weights="none",
+        plan=ExecutionPlan(mode=Mode.LOCAL),
+        batch=1,
+        tokens=1,
+        link=step.link,
+        seed=step.config.seed,
+        command=job.command,
+        oversubscribed=job.oversubscribed,
+        config=msgspec.to_builtins(step.config),
         host={**host.describe(job.threads), **job.facts},
-    )  # fmt: skip
+    )
     with trace_file(step.trace if job.rank == 0 else None) as file:
         if file is None:
             yield lambda probes: None
@@ -154,12 +158,8 @@ def _group(job: RankJob, bench: Bench) -> Iterator[None]:
         store.set(f"joined/{job.rank}", "")
         comm.await_ranks(store, range(job.world_size), "joined", job.timeout_s)
     except dist.DistError as error:
-        raise PeerLostError(
-            f"the terminal was lost while rank {job.rank} joined ({error}); see what it says"
-        ) from None
-    with comm.process_group(
-        store, job.rank, job.world_size, interface=job.interface, timeout_s=job.timeout_s
-    ):
+        raise PeerLostError(f"the terminal was lost while rank {job.rank} joined ({error}); see what it says") from None
+    with comm.process_group(store, job.rank, job.world_size, interface=job.interface, timeout_s=job.timeout_s):
         bench.exchange = comm.GlooExchange(bench.stager, bench.recorder, _medium(job))
         yield
 

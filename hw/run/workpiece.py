@@ -33,8 +33,16 @@ class Workpiece:
     @staticmethod
     def key(config: RunConfig) -> tuple[Any, ...]:
         """What two configurations must share to share a workpiece."""
-        return (config.model, config.weights, config.seed, config.images, config.text, config.resize,
-                config.tokens, config.embed)  # fmt: skip
+        return (
+            config.model,
+            config.weights,
+            config.seed,
+            config.images,
+            config.text,
+            config.resize,
+            config.tokens,
+            config.embed,
+        )
 
     def tokens(self) -> int:
         """Tokens of the first input."""

@@ -128,9 +128,7 @@ def _check_answers(known: Sequence[AccuracyTable], table: Table, objective: Obje
 def terminal(config: ServeConfig, command: str) -> Iterator[Terminal]:
     """Serve as long as the context lasts. Raises PrismError for what a user can mend."""
     if not config.map:
-        raise ConfigError(
-            "no map: a terminal decides by measured cells; make one with prism-hw profile and map"
-        )
+        raise ConfigError("no map: a terminal decides by measured cells; make one with prism-hw profile and map")
     token = _token(config.token_file)
     endpoint = Endpoint(address=config.http_address, port=config.http_port, token=token)
     endpoint.check()
@@ -142,17 +140,14 @@ def terminal(config: ServeConfig, command: str) -> Iterator[Terminal]:
         members = None
         if config.key_file:
             meeting = Meeting(
-                address=config.join_address, port=config.join_port or 0, devices=config.devices,
-                interface=comm.interface_to(config.join_address), timeout_s=config.timeout_s,
-            )  # fmt: skip
+                address=config.join_address,
+                port=config.join_port or 0,
+                devices=config.devices,
+                interface=comm.interface_to(config.join_address),
+                timeout_s=config.timeout_s,
+            )
             members = stack.enter_context(
-                Members(
-                    meeting,
-                    load_key(Path(config.key_file)),
-                    config.model,
-                    device.fingerprint,
-                    device.exchange,
-                )
+                Members(meeting, load_key(Path(config.key_file)), config.model, device.fingerprint, device.exchange)
             )
         log = _log(config, table.rows, command)
         if log is not None:
@@ -192,13 +187,14 @@ def join(config: JoinConfig, say: Callable[[str], None], stopped: threading.Even
     key = load_key(Path(config.key_file))
     device = _device(config.model, config.weights, config.seed, config.threads)
     meeting = Meeting(
-        address=config.address, port=config.port, interface=comm.interface_to(config.address),
+        address=config.address,
+        port=config.port,
+        interface=comm.interface_to(config.address),
         timeout_s=config.timeout_s,
-    )  # fmt: skip
+    )
     follow(
-        meeting, key, config.name, config.model, device.loaded.model, device.fingerprint, device.exchange, say,
-        stopped,
-    )  # fmt: skip
+        meeting, key, config.name, config.model, device.loaded.model, device.fingerprint, device.exchange, say, stopped
+    )
 
 
 def _device(model: str, weights: str | None, seed: int, threads: int) -> _Device:
@@ -220,10 +216,15 @@ def _log(config: ServeConfig, rows: tuple[Row, ...], command: str) -> DecisionWr
     if not config.decisions:
         return None
     header = LogHeader(
-        created=now_text(), command=command, model=config.model, policy=config.policy, objective=config.objective,
-        rows=rows, map_hash=hashlib.blake2b(Path(config.map).read_bytes(), digest_size=8).hexdigest(),
+        created=now_text(),
+        command=command,
+        model=config.model,
+        policy=config.policy,
+        objective=config.objective,
+        rows=rows,
+        map_hash=hashlib.blake2b(Path(config.map).read_bytes(), digest_size=8).hexdigest(),
         host=host.describe(config.threads),
-    )  # fmt: skip
+    )
     return DecisionWriter(Path(config.decisions), header)
 
 
@@ -251,14 +252,10 @@ class _Metrics:
             served.add_metric([mode], count)
         yield served
         yield CounterMetricFamily(
-            "prism_failures",
-            "Batches that were answered locally after another plan failed",
-            value=runtime.failures,
+            "prism_failures", "Batches that were answered locally after another plan failed", value=runtime.failures
         )
         yield CounterMetricFamily("prism_corrections", "Corrections of the table", value=runtime.corrections)
-        yield CounterMetricFamily(
-            "prism_probe_seconds", "Seconds spent on probes of the link", value=runtime.probe_s
-        )
+        yield CounterMetricFamily("prism_probe_seconds", "Seconds spent on probes of the link", value=runtime.probe_s)
         yield GaugeMetricFamily("prism_queue", "Requests that wait", value=self._batcher.waiting)
         group = self._members.group() if self._members else None
         yield GaugeMetricFamily("prism_devices", "Devices that serve", value=group.devices if group else 1)

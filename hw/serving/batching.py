@@ -44,9 +44,14 @@ class Batcher:
     requests wait. deadline_s: from arrival, what the policy is told of. Used as a context manager."""
 
     def __init__(
-        self, runtime: AdaptiveRuntime, *, largest: int = 8, patience_s: float = 0.0, queue: int = 256,
+        self,
+        runtime: AdaptiveRuntime,
+        *,
+        largest: int = 8,
+        patience_s: float = 0.0,
+        queue: int = 256,
         deadline_s: float | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._runtime, self._largest, self._patience_s = runtime, largest, patience_s
         self._most, self._deadline_s = queue, deadline_s
         self._waiting: deque[_Request] = deque()

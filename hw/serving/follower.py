@@ -9,19 +9,7 @@ from collections.abc import Callable
 from torch import nn
 
 from hw.comm import group as comm
-from hw.serving.channel import (
-    Broken,
-    Channel,
-    ChannelError,
-    Form,
-    Formed,
-    Hello,
-    Ping,
-    Put,
-    Refused,
-    Welcome,
-    answer,
-)
+from hw.serving.channel import Broken, Channel, ChannelError, Form, Formed, Hello, Ping, Put, Refused, Welcome, answer
 from hw.serving.leader import Meeting
 from hw.serving.rendezvous import RelayStore
 from prism.errors import ExchangeError
@@ -33,9 +21,16 @@ AGAIN_S = 0.2
 
 
 def follow(
-    meeting: Meeting, key: bytes, name: str, label: str, model: nn.Module, fingerprint: str,
-    exchange: Callable[[], comm.GlooExchange], say: Callable[[str], None], stopped: threading.Event,
-) -> None:  # fmt: skip
+    meeting: Meeting,
+    key: bytes,
+    name: str,
+    label: str,
+    model: nn.Module,
+    fingerprint: str,
+    exchange: Callable[[], comm.GlooExchange],
+    say: Callable[[str], None],
+    stopped: threading.Event,
+) -> None:
     """Serve until `stopped`. meeting: address and port are the terminal's. Raises ExchangeError where the terminal
     refuses this device for good."""
     hello = Hello(name=name, model=label, fingerprint=fingerprint)
@@ -92,9 +87,7 @@ class _Membership:
         for body in (self._listen, self._beat):
             threading.Thread(target=body, daemon=True).start()
 
-    def run(
-        self, model: nn.Module, exchange: Callable[[], comm.GlooExchange], stopped: threading.Event
-    ) -> None:
+    def run(self, model: nn.Module, exchange: Callable[[], comm.GlooExchange], stopped: threading.Event) -> None:
         """Be a rank of one group after the other, until the channel ends."""
         while not stopped.is_set():
             order = self._orders.get()
@@ -113,9 +106,13 @@ class _Membership:
     ) -> None:
         local = ExecutionPlan(mode=Mode.LOCAL)  # each batch brings its own
         with comm.process_group(
-            store, form.rank, form.world_size, interface=self._meeting.interface,
-            timeout_s=self._meeting.timeout_s, epoch=form.epoch,
-        ):  # fmt: skip
+            store,
+            form.rank,
+            form.world_size,
+            interface=self._meeting.interface,
+            timeout_s=self._meeting.timeout_s,
+            epoch=form.epoch,
+        ):
             worker = distribute(model, local, exchange(), epoch=form.epoch)
             self._tell(Formed(form.epoch))
             while worker.follow():

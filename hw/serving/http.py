@@ -34,9 +34,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
         try:
             address = ipaddress.ip_address(self.address)
         except ValueError:
-            raise ConfigError(
-                f"address {self.address!r} is no IP address; write one, as in 127.0.0.1"
-            ) from None
+            raise ConfigError(f"address {self.address!r} is no IP address; write one, as in 127.0.0.1") from None
         if address.is_unspecified:
             raise ConfigError(f"address {self.address} is every interface; name one, or 127.0.0.1")
         if not address.is_loopback and not self.token:
@@ -49,9 +47,14 @@ class Server:
     """One model's endpoint. Used as a context manager; `port` is the real one."""
 
     def __init__(
-        self, endpoint: Endpoint, model: str, inputs: list[dict[str, Any]], batcher: Batcher,
-        registry: CollectorRegistry, ready: Callable[[], bool] = lambda: True,
-    ) -> None:  # fmt: skip
+        self,
+        endpoint: Endpoint,
+        model: str,
+        inputs: list[dict[str, Any]],
+        batcher: Batcher,
+        registry: CollectorRegistry,
+        ready: Callable[[], bool] = lambda: True,
+    ) -> None:
         endpoint.check()
         self._endpoint, self._model, self._inputs = endpoint, model, inputs
         self._batcher, self._registry, self._ready = batcher, registry, ready
@@ -76,9 +79,7 @@ class Server:
         started.wait()
         if failed and isinstance(failed[0], OSError):
             where = f"{self._endpoint.address}:{self._endpoint.port}"
-            raise ConfigError(
-                f"{where} can't be listened on ({failed[0].strerror}); choose another with --http"
-            )
+            raise ConfigError(f"{where} can't be listened on ({failed[0].strerror}); choose another with --http")
         if failed:
             raise failed[0]
         return self
@@ -92,18 +93,23 @@ class Server:
     async def _start(self) -> None:
         app = web.Application(client_max_size=self._endpoint.most_bytes, middlewares=[self._guard])
         one = "/v2/models/{model}"
-        app.add_routes([
-            web.get("/v2", self._about), web.get("/v2/health/live", self._live), web.get("/v2/health/ready", self._live),
-            web.get(one, self._metadata), web.get(one + "/ready", self._model_ready),
-            web.post(one + "/infer", self._infer), web.get("/metrics", self._metrics),
-        ])  # fmt: skip
+        app.add_routes(
+            [
+                web.get("/v2", self._about),
+                web.get("/v2/health/live", self._live),
+                web.get("/v2/health/ready", self._live),
+                web.get(one, self._metadata),
+                web.get(one + "/ready", self._model_ready),
+                web.post(one + "/infer", self._infer),
+                web.get("/metrics", self._metrics),
+            ]
+        )
         self._runner = web.AppRunner(app, access_log=None, handler_cancellation=False)
         await self._runner.setup()
         server: Any = self._runner.server
         listening = await self._loop.create_server(
-            lambda: _Patient(server, loop=self._loop),
-            self._endpoint.address, self._endpoint.port,
-        )  # fmt: skip
+            lambda: _Patient(server, loop=self._loop), self._endpoint.address, self._endpoint.port
+        )
         self.port = listening.sockets[0].getsockname()[1]
         self._listening = listening
 
@@ -112,9 +118,7 @@ class Server:
         if isinstance(request.protocol, _Patient):
             request.protocol.begun = True
         given = request.headers.get("Authorization", "")
-        if self._endpoint.token and not hmac.compare_digest(
-            given.encode(), f"Bearer {self._endpoint.token}".encode()
-        ):
+        if self._endpoint.token and not hmac.compare_digest(given.encode(), f"Bearer {self._endpoint.token}".encode()):
             return _error(401, "a token is needed: Authorization: Bearer TOKEN")
         if request.match_info.get("model", self._model) != self._model:
             return _error(404, f"model {request.match_info['model']!r} is not served; {self._model} is")
@@ -145,12 +149,10 @@ class Server:
         inputs = [{k: v for k, v in each.items() if k != "optional"} for each in self._inputs]
         return web.json_response(
             {"name": self._model, "versions": ["1"], "platform": "prism_torch", "inputs": inputs, "outputs": outputs}
-        )  # fmt: skip
+        )
 
     async def _metrics(self, _: web.Request) -> web.Response:
-        return web.Response(
-            body=generate_latest(self._registry), headers={"Content-Type": "text/plain; version=0.0.4"}
-        )
+        return web.Response(body=generate_latest(self._registry), headers={"Content-Type": "text/plain; version=0.0.4"})
 
     async def _infer(self, request: web.Request) -> web.Response:
         body = await asyncio.wait_for(request.read(), BODY_S)
@@ -180,9 +182,7 @@ class _Patient(RequestHandler):
 
     def _give_up(self) -> None:
         if self.transport is not None and not self.begun:
-            self.transport.write(
-                b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
-            )
+            self.transport.write(b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
             self.transport.close()
 
     def connection_lost(self, exc: BaseException | None) -> None:

@@ -71,9 +71,8 @@ class Members:
     """The terminal's side. `exchange` makes the exchange of a group that was just formed. Used as a context manager."""
 
     def __init__(
-        self, meeting: Meeting, key: bytes, model: str, fingerprint: str,
-        exchange: Callable[[], comm.GlooExchange],
-    ) -> None:  # fmt: skip
+        self, meeting: Meeting, key: bytes, model: str, fingerprint: str, exchange: Callable[[], comm.GlooExchange]
+    ) -> None:
         self._meeting, self._key, self._model, self._fingerprint = meeting, key, model, fingerprint
         self._exchange = exchange
         self.using = threading.Lock()  # held while messages of the group are under way
@@ -134,9 +133,7 @@ class Members:
     def wait(self, seconds: float, devices: int = 2) -> bool:
         """Until a group of so many devices is there."""
         with self._news:
-            return self._news.wait_for(
-                lambda: self._group is not None and self._group.devices >= devices, seconds
-            )
+            return self._news.wait_for(lambda: self._group is not None and self._group.devices >= devices, seconds)
 
     # -- joining ------------------------------------------------------------------------------------------
 
@@ -333,9 +330,7 @@ class Members:
         exchange = self._exchange()
         with self._news:
             there = self._news.wait_for(
-                lambda: (
-                    self._closing or all(peer.formed == epoch for peer in peers) or self._wanted() != names
-                ),
+                lambda: self._closing or all(peer.formed == epoch for peer in peers) or self._wanted() != names,
                 self._meeting.form_s,
             )
             if not there or any(peer.formed != epoch for peer in peers):

@@ -15,9 +15,14 @@ from torch import Tensor
 from prism.errors import InputError
 
 TYPES: dict[str, Any] = {
-    "BOOL": np.bool_, "UINT8": np.uint8, "INT32": np.int32, "INT64": np.int64, "FP16": np.float16,
-    "FP32": np.float32, "FP64": np.float64,
-}  # fmt: skip
+    "BOOL": np.bool_,
+    "UINT8": np.uint8,
+    "INT32": np.int32,
+    "INT64": np.int64,
+    "FP16": np.float16,
+    "FP32": np.float32,
+    "FP64": np.float64,
+}
 NAMES = {np.dtype(type_): name for name, type_ in TYPES.items()}
 Size = Annotated[int, msgspec.Meta(ge=0, le=1 << 31)]
 
@@ -46,9 +51,7 @@ def parse(body: bytes, json_bytes: int | None) -> tuple[InferRequest, dict[str, 
     """A request and its tensors. json_bytes: of the JSON before the binary tensors, None without any. Raises InputError
     with what is wrong."""
     if json_bytes is not None and not 0 < json_bytes <= len(body):
-        raise InputError(
-            f"Inference-Header-Content-Length {json_bytes} is not within the body's {len(body)} bytes"
-        )
+        raise InputError(f"Inference-Header-Content-Length {json_bytes} is not within the body's {len(body)} bytes")
     head, binary = (body, b"") if json_bytes is None else (body[:json_bytes], body[json_bytes:])
     try:
         request = msgspec.json.decode(head, type=InferRequest)
@@ -61,9 +64,7 @@ def parse(body: bytes, json_bytes: int | None) -> tuple[InferRequest, dict[str, 
             tensors[each.name] = torch.from_numpy(_of_list(each))
             continue
         if not isinstance(size, int) or not 0 <= size <= len(binary):
-            raise InputError(
-                f"input {each.name}: binary_data_size {size!r}, the body has {len(binary)} bytes left"
-            )
+            raise InputError(f"input {each.name}: binary_data_size {size!r}, the body has {len(binary)} bytes left")
         tensors[each.name] = torch.from_numpy(_of_bytes(each, binary[:size]))
         binary = binary[size:]
     if binary:
@@ -82,9 +83,7 @@ def _of_list(each: InputTensor) -> NDArray[Any]:
         array = np.array(each.data, dtype=_dtype(each))
         return array.reshape(each.shape)
     except (ValueError, TypeError, OverflowError) as error:
-        raise InputError(
-            f"input {each.name}: data is not {each.datatype} of shape {each.shape} ({error})"
-        ) from None
+        raise InputError(f"input {each.name}: data is not {each.datatype} of shape {each.shape} ({error})") from None
 
 
 def _of_bytes(each: InputTensor, raw: bytes) -> NDArray[Any]:
@@ -131,9 +130,7 @@ def render(
         if each.name not in outputs:
             raise InputError(f"output {each.name!r} is unknown; the model gives {', '.join(outputs)}")
         array = outputs[each.name].detach().cpu().contiguous().numpy()
-        line: dict[str, Any] = {
-            "name": each.name, "shape": list(array.shape), "datatype": NAMES[array.dtype]
-        }  # fmt: skip
+        line: dict[str, Any] = {"name": each.name, "shape": list(array.shape), "datatype": NAMES[array.dtype]}
         if each.parameters.get("binary_data", default):
             raw = array.tobytes()
             line["parameters"] = {"binary_data_size": len(raw)}

@@ -47,9 +47,7 @@ class RelayStore(dist.Store):
     def wait(self, keys: list[str], timeout: timedelta | None = None) -> None:
         limit = self._timeout_s if timeout is None else min(timeout.total_seconds(), self._timeout_s)
         with self._news:
-            there = self._news.wait_for(
-                lambda: self._closed or all(key in self._values for key in keys), timeout=limit
-            )
+            there = self._news.wait_for(lambda: self._closed or all(key in self._values for key in keys), timeout=limit)
             if self._closed or not there:
                 raise RuntimeError("a member did not come")
 

@@ -84,10 +84,19 @@ class AdaptiveRuntime:
     the table where served latencies keep deviating from it. Used as a context manager."""
 
     def __init__(
-        self, model: nn.Module, members: Membership, recorder: SpanRecorder, table: Table, policy: AnyPolicy,
-        objective: Objective, *, timeout_s: float = 2.0, learn: bool = True, log: DecisionWriter | None = None,
+        self,
+        model: nn.Module,
+        members: Membership,
+        recorder: SpanRecorder,
+        table: Table,
+        policy: AnyPolicy,
+        objective: Objective,
+        *,
+        timeout_s: float = 2.0,
+        learn: bool = True,
+        log: DecisionWriter | None = None,
         clock: Callable[[], float] = time.monotonic,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._model, self._members, self._recorder = model, members, recorder
         self._adapter = adapter_for(model)
         self._table = self._first_table = table
@@ -149,15 +158,17 @@ class AdaptiveRuntime:
         self.last = Served(output, ran, ms, decision, failed)
         return self.last
 
-    def _observe(
-        self, size: int, group: Group | None, queued: int, left_ms: float | None, now: float
-    ) -> Observation:
+    def _observe(self, size: int, group: Group | None, queued: int, left_ms: float | None, now: float) -> Observation:
         known = self._estimate if group is not None else None
         return Observation(
-            batch=size, devices=1 if group is None else group.devices, queued=queued, left_ms=left_ms, at_s=now,
+            batch=size,
+            devices=1 if group is None else group.devices,
+            queued=queued,
+            left_ms=left_ms,
+            at_s=now,
             bandwidth_bps=None if known is None else known.rate_bps,
             bandwidth_deviation=0.0 if known is None else known.deviation_at(now),
-        )  # fmt: skip
+        )
 
     def _local(self, call: Mapping[str, Tensor]) -> Any:
         return self._model(**call, **self._adapter.forced)
@@ -192,9 +203,7 @@ class AdaptiveRuntime:
 
     def _keep_idle_members(self, group: Group) -> None:
         """Batches without a pause leave the ticker no turn, and a member that takes part in none would hear nothing."""
-        if self._clock() - self._all_heard_s > self._timeout_s / 2 and self._members.using.acquire(
-            blocking=False
-        ):
+        if self._clock() - self._all_heard_s > self._timeout_s / 2 and self._members.using.acquire(blocking=False):
             try:
                 self._ask(group, probe=False)
             finally:
@@ -240,9 +249,7 @@ class AdaptiveRuntime:
         residuals.clear()
         self.corrections += 1
         self._table = self._first_table.corrected(self._factors)
-        self._write(
-            Corrected(at_s=now, version=self.corrections, place=place, factor=factor, batches=RESIDUALS)
-        )
+        self._write(Corrected(at_s=now, version=self.corrections, place=place, factor=factor, batches=RESIDUALS))
 
     def _write(self, entry: Entry) -> None:
         if self._log is not None:
@@ -257,9 +264,7 @@ class AdaptiveRuntime:
             if group is None:
                 self._next_probe = now
                 continue
-            probe = now >= self._next_probe and (
-                self._estimate is None or now - self._estimate.at_s > PROBE_EVERY_S
-            )
+            probe = now >= self._next_probe and (self._estimate is None or now - self._estimate.at_s > PROBE_EVERY_S)
             if not probe and now - self._all_heard_s < self._timeout_s / 4:
                 continue
             if self._members.using.acquire(blocking=False):  # else a batch is under way, which does as well

@@ -14,14 +14,10 @@ from prism.perfmap.pooling import whole_batches
 from prism.spec import LinkSpec, ModelSpec
 from prism.trace import read_trace
 
-Said = Callable[
-    [str, float], None
-]  # a model, and the regret per cent that its decisions are expected to cost
+Said = Callable[[str, float], None]  # a model, and the regret per cent that its decisions are expected to cost
 
 
-def chosen(
-    sweep: SweepConfig, folder: Path, specs: Mapping[str, ModelSpec], target_pct: float, said: Said
-) -> Order:
+def chosen(sweep: SweepConfig, folder: Path, specs: Mapping[str, ModelSpec], target_pct: float, said: Said) -> Order:
     """An order that goes from model to model (loading one takes long) and stays with one until its decisions are
     expected to cost at most `target_pct` of latency, or every cell has its repeats."""
 
@@ -36,17 +32,19 @@ def chosen(
 
 
 def _of_model(
-    sweep: SweepConfig, folder: Path, spec: ModelSpec, configs: Sequence[RunConfig], ranks: int, target_pct: float, said: Said
-) -> Iterator[Visit]:  # fmt: skip
-    candidates = [
-        candidate(spec, config.plan(), config.batch, _link(config), config.tokens) for config in configs
-    ]
+    sweep: SweepConfig,
+    folder: Path,
+    spec: ModelSpec,
+    configs: Sequence[RunConfig],
+    ranks: int,
+    target_pct: float,
+    said: Said,
+) -> Iterator[Visit]:
+    candidates = [candidate(spec, config.plan(), config.batch, _link(config), config.tokens) for config in configs]
     times: dict[str, list[float]] = defaultdict(list)
     files = [[file_name(config, repeat) for repeat in range(sweep.repeats)] for config in configs]
     while True:
-        for name in (
-            name for each in files for name in each if name not in times and (folder / name).exists()
-        ):
+        for name in (name for each in files for name in each if name not in times and (folder / name).exists()):
             times[name] = [(b.end_ns - b.start_ns) / 1e6 for b in whole_batches(read_trace(folder / name))]
         visits = [[float(np.median(times[name])) for name in each if times.get(name)] for each in files]
         found = pick(candidates, visits, sweep.repeats)

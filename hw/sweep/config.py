@@ -61,18 +61,12 @@ class SweepConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                 raise ValueError(f"{name} {list(values)} names one twice")
         averaging = next((mode for mode in self.modes if mode.averages), None)
         if averaging and not self.segments:
-            raise ValueError(
-                f"segments is empty; mode {averaging.value} needs at least one, as in segments = [10]"
-            )
+            raise ValueError(f"segments is empty; mode {averaging.value} needs at least one, as in segments = [10]")
         shaped = self.link in ("shaper", "testbed")
         if self.distributed and shaped and not self.rates:
-            raise ValueError(
-                f'rates is empty; link {self.link} needs at least one, as in rates = ["100Mbps"]'
-            )
+            raise ValueError(f'rates is empty; link {self.link} needs at least one, as in rates = ["100Mbps"]')
         if self.rates and not shaped:
-            raise ValueError(
-                f"rates {list(self.rates)}: the {self.link} has none; use link testbed or shaper"
-            )
+            raise ValueError(f"rates {list(self.rates)}: the {self.link} has none; use link testbed or shaper")
 
     @property
     def distributed(self) -> tuple[Mode, ...]:
@@ -113,7 +107,7 @@ def cells(sweep: SweepConfig) -> list[tuple[RunConfig, int]]:
             (_run(sweep, model, batch, mode=mode, segments=segments, wire=wire, link=link, devices=ranks), ranks)
             for batch, ranks, mode, segments, wire in _lines(sweep, model)
             for link in sweep.links()
-        ]  # fmt: skip
+        ]
     return found
 
 
@@ -137,11 +131,24 @@ def _lines(sweep: SweepConfig, model: str) -> list[Line]:
 
 def _run(sweep: SweepConfig, model: str, batch: int, **fields: object) -> RunConfig:
     return RunConfig(
-        model=model, weights=sweep.weights, batch=batch, batches=sweep.passes, warmups=sweep.warmups,
-        tokens=sweep.tokens, images=sweep.images, text=sweep.text, resize=sweep.resize, overlap=sweep.overlap,
-        collective=sweep.collective, threads=sweep.threads, timeout_s=sweep.timeout_s, meter=sweep.meter,
-        power=sweep.power, seed=sweep.seed, **fields,  # type: ignore[arg-type]
-    )  # fmt: skip
+        model=model,
+        weights=sweep.weights,
+        batch=batch,
+        batches=sweep.passes,
+        warmups=sweep.warmups,
+        tokens=sweep.tokens,
+        images=sweep.images,
+        text=sweep.text,
+        resize=sweep.resize,
+        overlap=sweep.overlap,
+        collective=sweep.collective,
+        threads=sweep.threads,
+        timeout_s=sweep.timeout_s,
+        meter=sweep.meter,
+        power=sweep.power,
+        seed=sweep.seed,
+        **fields,  # type: ignore[arg-type]
+    )
 
 
 def visits(sweep: SweepConfig) -> list[Visit]:

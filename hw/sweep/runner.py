@@ -48,12 +48,7 @@ def pending(sweep: SweepConfig, folder: Path) -> tuple[list[Visit], int]:
 
 
 def run_sweep(
-    sweep: SweepConfig,
-    folder: Path,
-    spec: ClusterSpec | None,
-    command: str,
-    on_done: Report,
-    order: Order = iter,
+    sweep: SweepConfig, folder: Path, spec: ClusterSpec | None, command: str, on_done: Report, order: Order = iter
 ) -> None:
     """Measure what the folder lacks, on this machine or, as the terminal, on a cluster. Each visit's trace
     appears under its name when it is whole. order: which of the missing visits are made, by default all of them."""
@@ -67,21 +62,13 @@ def run_sweep(
         todo, _ = pending(sweep, folder)
         for leftover in folder.glob("*.part"):
             leftover.unlink()  # of a visit that was cut short: it is measured again
-        _write(
-            folder / MANIFEST,
-            msgspec.json.encode(Manifest(digest=sweep.digest(), command=command, sweep=sweep)),
-        )
+        _write(folder / MANIFEST, msgspec.json.encode(Manifest(digest=sweep.digest(), command=command, sweep=sweep)))
         for _, group in itertools.groupby(todo, key=lambda visit: visit.ranks):
             _session(list(group), folder, spec, command, on_done, order)
 
 
 def _session(
-    group: Sequence[Visit],
-    folder: Path,
-    spec: ClusterSpec | None,
-    command: str,
-    on_done: Report,
-    order: Order,
+    group: Sequence[Visit], folder: Path, spec: ClusterSpec | None, command: str, on_done: Report, order: Order
 ) -> None:
     """Visits that the same ranks make, from their start to their end."""
     if spec is not None:

@@ -177,9 +177,7 @@ class KernelMedium:
         self._shape("add", rate_bps)
         for number, station in enumerate(stations):
             port = f"port{number}"
-            point.run(
-                "ip", "link", "add", port, "type", "veth", "peer", "name", INTERFACE, "netns", station.path
-            )
+            point.run("ip", "link", "add", port, "type", "veth", "peer", "name", INTERFACE, "netns", station.path)
             point.run("ip", "link", "set", port, "master", "br0", "up")
             point.run("tc", "qdisc", "add", "dev", port, "ingress")
             everything = ("protocol", "all", "u32", "match", "u32", "0", "0")
@@ -193,9 +191,21 @@ class KernelMedium:
         burst = round(frames_bps / 8 * BURST_S)
         peak = ("peakrate", f"{PEAK * frames_bps:.0f}bit", "mtu", str(BURST_BYTES)) if burst > BURST_BYTES else ()
         self._point.run(
-            "tc", "qdisc", verb, "dev", "ifb0", "root", "tbf", "rate", f"{frames_bps:.0f}bit",
-            "burst", str(max(burst, BURST_BYTES)), "limit", str(BACKLOG_BYTES), *peak,
-        )  # fmt: skip
+            "tc",
+            "qdisc",
+            verb,
+            "dev",
+            "ifb0",
+            "root",
+            "tbf",
+            "rate",
+            f"{frames_bps:.0f}bit",
+            "burst",
+            str(max(burst, BURST_BYTES)),
+            "limit",
+            str(BACKLOG_BYTES),
+            *peak,
+        )
 
     def set_rate(self, rate_bps: float) -> None:
         self._shape("change", rate_bps)
@@ -225,13 +235,19 @@ class TapMedium:
             station.run("ip", "link", "set", INTERFACE, "address", f"02:00:00:00:00:{number + 1:02x}")
             station.run("ip", "link", "set", INTERFACE, "gso_max_size", str(GSO_BYTES))
         job = TapJob(
-            files=tuple(files), rate_bps=rate_bps, latency_s=link.latency_s, jitter_s=link.jitter_s,
-            loss=link.loss, overhead_bytes=link.overhead_bytes,
-        )  # fmt: skip
+            files=tuple(files),
+            rate_bps=rate_bps,
+            latency_s=link.latency_s,
+            jitter_s=link.jitter_s,
+            loss=link.loss,
+            overhead_bytes=link.overhead_bytes,
+        )
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "hw.testbed.access_point", str(os.getpid())], stdin=subprocess.PIPE, pass_fds=files,
+            [sys.executable, "-m", "hw.testbed.access_point", str(os.getpid())],
+            stdin=subprocess.PIPE,
+            pass_fds=files,
             start_new_session=True,
-        )  # fmt: skip
+        )
         self._write(msgspec.json.encode(job))
         for tap in files:
             os.close(tap)

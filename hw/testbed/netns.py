@@ -23,9 +23,7 @@ class Namespace:
             return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
         if os.geteuid() != 0:
-            raise ConfigError(
-                "a testbed needs root for its network namespaces; use sudo, or --link shaper:RATE"
-            )
+            raise ConfigError("a testbed needs root for its network namespaces; use sudo, or --link shaper:RATE")
         self._file = _in_thread(make)
         self.run("ip", "link", "set", "lo", "up")
 
@@ -79,9 +77,7 @@ def _libc() -> ctypes.CDLL:
 def _check(result: int) -> None:
     if result:
         code = ctypes.get_errno()
-        raise ConfigError(
-            f"this kernel refuses a network namespace ({os.strerror(code)}); use --link shaper:RATE"
-        )
+        raise ConfigError(f"this kernel refuses a network namespace ({os.strerror(code)}); use --link shaper:RATE")
 
 
 def _in_thread(body: Callable[[], T]) -> T:

@@ -16,7 +16,10 @@ MS, P95, JOULES, WIRE, DEVIATION = range(5)  # of a cell; joules that aren't kno
 MIXED = 3  # of these, the first: what a decision wants of every plan
 LEAST = 1e-6  # of a figure, where a line falls to nothing
 BEYOND = 0.3  # deviation added per factor e outside of the cells
-SURE, UNSURE = 0.1, 1.0  # deviations of a rate: up to the one it is taken as it is, from the other on as if it were that
+SURE, UNSURE = (
+    0.1,
+    1.0,
+)  # deviations of a rate: up to the one it is taken as it is, from the other on as if it were that
 NODES = ((2 / 3, 0.0), (1 / 6, math.sqrt(3)), (1 / 6, -math.sqrt(3)))  # shares and deviations of Gauss-Hermite's three
 
 

@@ -58,9 +58,12 @@ def updated(known: RateEstimate | None, sample: Sample) -> RateEstimate:
         unprobed += LEARN * (1 / known.rate_bps - 1 / raw_bps - unprobed)
     gain = prior**2 / (prior**2 + sample.deviation**2)
     return RateEstimate(
-        at_s=sample.at_s, rate_bps=known.rate_bps * math.exp(gain * gap), source=sample.source,
-        deviation=math.sqrt(1 - gain) * prior, unprobed_s_per_bit=unprobed,
-    )  # fmt: skip
+        at_s=sample.at_s,
+        rate_bps=known.rate_bps * math.exp(gain * gap),
+        source=sample.source,
+        deviation=math.sqrt(1 - gain) * prior,
+        unprobed_s_per_bit=unprobed,
+    )
 
 
 def _surprised(known: RateEstimate, sample: Sample, gap: float) -> RateEstimate:
@@ -68,11 +71,18 @@ def _surprised(known: RateEstimate, sample: Sample, gap: float) -> RateEstimate:
     before = known.doubted
     if before is not None and (before.rate_bps > known.rate_bps) == (gap > 0):
         return RateEstimate(
-            at_s=sample.at_s, rate_bps=sample.rate_bps, source=sample.source, deviation=sample.deviation,
+            at_s=sample.at_s,
+            rate_bps=sample.rate_bps,
+            source=sample.source,
+            deviation=sample.deviation,
             unprobed_s_per_bit=known.unprobed_s_per_bit,
-        )  # fmt: skip
+        )
     half = known.rate_bps * math.exp(gap / 2)
     return RateEstimate(
-        at_s=sample.at_s, rate_bps=half, deviation=abs(gap) / 2, source=sample.source, doubted=sample,
+        at_s=sample.at_s,
+        rate_bps=half,
+        deviation=abs(gap) / 2,
+        source=sample.source,
+        doubted=sample,
         unprobed_s_per_bit=known.unprobed_s_per_bit,
-    )  # fmt: skip
+    )

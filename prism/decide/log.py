@@ -74,10 +74,15 @@ def decided(number: int, epoch: int, observation: Observation, decision: Decisio
     """A decision as a line of the log."""
     expected, other = decision.expected, decision.runner_up
     return Decided(
-        number=number, epoch=epoch, observation=observation, plan=decision.plan, why=decision.why,
-        expected_ms=None if expected is None else expected.ms, runner_up=None if other is None else other.plan,
+        number=number,
+        epoch=epoch,
+        observation=observation,
+        plan=decision.plan,
+        why=decision.why,
+        expected_ms=None if expected is None else expected.ms,
+        runner_up=None if other is None else other.plan,
         runner_up_ms=None if other is None else other.ms,
-    )  # fmt: skip
+    )
 
 
 class DecisionLog(msgspec.Struct, frozen=True):
@@ -101,7 +106,9 @@ def read_decisions(path: Path) -> DecisionLog:
     except msgspec.DecodeError as error:
         raise TraceError(f"{path}: is no decision log of version {VERSION} ({error})") from None
     if header.version != VERSION:
-        raise TraceError(f"{path}: is a decision log of version {header.version}, not {VERSION}; serve again for a new one")
+        raise TraceError(
+            f"{path}: is a decision log of version {header.version}, not {VERSION}; serve again for a new one"
+        )
     return DecisionLog(header, entries, cut)
 
 

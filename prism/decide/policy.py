@@ -37,9 +37,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 class Policy(Protocol):
     """Pure: the same arguments give the same decision. Raises ConfigError where it needs a table and has none."""
 
-    def decide(
-        self, observation: Observation, table: Table | None, objective: Objective, state: State
-    ) -> Decision: ...
+    def decide(self, observation: Observation, table: Table | None, objective: Objective, state: State) -> Decision: ...
 
 
 class FixedPolicy(msgspec.Struct, frozen=True, tag="fixed"):
@@ -47,21 +45,15 @@ class FixedPolicy(msgspec.Struct, frozen=True, tag="fixed"):
 
     plan: ExecutionPlan
 
-    def decide(
-        self, observation: Observation, table: Table | None, objective: Objective, state: State
-    ) -> Decision:
+    def decide(self, observation: Observation, table: Table | None, objective: Objective, state: State) -> Decision:
         plan = self.plan if observation.devices >= self.plan.ranks else LOCAL
-        return Decision(
-            plan=plan, why="fixed" if plan == self.plan else "devices missing", state=State(plan=plan)
-        )
+        return Decision(plan=plan, why="fixed" if plan == self.plan else "devices missing", state=State(plan=plan))
 
 
 class LookupPolicy(msgspec.Struct, frozen=True, tag="lookup"):
     """The published rule: the fastest plan of the nearest measured batch and rate, with no memory."""
 
-    def decide(
-        self, observation: Observation, table: Table | None, objective: Objective, state: State
-    ) -> Decision:
+    def decide(self, observation: Observation, table: Table | None, objective: Objective, state: State) -> Decision:
         table = _given(table)
         near = [found for plan in table.plans if (found := table.nearest(plan, observation)) is not None]
         plan = min(near, key=lambda found: found[1])[0].plan
@@ -82,9 +74,7 @@ class PrismPolicy(msgspec.Struct, frozen=True, kw_only=True, tag="prism", forbid
     dwell_s: float = 1.0
     urgent: float = 3.0
 
-    def decide(
-        self, observation: Observation, table: Table | None, objective: Objective, state: State
-    ) -> Decision:
+    def decide(self, observation: Observation, table: Table | None, objective: Objective, state: State) -> Decision:
         table = _given(table)
         view = table.at(observation, objective)
         best, runner_up, able = _best_two(view, observation, objective)
@@ -99,14 +89,15 @@ class PrismPolicy(msgspec.Struct, frozen=True, kw_only=True, tag="prism", forbid
             other = best if chosen is not best else runner_up
             note = ("; no plan keeps the constraints", "; no other plan keeps the constraints", "")[able]
             return Decision(
-                plan=chosen.plan, why=why + note, expected=chosen, runner_up=other,
+                plan=chosen.plan,
+                why=why + note,
+                expected=chosen,
+                runner_up=other,
                 state=State(plan=chosen.plan, since_s=since),
-            )  # fmt: skip
+            )
 
         if present is None:
-            return decided(
-                best, "the first decision" if state.plan is None else "the plan before can't be kept"
-            )
+            return decided(best, "the first decision" if state.plan is None else "the plan before can't be kept")
         if present is best:
             return decided(best, "still the best")
         gain = present.cost - best.cost
@@ -129,9 +120,7 @@ class OraclePolicy:
     def __init__(self, truth: Mapping[float, Mapping[ExecutionPlan, float]]) -> None:
         self._truth = truth
 
-    def decide(
-        self, observation: Observation, table: Table | None, objective: Objective, state: State
-    ) -> Decision:
+    def decide(self, observation: Observation, table: Table | None, objective: Objective, state: State) -> Decision:
         known = self._truth[observation.at_s]
         plan = min((p for p in known if p.ranks <= observation.devices), key=lambda p: known[p])
         return Decision(plan=plan, why="the truth", state=State(plan=plan))
@@ -163,9 +152,7 @@ def _standing(each: Expected, objective: Objective, observation: Observation) ->
     return int(answers_kept(each, objective) or is_exact(each.plan))
 
 
-def _best_two(
-    view: View, observation: Observation, objective: Objective
-) -> tuple[Expected, Expected | None, int]:
+def _best_two(view: View, observation: Observation, objective: Objective) -> tuple[Expected, Expected | None, int]:
     """The two best plans of those that stand highest: a late answer is better than a wrong one, and where none is known to
     be good enough, the model's own is. And how many keep all constraints: 0 for none, 1 for one of several."""
     good: list[Expected] = []

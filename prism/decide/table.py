@@ -151,10 +151,16 @@ class View:
         line, mixed, costs = self._at(group)
         grid, joules = group.grids[k], mixed.joules[k]
         found = self._made[place] = Expected(
-            plan=grid.plan, ms=mixed.ms[k], p95_ms=mixed.p95_ms[k], deviation=line.deviation(k, mixed),
-            joules=None if math.isnan(joules) else joules, accuracy=grid.accuracy, agreement=grid.agreement,
-            source=grid.source, cost=costs[k],
-        )  # fmt: skip
+            plan=grid.plan,
+            ms=mixed.ms[k],
+            p95_ms=mixed.p95_ms[k],
+            deviation=line.deviation(k, mixed),
+            joules=None if math.isnan(joules) else joules,
+            accuracy=grid.accuracy,
+            agreement=grid.agreement,
+            source=grid.source,
+            cost=costs[k],
+        )
         return found
 
     def _at(self, group: _Group) -> tuple[Line, Mixed, list[float]]:
@@ -241,9 +247,7 @@ class Table:
         return Table(replace(row, ms=row.ms * of(row), p95_ms=row.p95_ms * of(row)) for row in self.rows)
 
 
-def table_of(
-    maps: Sequence[PerformanceMap], model: str, accuracy: Sequence[AccuracyTable] = ()
-) -> Table:
+def table_of(maps: Sequence[PerformanceMap], model: str, accuracy: Sequence[AccuracyTable] = ()) -> Table:
     """The cells of one model, and what is known of its plans' answers. Measured cells stand before simulated ones of the
     same plan, batch and rate. Raises ConfigError where none is local, for cells of several numbers of tokens, or for
     another model's accuracy table."""
@@ -271,11 +275,18 @@ def _row(cell: Cell, answers: Answers) -> Row:
     spread = (high - low) / 2 / cell.latency_ms.p50 if cell.visits > 1 else PREDICTED_DEVIATION
     known = answers.of(cell.plan)
     return Row(
-        plan=cell.plan, batch=cell.batch, rate_bps=None if cell.plan.ranks == 1 else cell.link.rate_bps,
-        ms=cell.latency_ms.p50, p95_ms=cell.latency_ms.p95, wire_ms=cell.split_ms.get("wire", 0.0) + cell.split_ms.get("wait", 0.0),
-        deviation=max(spread, LEAST_DEVIATION), joules=_joules(cell), accuracy=known.accuracy,
-        agreement=known.agreement, source=cell.source,
-    )  # fmt: skip
+        plan=cell.plan,
+        batch=cell.batch,
+        rate_bps=None if cell.plan.ranks == 1 else cell.link.rate_bps,
+        ms=cell.latency_ms.p50,
+        p95_ms=cell.latency_ms.p95,
+        wire_ms=cell.split_ms.get("wire", 0.0) + cell.split_ms.get("wait", 0.0),
+        deviation=max(spread, LEAST_DEVIATION),
+        joules=_joules(cell),
+        accuracy=known.accuracy,
+        agreement=known.agreement,
+        source=cell.source,
+    )
 
 
 def _joules(cell: Cell) -> float | None:

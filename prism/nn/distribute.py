@@ -33,11 +33,7 @@ class _Embedded(Exception):
 
 
 def distribute(
-    model: nn.Module,
-    plan: ExecutionPlan,
-    exchange: Exchange,
-    recorder: Recorder | None = None,
-    epoch: int = 0,
+    model: nn.Module, plan: ExecutionPlan, exchange: Exchange, recorder: Recorder | None = None, epoch: int = 0
 ) -> "DistributedTransformer":
     """Wrap a model for the ranks of `exchange`. On one rank, or in local mode, calls go to the model as it is.
     epoch: of the group; ranks of another one are refused.
@@ -60,7 +56,7 @@ class DistributedTransformer(nn.Module):
 
     def __init__(
         self, model: nn.Module, plan: ExecutionPlan, exchange: Exchange, recorder: Recorder, epoch: int
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.model = model
         self.plan = plan
@@ -117,9 +113,7 @@ class DistributedTransformer(nn.Module):
             x_BND, mask_BN, rows = self._embed_only(args, kwargs)
             self._pass(plan, *x_BND.shape[:2]).run_embedded(x_BND, mask_BN, rows)
         elif header.rows is None:
-            raise ExchangeError(
-                "the batch header names no rows; run the same version of Prism on every device"
-            )
+            raise ExchangeError("the batch header names no rows; run the same version of Prism on every device")
         else:
             pass_ = self._pass(plan, header.batch, header.tokens)
             pass_.run_scattered(header.padded, getattr(torch, header.dtype), header.rows)
@@ -185,18 +179,14 @@ class DistributedTransformer(nn.Module):
         self._exchange.flush()
         return output
 
-    def _embed_only(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Tensor, Tensor | None, Rows]:
+    def _embed_only(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor | None, Rows]:
         arguments = bind(self.model, args, kwargs)
 
         def run(x_BND: Tensor, *_: Any, **__: Any) -> Tensor:
             raise _Embedded(x_BND)
 
         try:
-            _with_stack(self.model, self._adapter.stack_path, run)(
-                *args, **{**self._adapter.forced, **kwargs}
-            )
+            _with_stack(self.model, self._adapter.stack_path, run)(*args, **{**self._adapter.forced, **kwargs})
         except _Embedded as done:
             rows = self._adapter.rows(arguments, done.x_BND.shape[1])
             return done.x_BND, self._adapter.padding(arguments), rows

@@ -33,9 +33,7 @@ class Exchange(Protocol):
     @property
     def world_size(self) -> int: ...
 
-    def start(
-        self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Expected], op: str, block: int
-    ) -> Pending:
+    def start(self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Expected], op: str, block: int) -> Pending:
         """Post all sends and receives at once. An outgoing tensor must not change before `flush`."""
         ...
 
@@ -57,9 +55,7 @@ class InProcessExchange:
     """One endpoint of a group whose ranks are threads of one process. Tensors pass by reference, so
     gradients flow through them."""
 
-    def __init__(
-        self, rank: int, boxes: dict[tuple[int, int], "queue.Queue[Tensor | None]"], ranks: int
-    ) -> None:
+    def __init__(self, rank: int, boxes: dict[tuple[int, int], "queue.Queue[Tensor | None]"], ranks: int) -> None:
         self._rank, self._boxes, self._ranks = rank, boxes, ranks
 
     @classmethod
@@ -77,9 +73,7 @@ class InProcessExchange:
     def world_size(self) -> int:
         return self._ranks
 
-    def start(
-        self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Expected], op: str, block: int
-    ) -> Pending:
+    def start(self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Expected], op: str, block: int) -> Pending:
         for peer, tensor in outgoing.items():
             self._boxes[self._rank, peer].put(tensor)
         return _Mail({peer: self._boxes[peer, self._rank] for peer in incoming})

@@ -26,9 +26,16 @@ class Pass:
     """
 
     def __init__(
-        self, adapter: ModelAdapter, blocks: list[Block], plan: ExecutionPlan, exchange: Exchange,
-        recorder: Recorder, device: torch.device, batch: int, tokens: int,
-    ) -> None:  # fmt: skip
+        self,
+        adapter: ModelAdapter,
+        blocks: list[Block],
+        plan: ExecutionPlan,
+        exchange: Exchange,
+        recorder: Recorder,
+        device: torch.device,
+        batch: int,
+        tokens: int,
+    ) -> None:
         self._plan, self._exchange, self._recorder, self._blocks = plan, exchange, recorder, blocks
         self._causal, self._width, self._device = adapter.causal, adapter.spec.width, device
         self._rotation = adapter.rotation
@@ -65,14 +72,18 @@ class Pass:
         self._recorder.switch("compute", "head", last)
         return _joined(_selected(own_BnD, rows, 0), [arrived[p] for p in sorted(arrived)], rows, self._tokens)
 
-    def _scatter(
-        self, x_BND: Tensor, mask_BN: Tensor | None, rows: Rows, number: int, epoch: int
-    ) -> None:  # fmt: skip
+    def _scatter(self, x_BND: Tensor, mask_BN: Tensor | None, rows: Rows, number: int, epoch: int) -> None:
         """Header, mask and rows to each rank, posted at once."""
         header = BatchHeader(
-            number=number, epoch=epoch, plan=self._plan, batch=self._batch, tokens=self._tokens, rows=rows,
-            padded=mask_BN is not None, dtype=str(x_BND.dtype).removeprefix("torch."),
-        )  # fmt: skip
+            number=number,
+            epoch=epoch,
+            plan=self._plan,
+            batch=self._batch,
+            tokens=self._tokens,
+            rows=rows,
+            padded=mask_BN is not None,
+            dtype=str(x_BND.dtype).removeprefix("torch."),
+        )
         peers = range(1, self._plan.ranks)
         self._exchange.start(dict.fromkeys(peers, pack(header)), {}, "header", -1)
         if mask_BN is not None:

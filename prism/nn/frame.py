@@ -38,9 +38,7 @@ class BatchHeader(msgspec.Struct, frozen=True, kw_only=True):
 def pack(header: BatchHeader) -> Tensor:
     packed = msgspec.msgpack.encode(header)
     if len(packed) > FRAME_BYTES - 2:
-        raise PlanError(
-            f"the plan takes {len(packed)} bytes, the limit is {FRAME_BYTES - 2}; use fewer devices"
-        )
+        raise PlanError(f"the plan takes {len(packed)} bytes, the limit is {FRAME_BYTES - 2}; use fewer devices")
     raw = bytearray(len(packed).to_bytes(2, "little") + packed)
     return F.pad(torch.frombuffer(raw, dtype=torch.uint8), (0, FRAME_BYTES - len(raw)))
 
@@ -51,6 +49,4 @@ def parse(frame: Tensor) -> BatchHeader:
     try:
         return msgspec.msgpack.decode(raw[2 : 2 + size], type=BatchHeader)
     except msgspec.DecodeError as error:
-        raise ExchangeError(
-            f"a batch header can't be read ({error}); run the same version on every device"
-        ) from None
+        raise ExchangeError(f"a batch header can't be read ({error}); run the same version on every device") from None

@@ -9,9 +9,7 @@ from torch import Tensor
 from prism.partition import split_sizes
 
 
-def segment_counts(
-    mask_BN: Tensor | None, start: int, stop: int, segments: int, first_alone: bool = False
-) -> Tensor:
+def segment_counts(mask_BN: Tensor | None, start: int, stop: int, segments: int, first_alone: bool = False) -> Tensor:
     """Real tokens in each segment of tokens [start, stop): [L] without padding, [B, L] with it."""
     rows = stop - start
     sizes = (1, *split_sizes(rows - 1, segments - 1)) if first_alone and rows > 1 else split_sizes(rows, segments)
@@ -22,9 +20,7 @@ def segment_counts(
     return running[:, bounds].diff(dim=1)
 
 
-def segment_means(
-    x_BnD: Tensor, segments: int, mask_Bn: Tensor | None = None, first_alone: bool = False
-) -> Tensor:
+def segment_means(x_BnD: Tensor, segments: int, mask_Bn: Tensor | None = None, first_alone: bool = False) -> Tensor:
     """Means over `segments` consecutive segments, sized as by `array_split`: [B, L, D]. first_alone: the first row is a
     segment of its own.
 

@@ -21,21 +21,29 @@ BUNDLED = "fashion-vit"
 TRANSFORMERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "bert-base-uncased": ("BertModel", "BertConfig", {}),
     "bert-large-uncased": (
-        "BertModel", "BertConfig",
+        "BertModel",
+        "BertConfig",
         dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096),
     ),
     "gpt2": ("GPT2LMHeadModel", "GPT2Config", {}),
     "gpt2-medium": ("GPT2LMHeadModel", "GPT2Config", dict(n_embd=1024, n_layer=24, n_head=16)),
     "gpt2-large": ("GPT2LMHeadModel", "GPT2Config", dict(n_embd=1280, n_layer=36, n_head=20)),
     "HuggingFaceTB/SmolLM2-135M": (
-        "LlamaForCausalLM", "LlamaConfig",
+        "LlamaForCausalLM",
+        "LlamaConfig",
         dict(
-            hidden_size=576, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3, intermediate_size=1536,
-            vocab_size=49152, max_position_embeddings=8192, tie_word_embeddings=True,
+            hidden_size=576,
+            num_hidden_layers=30,
+            num_attention_heads=9,
+            num_key_value_heads=3,
+            intermediate_size=1536,
+            vocab_size=49152,
+            max_position_embeddings=8192,
+            tie_word_embeddings=True,
             rope_parameters=dict(rope_type="default", rope_theta=100000.0),
         ),
     ),
-}  # fmt: skip
+}
 
 
 class Loaded(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,20 +101,18 @@ def _from_folder(folder: Path, weights: str | None, seed: int) -> Loaded:
     architecture = (config.get("architectures") or ["?"])[0]
     cls = getattr(transformers, architecture, None)
     if cls is None:
-        raise UnsupportedModelError(
-            f"{path}: architecture {architecture!r} is unknown to the installed transformers"
-        )
+        raise UnsupportedModelError(f"{path}: architecture {architecture!r} is unknown to the installed transformers")
     if weights is not None:
         return Loaded(
-            model=cls(cls.config_class.from_pretrained(folder)), kind="text", folder=folder,
+            model=cls(cls.config_class.from_pretrained(folder)),
+            kind="text",
+            folder=folder,
             weights=_random(seed) if weights == "random" else weights,
-        )  # fmt: skip
+        )
     try:
         model = cls.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
     except OSError as error:
-        raise InputError(
-            f"{folder}: no weights ({error}); put model.safetensors there, or pass --weights"
-        ) from None
+        raise InputError(f"{folder}: no weights ({error}); put model.safetensors there, or pass --weights") from None
     return Loaded(model=model, kind="text", weights=str(folder), folder=folder, labels=_labels(model))
 
 
@@ -124,9 +130,12 @@ def _timm_folder(folder: Path, config: dict[str, Any], weights: str | None, seed
     if weights is None:
         _load_file(model, folder / "model.safetensors")
     return Loaded(
-        model=model, kind="image", image=_image_config(model, cfg), labels=tuple(cfg.get("label_names") or ()),
+        model=model,
+        kind="image",
+        image=_image_config(model, cfg),
+        labels=tuple(cfg.get("label_names") or ()),
         weights=folder.name if weights is None else _random(seed) if weights == "random" else weights,
-    )  # fmt: skip
+    )
 
 
 def _from_transformers(name: str, weights: str | None, seed: int) -> Loaded:
@@ -149,11 +158,7 @@ def _from_timm(name: str, weights: str | None, seed: int) -> Loaded:
 
     if not timm.is_model(name):
         hint = nearest(name, [BUNDLED, *TRANSFORMERS, *timm.list_models("*vit*"), *timm.list_models("deit*")])
-        hint = (
-            hint
-            if hint.startswith("did")
-            else f"use {BUNDLED}, a timm name, {', '.join(TRANSFORMERS)}, or a folder"
-        )
+        hint = hint if hint.startswith("did") else f"use {BUNDLED}, a timm name, {', '.join(TRANSFORMERS)}, or a folder"
         raise InputError(f"model {name!r} is unknown; {hint}")
     try:
         model = timm.create_model(name, pretrained=weights is None)
@@ -188,11 +193,7 @@ def _load_file(model: nn.Module, path: Path) -> None:
             state = torch.load(path, map_location="cpu", weights_only=True)
         model.load_state_dict(state)
     except OSError as error:
-        raise InputError(
-            f"{path}: weights can't be read ({error}); give a .safetensors or .pt file"
-        ) from None
+        raise InputError(f"{path}: weights can't be read ({error}); give a .safetensors or .pt file") from None
     except Exception as error:
         first = str(error).splitlines()[0]
-        raise InputError(
-            f"{path}: weights don't fit {type(model).__name__} ({first}); give this model's own"
-        ) from None
+        raise InputError(f"{path}: weights don't fit {type(model).__name__} ({first}); give this model's own") from None

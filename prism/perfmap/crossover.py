@@ -79,9 +79,7 @@ def lines(map_: PerformanceMap) -> list[tuple[Axis, list[Pair]]]:
     ]
 
 
-def _along(
-    axis: Axis, pairs: Sequence[Pair], key: Callable[[Cell], Any]
-) -> Iterator[tuple[Axis, list[Pair]]]:
+def _along(axis: Axis, pairs: Sequence[Pair], key: Callable[[Cell], Any]) -> Iterator[tuple[Axis, list[Pair]]]:
     groups: dict[Any, list[Pair]] = defaultdict(list)
     for pair in pairs:
         groups[key(pair[0])].append(pair)
@@ -95,17 +93,22 @@ def crossover(axis: Axis, line: Sequence[Pair]) -> Crossover:
     kind, at, found = crossing(values, [ratio(cell, local) - 1 for cell, local in line])
     first = line[0][0]
     return Crossover(
-        source=first.source, model=first.model, tokens=first.tokens, plan=first.plan, axis=axis,
+        source=first.source,
+        model=first.model,
+        tokens=first.tokens,
+        plan=first.plan,
+        axis=axis,
         batch=first.batch if axis == "bandwidth_mbps" else None,
         link=any_rate(first.link) if axis == "bandwidth_mbps" else first.link,
-        kind=kind, at=at, crossings=found, measured=values,
+        kind=kind,
+        at=at,
+        crossings=found,
+        measured=values,
         ties=tuple(v for v, (cell, local) in zip(values, line, strict=True) if cell.within_noise(local)),
-    )  # fmt: skip
+    )
 
 
-def crossing(
-    values: Sequence[float], excess: Sequence[float]
-) -> tuple[Kind, float | None, tuple[float, ...]]:
+def crossing(values: Sequence[float], excess: Sequence[float]) -> tuple[Kind, float | None, tuple[float, ...]]:
     """Where `excess` (distributed over local, less 1) changes its sign, linear in the logarithm of the ascending
     values between neighbours: the class, the value to name, and all of them."""
     found: list[tuple[float, bool]] = []
@@ -188,15 +191,18 @@ def _key(cell: Cell) -> tuple[Any, ...]:
 def _difference(first: Cell, second: Cell) -> Difference:
     a, b = first.latency_ms.p50, second.latency_ms.p50
     return Difference(
-        cell=first.label, first_ms=a, second_ms=b, relative=b / a - 1,
-        first_spread_ms=first.spread_ms, second_spread_ms=second.spread_ms, agrees=first.within_noise(second),
-    )  # fmt: skip
+        cell=first.label,
+        first_ms=a,
+        second_ms=b,
+        relative=b / a - 1,
+        first_spread_ms=first.spread_ms,
+        second_spread_ms=second.spread_ms,
+        agrees=first.within_noise(second),
+    )
 
 
 def _machines(first: Cell, second: Cell) -> list[str]:
     a, b = first.provenance.host, second.provenance.host
     return [
-        f"{key}: {a.get(key)!r} and {b.get(key)!r}"
-        for key in sorted(a.keys() | b.keys())
-        if a.get(key) != b.get(key)
+        f"{key}: {a.get(key)!r} and {b.get(key)!r}" for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)
     ]

@@ -93,9 +93,7 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
 
     def within_noise(self, other: "Cell") -> bool:
         """Whether the median of either lies within the spread of the other."""
-        return any(
-            a.spread_ms[0] <= b.latency_ms.p50 <= a.spread_ms[1] for a, b in ((self, other), (other, self))
-        )
+        return any(a.spread_ms[0] <= b.latency_ms.p50 <= a.spread_ms[1] for a, b in ((self, other), (other, self)))
 
     @property
     def label(self) -> str:
@@ -165,9 +163,8 @@ def build_map(traces: TraceSet, command: str = "", created: str | None = None) -
         same([(file.name, machine(file.trace.header)) for file in files], what)
     cells = [_cell(files) for files in groups.values()]
     return PerformanceMap(
-        created=created or now_text(), command=command, cells=tuple(sorted(cells, key=_place)),
-        left_out=traces.left_out,
-    )  # fmt: skip
+        created=created or now_text(), command=command, cells=tuple(sorted(cells, key=_place)), left_out=traces.left_out
+    )
 
 
 def _cell(files: list[TraceFile]) -> Cell:
@@ -177,17 +174,31 @@ def _cell(files: list[TraceFile]) -> Cell:
     medians = [float(np.median(_milliseconds(file))) for file in files]
     link = _link(header)
     cell = Cell(
-        source=header.source, model=header.model, tokens=header.tokens, weights=header.weights,
-        plan=canonical_plan(header.plan), batch=header.batch, link=link,
+        source=header.source,
+        model=header.model,
+        tokens=header.tokens,
+        weights=header.weights,
+        plan=canonical_plan(header.plan),
+        batch=header.batch,
+        link=link,
         bandwidth_mbps=None if link.rate_bps is None else link.rate_bps / 1e6,
-        latency_ms=summary.latency_ms, visit_p50_ms=tuple(medians),
+        latency_ms=summary.latency_ms,
+        visit_p50_ms=tuple(medians),
         spread_ms=_spread(medians, [ms for file in files for ms in _milliseconds(file)]),
-        per_sample_ms=summary.latency_ms.p50 / header.batch, split_ms=summary.split_ms,
-        bytes_per_exchange=summary.bytes_per_exchange, effective_bandwidth_mbps=summary.effective_bandwidth_mbps,
-        energy_j=summary.energy_j, energy=summary.energy, energy_note=summary.energy_note,
-        batches=summary.batches, failed=sum(bool(batch.failed) for batch in pooled.batches),
-        visits=len(files), oversubscribed=header.oversubscribed, provenance=_provenance(files), visit_pace_ms=_paces(files),
-    )  # fmt: skip
+        per_sample_ms=summary.latency_ms.p50 / header.batch,
+        split_ms=summary.split_ms,
+        bytes_per_exchange=summary.bytes_per_exchange,
+        effective_bandwidth_mbps=summary.effective_bandwidth_mbps,
+        energy_j=summary.energy_j,
+        energy=summary.energy,
+        energy_note=summary.energy_note,
+        batches=summary.batches,
+        failed=sum(bool(batch.failed) for batch in pooled.batches),
+        visits=len(files),
+        oversubscribed=header.oversubscribed,
+        provenance=_provenance(files),
+        visit_pace_ms=_paces(files),
+    )
     same([(file.name, setting(file.trace.header)) for file in files], cell.label)
     return cell
 
@@ -236,9 +247,19 @@ def _place(cell: Cell) -> tuple[Any, ...]:
     plan = cell.plan
     modes = tuple(Mode)
     return (
-        cell.source, cell.model, cell.tokens, cell.batch, plan.ranks, modes.index(plan.mode),
-        plan.segments or 0, plan.wire, str(plan), cell.link.kind, cell.bandwidth_mbps or 0.0, str(cell.link),
-    )  # fmt: skip
+        cell.source,
+        cell.model,
+        cell.tokens,
+        cell.batch,
+        plan.ranks,
+        modes.index(plan.mode),
+        plan.segments or 0,
+        plan.wire,
+        str(plan),
+        cell.link.kind,
+        cell.bandwidth_mbps or 0.0,
+        str(cell.link),
+    )
 
 
 def short(model: str) -> str:

@@ -14,8 +14,16 @@ from prism.trace import Batch, Probe, Record, Span, Trace, TraceHeader, read_tra
 TIMES = ("start_ns", "end_ns", "at_ns")  # on the terminal's clock; a record has one or two of them
 # what makes the times of two runs comparable; the clock, read once at the start, is no setting
 MACHINE = (
-    "system", "processor", "cores", "threads", "device", "governor", "power_mode", "tcp_congestion_control", "versions",
-)  # fmt: skip
+    "system",
+    "processor",
+    "cores",
+    "threads",
+    "device",
+    "governor",
+    "power_mode",
+    "tcp_congestion_control",
+    "versions",
+)
 
 
 class TraceFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,9 +86,7 @@ def _files(paths: Iterable[Path]) -> Iterator[Path]:
         if not inside:
             raise TraceError(f"{path} holds no *.jsonl file; give the folder that prism-hw profile wrote")
         if not path.exists():
-            raise TraceError(
-                f"{path} doesn't exist; give trace files or the folder that prism-hw profile wrote"
-            )
+            raise TraceError(f"{path} doesn't exist; give trace files or the folder that prism-hw profile wrote")
         yield from inside
 
 
@@ -156,9 +162,12 @@ def _moved(record: Record, batches: int, shift: int) -> Record:
     if isinstance(record, Span):
         issued_ns = record.issued_ns + shift if record.kind == "wire" else record.issued_ns
         return msgspec.structs.replace(
-            record, batch=record.batch + batches, start_ns=record.start_ns + shift, end_ns=record.end_ns + shift,
+            record,
+            batch=record.batch + batches,
+            start_ns=record.start_ns + shift,
+            end_ns=record.end_ns + shift,
             issued_ns=issued_ns,
-        )  # fmt: skip
+        )
     changes: dict[str, Any] = {name: getattr(record, name) + shift for name in TIMES if hasattr(record, name)}
     if isinstance(record, Batch):
         changes["batch"] = record.batch + batches

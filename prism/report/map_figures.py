@@ -69,9 +69,7 @@ def _paint(axes: "Axes", row: int, column: int, colour: Colour, text: str) -> No
     from matplotlib.colors import to_rgb
     from matplotlib.patches import Rectangle
 
-    axes.add_patch(
-        Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=colour, edgecolor="#e3e6ea", linewidth=1)
-    )
+    axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=colour, edgecolor="#e3e6ea", linewidth=1))
     dark = float(np.dot(to_rgb(colour), (0.299, 0.587, 0.114))) < 0.5  # weights of the eye, ITU-R BT.601
     axes.text(column, row, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
 
@@ -151,9 +149,16 @@ def _line(axes: "Axes", grid: Grid, plan: ExecutionPlan, batch: int, number: int
     low = [max(0.0, y - min(cell.visit_p50_ms) / local) for y, (_, cell) in zip(middle, points, strict=True)]
     high = [max(0.0, max(cell.visit_p50_ms) / local - y) for y, (_, cell) in zip(middle, points, strict=True)]
     axes.errorbar(
-        [rate for rate, _ in points], middle, yerr=[low, high], label=plan_label(plan), marker=".", capsize=2,
-        color=LINES[number % len(LINES)], linestyle=DASHES[number % len(DASHES)], linewidth=1.3,
-    )  # fmt: skip
+        [rate for rate, _ in points],
+        middle,
+        yerr=[low, high],
+        label=plan_label(plan),
+        marker=".",
+        capsize=2,
+        color=LINES[number % len(LINES)],
+        linestyle=DASHES[number % len(DASHES)],
+        linewidth=1.3,
+    )
 
 
 def _decorate(axes: "Axes", batch: int, rates: Sequence[float]) -> None:

@@ -67,12 +67,16 @@ def _grid(map_: PerformanceMap, cells: list[Cell]) -> Grid:
     works = workloads(cells)
     found = {work.batch: local for work in works if (local := map_.local(work)) is not None}
     return Grid(
-        source=first.source, model=first.model, tokens=first.tokens, link=any_rate(first.link),
+        source=first.source,
+        model=first.model,
+        tokens=first.tokens,
+        link=any_rate(first.link),
         plans=tuple(dict.fromkeys(cell.plan for cell in cells)),
         batches=tuple(sorted(work.batch for work in works)),
         rates=tuple(sorted({cell.bandwidth_mbps for cell in cells}, key=lambda rate: rate or 0.0)),
-        cells={(cell.plan, cell.batch, cell.bandwidth_mbps): cell for cell in cells}, locals=found,
-    )  # fmt: skip
+        cells={(cell.plan, cell.batch, cell.bandwidth_mbps): cell for cell in cells},
+        locals=found,
+    )
 
 
 def link_label(link: LinkSpec) -> str:
@@ -115,8 +119,7 @@ def of_grid(grid: Grid, found: Sequence[Crossover]) -> list[Crossover]:
     return [
         c
         for c in found
-        if (c.source, c.model, c.tokens, any_rate(c.link))
-        == (grid.source, grid.model, grid.tokens, grid.link)
+        if (c.source, c.model, c.tokens, any_rate(c.link)) == (grid.source, grid.model, grid.tokens, grid.link)
     ]
 
 

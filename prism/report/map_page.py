@@ -70,10 +70,16 @@ def page(map_: PerformanceMap, title: str = "Performance map") -> str:
         parts = [_part(grid, found) for grid in grids(map_)]
     hosts = _hosts(map_.cells)
     body = template.render(
-        parts=parts, notes=list(notes(map_)), limit=f"{LIMIT:g}", hosts=[_shown(host) for host in hosts],
-        plan_label=plan_label, rate_label=rate_label, energy=energy_label, spread_label=spread_label,
+        parts=parts,
+        notes=list(notes(map_)),
+        limit=f"{LIMIT:g}",
+        hosts=[_shown(host) for host in hosts],
+        plan_label=plan_label,
+        rate_label=rate_label,
+        energy=energy_label,
+        spread_label=spread_label,
         commands=sorted({command for cell in map_.cells for command in cell.provenance.commands}),
-    )  # fmt: skip
+    )
     first = hosts[0]
     machine = f"{first.get('processor', first.get('system', 'an unknown machine'))}, {first.get('cores', '?')} cores"
     threads = f"{first.get('threads', '?')} thread(s) a rank"
@@ -82,12 +88,7 @@ def page(map_: PerformanceMap, title: str = "Performance map") -> str:
 
 
 VERSION = "version of "
-OF_CELL = (
-    "weights",
-    "oversubscribed",
-    "medium",
-    "declared power",
-)  # what a host's facts say of one cell alone
+OF_CELL = ("weights", "oversubscribed", "medium", "declared power")  # what a host's facts say of one cell alone
 
 
 def _hosts(cells: Sequence[Cell]) -> list[dict[str, Any]]:
@@ -129,8 +130,7 @@ def _crossover_tables(grid: Grid, found: Sequence[Crossover]) -> Iterator[dict[s
         cells = {(held_label(c), c.plan): c for c in of_grid(grid, found) if c.axis == axis}
         unit = "batch {}" if axis == "bandwidth_mbps" else "{} Mbps"
         rows = [
-            [plan_label(plan), *[crossover_label(cells.get((head, plan))) for head in heads]]
-            for plan in grid.plans
+            [plan_label(plan), *[crossover_label(cells.get((head, plan))) for head in heads]] for plan in grid.plans
         ]
         if cells:
             yield {"heads": [title, *[unit.format(head) for head in heads]], "rows": rows}

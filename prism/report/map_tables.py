@@ -79,8 +79,7 @@ def _ratio_tables(grid: Grid, plan: ExecutionPlan) -> Iterator[RenderableType]:
     locals_ = [grid.locals.get(batch) for batch in grid.batches]
     times = [Text("-" if cell is None else f"{cell.latency_ms.p50:.1f}") for cell in locals_]
     columns = [
-        (rate_label(rate), [_ratio_text(grid, plan, batch, rate) for batch in grid.batches])
-        for rate in grid.rates
+        (rate_label(rate), [_ratio_text(grid, plan, batch, rate) for batch in grid.batches]) for rate in grid.rates
     ]
     title = f"{plan_label(plan)}: latency over local, by batch and Mbps"
     return _tables(title, [_batches(grid), ("local ms", times)], columns)
@@ -97,9 +96,7 @@ def _ratio_text(grid: Grid, plan: ExecutionPlan, batch: int, rate: float | None)
 
 
 def _best_tables(grid: Grid) -> Iterator[RenderableType]:
-    columns = [
-        (rate_label(rate), [_best_text(grid, batch, rate) for batch in grid.batches]) for rate in grid.rates
-    ]
+    columns = [(rate_label(rate), [_best_text(grid, batch, rate) for batch in grid.batches]) for rate in grid.rates]
     yield from _tables("best plan, by batch and Mbps", [_batches(grid)], columns)
     names = [f"{code}: {plan_label(plan)}" for plan, code in plan_codes(grid.plans).items()]
     yield Text(", ".join([*names, "~: another is as good within the spread"]), style="dim")
@@ -121,11 +118,9 @@ def _crossover_tables(grid: Grid, found: Sequence[Crossover]) -> Iterator[Render
     for axis, title, heads in (
         ("bandwidth_mbps", "as fast as local from ... Mbps on, by batch", [str(batch) for batch in grid.batches]),
         ("batch", "as fast as local from batch ... on, by Mbps", [rate_label(rate) for rate in grid.rates if rate]),
-    ):  # fmt: skip
+    ):
         cells = {(held_label(c), c.plan): c for c in of_grid(grid, found) if c.axis == axis}
-        columns = [
-            (head, [Text(crossover_label(cells.get((head, plan)))) for plan in grid.plans]) for head in heads
-        ]
+        columns = [(head, [Text(crossover_label(cells.get((head, plan)))) for plan in grid.plans]) for head in heads]
         if cells:
             yield from _tables(title, [plans], columns)
 
@@ -136,9 +131,7 @@ def comparison_view(found: Comparison) -> RenderableType:
         head = Text("the two maps have no cell in common", style="red")
     else:
         agree = sum(row.agrees for row in found.differences)
-        head = Text(
-            f"{agree} of {len(found.differences)} cells agree within their spread ({found.share:.0%})"
-        )
+        head = Text(f"{agree} of {len(found.differences)} cells agree within their spread ({found.share:.0%})")
         if found.share_by_chance is not None:
             head.append(f"; of two runs alike {found.share_by_chance:.0%} would: ")
             head.append("the same" if found.same else "NOT the same", style="green" if found.same else "red")

@@ -33,9 +33,12 @@ def frame(title: str, body: str, created: str, command: str, versions: Mapping[s
     below the title: when, and on what."""
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(PAGE)
     return template.render(
-        title=title, body=Markup(body), created=created, command=command,
+        title=title,
+        body=Markup(body),
+        created=created,
+        command=command,
         versions="  ".join(f"{name} {number}" for name, number in versions.items()),
-    )  # fmt: skip
+    )
 
 
 def svg_text(figure: "Figure") -> str:

@@ -99,9 +99,7 @@ def _rails(records: Iterable[Record], meters: dict[int, Meter]) -> dict[tuple[in
     for record in records:
         if isinstance(record, Power):
             samples[record.rank, record.rail].append(record)
-    return {
-        (rank, rail): _Rail(samples[rank, rail]) for rank, meter in meters.items() for rail in meter.rails
-    }
+    return {(rank, rail): _Rail(samples[rank, rail]) for rank, meter in meters.items() for rail in meter.rails}
 
 
 def _runs(batches: Sequence[Batch]) -> Iterator[Run]:
@@ -157,11 +155,14 @@ def _mean_energy(
     joules = sum(per_device.values())
     known = len(idle_w) == len(meters)
     return Energy(
-        joules=joules, per_device_j=per_device, per_rail_j=per_rail, idle_w=idle_w,
+        joules=joules,
+        per_device_j=per_device,
+        per_rail_j=per_rail,
+        idle_w=idle_w,
         above_idle_j=joules - sum(idle_w.values()) * _seconds(runs) / batches if known else None,
         samples=min(sum(rail.samples(run) for run in runs) for rail in rails.values()),
         source=", ".join(sorted({meter.source for meter in meters.values()})),
-    )  # fmt: skip
+    )
 
 
 def _of_device(meter: Meter, rails: dict[str, float]) -> float:
@@ -186,16 +187,20 @@ def modelled_energy(trace: Trace, profile: PowerProfile) -> Energy:
     for span in trace.spans:
         spans[span.batch, span.rank].append(span)
     per_device = {
-        rank: sum(_modelled_j(batch, spans[batch.batch, rank], profile) for batch in done) / len(done)
-        for rank in ranks
+        rank: sum(_modelled_j(batch, spans[batch.batch, rank], profile) for batch in done) / len(done) for rank in ranks
     }
     joules = sum(per_device.values())
     seconds = sum(batch.end_ns - batch.start_ns for batch in done) / 1e9 / len(done)
     return Energy(
-        joules=joules, per_device_j=per_device, per_rail_j={}, idle_w=dict.fromkeys(ranks, profile.idle_w),
-        above_idle_j=joules - profile.idle_w * len(ranks) * seconds, samples=0,
-        source=f"declared profile {profile.name}: {profile.covers}", modelled=True,
-    )  # fmt: skip
+        joules=joules,
+        per_device_j=per_device,
+        per_rail_j={},
+        idle_w=dict.fromkeys(ranks, profile.idle_w),
+        above_idle_j=joules - profile.idle_w * len(ranks) * seconds,
+        samples=0,
+        source=f"declared profile {profile.name}: {profile.covers}",
+        modelled=True,
+    )
 
 
 def _modelled_j(batch: Batch, spans: list[Span], profile: PowerProfile) -> float:

@@ -120,11 +120,7 @@ def bandwidths(spans: list[Span]) -> list[float]:
         if sources:
             under_way[span.batch].append((min(sources), span.end_ns))
             received[span.batch] += span.received_bytes
-    return [
-        received[batch] * 8e3 / busy
-        for batch, intervals in under_way.items()
-        if (busy := _union(intervals)) > 0
-    ]
+    return [received[batch] * 8e3 / busy for batch, intervals in under_way.items() if (busy := _union(intervals)) > 0]
 
 
 def _union(intervals: list[tuple[int, int]]) -> int:

@@ -217,15 +217,11 @@ def read_trace(path: Path) -> Trace:
         raise TraceError(f"{path}: can't be read ({error}); give the path of a trace file") from None
     head, newline, rest = raw.partition(b"\n")
     if not newline:
-        raise TraceError(
-            f"{path}: holds no complete header line; measure again with prism-hw run --trace FILE"
-        )
+        raise TraceError(f"{path}: holds no complete header line; measure again with prism-hw run --trace FILE")
     whole = rest[: rest.rfind(b"\n") + 1]
     header: TraceHeader = _decode(head, _HEADER, path, 1)
     if header.schema != SCHEMA_VERSION:
-        raise TraceError(
-            f"{path}: schema {header.schema}, this version reads {SCHEMA_VERSION}; measure it again"
-        )
+        raise TraceError(f"{path}: schema {header.schema}, this version reads {SCHEMA_VERSION}; measure it again")
     return Trace(header=header, records=_records(whole, path), cut=len(whole) < len(rest))
 
 
@@ -237,9 +233,7 @@ def _records(lines: bytes, path: Path) -> tuple[Record, ...]:
             return tuple(found)
     except (msgspec.DecodeError, UnicodeDecodeError):
         pass
-    return tuple(
-        _decode(line, _RECORD, path, number) for number, line in enumerate(lines.split(b"\n")[:-1], 2)
-    )
+    return tuple(_decode(line, _RECORD, path, number) for number, line in enumerate(lines.split(b"\n")[:-1], 2))
 
 
 def _decode(line: bytes, decoder: msgspec.json.Decoder[Any], path: Path, number: int) -> Any:
@@ -256,9 +250,7 @@ def aligned(spans: Sequence[Span], offset_ns: Mapping[int, int]) -> list[Span]:
     its sources handed its message over: `wait` before, `wire` after. Nothing is counted twice."""
     shifted = [_shift(span, offset_ns.get(span.rank, 0)) for span in spans]
     issued = {(s.rank, s.op, s.block): s.issued_ns for s in shifted if s.kind == "wire"}
-    return [
-        part for span in shifted for part in (_split_wait(span, issued) if span.kind == "wire" else (span,))
-    ]
+    return [part for span in shifted for part in (_split_wait(span, issued) if span.kind == "wire" else (span,))]
 
 
 def aligned_power(records: Iterable[Record], offset_ns: Mapping[int, int]) -> list[Record]:
@@ -287,9 +279,14 @@ def _split_wait(span: Span, issued: Mapping[tuple[int, str, int], int]) -> Itera
     ready = min(max([span.start_ns, *known]), span.end_ns)
     if ready > span.start_ns:
         yield Span(
-            batch=span.batch, rank=span.rank, kind="wait", op=span.op, block=span.block,
-            start_ns=span.start_ns, end_ns=ready,
-        )  # fmt: skip
+            batch=span.batch,
+            rank=span.rank,
+            kind="wait",
+            op=span.op,
+            block=span.block,
+            start_ns=span.start_ns,
+            end_ns=ready,
+        )
     yield msgspec.structs.replace(span, start_ns=ready)
 
 
@@ -301,11 +298,7 @@ def perfetto(*traces: Trace) -> bytes:
         events += _lanes(trace, first)
         first += 1 + max((span.rank for span in trace.spans), default=0)
     return msgspec.json.encode(
-        {
-            "traceEvents": events,
-            "displayTimeUnit": "ms",
-            "otherData": {"headers": [trace.header for trace in traces]},
-        }
+        {"traceEvents": events, "displayTimeUnit": "ms", "otherData": {"headers": [trace.header for trace in traces]}}
     )
 
 
@@ -319,8 +312,12 @@ def _lanes(trace: Trace, first: int) -> Iterator[dict[str, Any]]:
             yield {"ph": "M", "pid": first + rank, "tid": lane, "name": "thread_name", "args": {"name": kind}}
     for span in trace.spans:
         yield {
-            "ph": "X", "pid": first + span.rank, "tid": KINDS.index(span.kind), "cat": span.kind,
+            "ph": "X",
+            "pid": first + span.rank,
+            "tid": KINDS.index(span.kind),
+            "cat": span.kind,
             "name": span.op if span.block < 0 else f"{span.op} {span.block}",
-            "ts": (span.start_ns - origin) / 1e3, "dur": (span.end_ns - span.start_ns) / 1e3,
+            "ts": (span.start_ns - origin) / 1e3,
+            "dur": (span.end_ns - span.start_ns) / 1e3,
             "args": {"batch": span.batch, "sent_bytes": span.sent_bytes, "received_bytes": span.received_bytes},
-        }  # fmt: skip
+        }

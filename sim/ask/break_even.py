@@ -16,10 +16,7 @@ from sim.ask.point import INTERVAL, Axis, Point, at, latencies, latency_ms, outs
 
 Class = Literal["at", "always", "never"]
 RATES_MBPS = tuple(float(round(10 ** (1 + k / 8), 3)) for k in range(25))  # 10 Mbps to 10 Gbps
-WHOLE: dict[str, tuple[float, ...]] = {
-    "batch": (1, 2, 3, 4, 6, 8, 12, 16, 24, 32),
-    "devices": (2, 3, 4, 6, 8, 12, 16),
-}
+WHOLE: dict[str, tuple[float, ...]] = {"batch": (1, 2, 3, 4, 6, 8, 12, 16, 24, 32), "devices": (2, 3, 4, 6, 8, 12, 16)}
 REFINED = 1e-3  # of the value: how far a break-even is narrowed down
 
 
@@ -62,12 +59,7 @@ def grid_of(axis: Axis, point: Point) -> tuple[float, ...]:
 
 
 def crossover(
-    profile: CalibratedProfile,
-    point: Point,
-    axis: Axis,
-    values: Sequence[float] = (),
-    draws: int = 32,
-    seed: int = 0,
+    profile: CalibratedProfile, point: Point, axis: Axis, values: Sequence[float] = (), draws: int = 32, seed: int = 0
 ) -> Flip:
     """Where point.plan becomes as fast as one device. Raises PlanError, ConfigError."""
     if point.plan.ranks == 1:
@@ -86,11 +78,19 @@ def crossover(
     said_of = grid if value is None else [value]  # always and never speak of the whole grid
     outside = list(dict.fromkeys(line for v in said_of for line in outside_of(profile, at(point, axis, v))))
     return Flip(
-        over=axis, kind=kind, value=value, wins=_side(kind, ours[0] / theirs[0]),
-        interval=_interval(places, value) if kind == "at" else None, p_distributed_wins=wins_here,
-        tag="extrapolated" if outside else "calibrated", outside=tuple(outside), values=grid,
-        local_ms=tuple(map(float, theirs[0])), distributed_ms=tuple(map(float, ours[0])), plan=point.plan,
-    )  # fmt: skip
+        over=axis,
+        kind=kind,
+        value=value,
+        wins=_side(kind, ours[0] / theirs[0]),
+        interval=_interval(places, value) if kind == "at" else None,
+        p_distributed_wins=wins_here,
+        tag="extrapolated" if outside else "calibrated",
+        outside=tuple(outside),
+        values=grid,
+        local_ms=tuple(map(float, theirs[0])),
+        distributed_ms=tuple(map(float, ours[0])),
+        plan=point.plan,
+    )
 
 
 def _curves(
@@ -107,11 +107,7 @@ def _curves(
 
 
 def _refined(
-    excess: Callable[[float], float],
-    axis: Axis,
-    grid: Sequence[float],
-    known: NDArray[np.float64],
-    place: float,
+    excess: Callable[[float], float], axis: Axis, grid: Sequence[float], known: NDArray[np.float64], place: float
 ) -> float:
     """Bisection between the grid's neighbours of `place`: to a whole number, or to REFINED."""
     upper = next(k for k, value in enumerate(grid) if value >= place and k > 0)
@@ -187,9 +183,13 @@ def sensitivity(profile: CalibratedProfile, point: Point) -> tuple[Influence, ..
         lead, moved_lead = ours / theirs, moved / moved_local
         found.append(
             Influence(
-                term=term.name, value=term.value, step=step, origin=term.origin,
-                latency_change=moved / ours - 1.0, lead_change=moved_lead / lead - 1.0,
+                term=term.name,
+                value=term.value,
+                step=step,
+                origin=term.origin,
+                latency_change=moved / ours - 1.0,
+                lead_change=moved_lead / lead - 1.0,
                 flips=(lead < 1) != (moved_lead < 1),
             )
-        )  # fmt: skip
+        )
     return tuple(sorted(found, key=lambda influence: -abs(influence.lead_change)))

@@ -29,18 +29,24 @@ def simulate(models: Mapping[str, ModelSpec]) -> Simulate:
 
     def run(profile: CalibratedProfile, cells: Sequence[Cell]) -> Any:
         cost = profile.model()
-        return np.array([
-            latency_ms(profile, cost.at_speed(1 / profile.slowness(cell.pace_ms)), point_of(cell, models))
-            for cell in cells
-        ])  # fmt: skip
+        return np.array(
+            [
+                latency_ms(profile, cost.at_speed(1 / profile.slowness(cell.pace_ms)), point_of(cell, models))
+                for cell in cells
+            ]
+        )
 
     return run
 
 
 def guesses(
-    profile: CalibratedProfile, cells: Sequence[Cell], models: Mapping[str, ModelSpec], draws: int, seed: int,
+    profile: CalibratedProfile,
+    cells: Sequence[Cell],
+    models: Mapping[str, ModelSpec],
+    draws: int,
+    seed: int,
     processes: int,
-) -> list[Guess]:  # fmt: skip
+) -> list[Guess]:
     """A guess for each cell, spread over processes."""
     return pooled(guess_of(profile, draws, seed), [point_of(cell, models) for cell in cells], processes)
 
@@ -64,7 +70,10 @@ def _guess(profile: CalibratedProfile, costs: Sequence[CostModel], seed: int, po
     drawn = latencies(profile, costs, point) * scatter(profile, len(costs), point, seed)
     outside = outside_of(profile, point)
     return Guess(
-        ms=found.latency_ms.p50, draws=tuple(map(float, drawn)), split_ms=found.split_ms,
-        tag="extrapolated" if outside else "calibrated", outside=tuple(outside),
+        ms=found.latency_ms.p50,
+        draws=tuple(map(float, drawn)),
+        split_ms=found.split_ms,
+        tag="extrapolated" if outside else "calibrated",
+        outside=tuple(outside),
         host_share=math.log(slower / found.latency_ms.p50) / math.log(SLOWER),
-    )  # fmt: skip
+    )

@@ -44,9 +44,12 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
         their number is nothing to calibrate."""
         model, plan = self.model, self.plan
         found: dict[str, float] = {
-            "batch": self.batch, "tokens": model.tokens, "width": model.width, "columns": columns(model),
+            "batch": self.batch,
+            "tokens": model.tokens,
+            "width": model.width,
+            "columns": columns(model),
             "devices": plan.ranks,
-        }  # fmt: skip
+        }
         if plan.ranks > 1:
             sent = max(plan.sent_rows(model.tokens)) * self.batch * model.width
             found["link_mbps"] = (self.link.rate_bps or float("inf")) / 1e6
@@ -102,9 +105,7 @@ def _run_of(profile: CalibratedProfile, cost: CostModel, point: Point) -> tuple[
     if point.speeds:
         speeds = [*point.speeds, *[1.0] * ranks][:ranks]
         machines = msgspec.structs.replace(machines, costs=tuple(cost.at_speed(speed) for speed in speeds))
-    work = Workload(
-        model=point.model, batch=point.batch, warmups=int(cost.clock.slowdown > 0), seed=point.seed
-    )
+    work = Workload(model=point.model, batch=point.batch, warmups=int(cost.clock.slowdown > 0), seed=point.seed)
     return SimBackend(machines, warmups=False), work
 
 
@@ -113,9 +114,7 @@ def latencies(profile: CalibratedProfile, costs: Sequence[CostModel], point: Poi
     return np.array([latency_ms(profile, cost, point) for cost in costs])
 
 
-def predict(
-    profile: CalibratedProfile, point: Point, costs: Sequence[CostModel] = (), seed: int = 0
-) -> Prediction:
+def predict(profile: CalibratedProfile, point: Point, costs: Sequence[CostModel] = (), seed: int = 0) -> Prediction:
     """The point's figures; `costs` are draws of the profile's terms, for the interval. Raises PlanError."""
     found = summary(profile, profile.model(), point)
     plan, outside = point.plan, outside_of(profile, point)
@@ -126,14 +125,24 @@ def predict(
         interval = (min(float(low), found.latency_ms.p50), max(float(high), found.latency_ms.p50))
     rate = point.link.rate_bps
     return Prediction(
-        model=point.model.name, tokens=point.model.tokens, mode=plan.mode.value, segments=plan.segments,
-        wire=plan.wire, devices=plan.ranks, batch=point.batch,
+        model=point.model.name,
+        tokens=point.model.tokens,
+        mode=plan.mode.value,
+        segments=plan.segments,
+        wire=plan.wire,
+        devices=plan.ranks,
+        batch=point.batch,
         bandwidth_mbps=None if rate is None or plan.ranks == 1 else rate / 1e6,
-        latency_ms=found.latency_ms.p50, interval_ms=interval, per_sample_ms=found.latency_ms.p50 / point.batch,
-        energy_j=found.energy.joules if found.energy else None, split_ms=found.split_ms,
-        tag="extrapolated" if outside else "calibrated", outside=tuple(outside), profile=profile.name,
+        latency_ms=found.latency_ms.p50,
+        interval_ms=interval,
+        per_sample_ms=found.latency_ms.p50 / point.batch,
+        energy_j=found.energy.joules if found.energy else None,
+        split_ms=found.split_ms,
+        tag="extrapolated" if outside else "calibrated",
+        outside=tuple(outside),
+        profile=profile.name,
         weights=plan.weights,
-    )  # fmt: skip
+    )
 
 
 def outside_of(profile: CalibratedProfile, point: Point) -> list[str]:

@@ -46,16 +46,26 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     note: str = ""
 
 
-def points(
-    study: Study, models: Sequence[ModelSpec], profile: CalibratedProfile
-) -> tuple[list[Point], list[str]]:
+def points(study: Study, models: Sequence[ModelSpec], profile: CalibratedProfile) -> tuple[list[Point], list[str]]:
     """The grid's points, each once, and what can't be. Raises ConfigError for an empty or endless grid."""
     grid = study.grid
     axes: tuple[Sequence[Any], ...] = (
-        models, grid.tokens or (None,), grid.mode, grid.batch, grid.devices, grid.segments, grid.wire, grid.bandwidth,
-        grid.latency, grid.jitter, grid.loss, grid.topology, grid.split, grid.overlap or (None,),
+        models,
+        grid.tokens or (None,),
+        grid.mode,
+        grid.batch,
+        grid.devices,
+        grid.segments,
+        grid.wire,
+        grid.bandwidth,
+        grid.latency,
+        grid.jitter,
+        grid.loss,
+        grid.topology,
+        grid.split,
+        grid.overlap or (None,),
         grid.collective or (None,),
-    )  # fmt: skip
+    )
     size = math.prod(len(axis) for axis in axes)
     if size > MOST_CELLS:
         raise ConfigError(f"the grid has {size} cells, the limit is {MOST_CELLS}; give fewer values")
@@ -76,24 +86,48 @@ def points(
 
 
 def _point(
-    profile: CalibratedProfile, seed: int, speeds: tuple[float, ...], model: ModelSpec, tokens: int | None, mode: Mode,
-    batch: int, devices: int, segments: int, wire: Wire, bandwidth: str, latency: str, jitter: str, loss: str,
-    topology: Topology, split: str, overlap: bool | None, collective: Any,
-) -> Point:  # fmt: skip
+    profile: CalibratedProfile,
+    seed: int,
+    speeds: tuple[float, ...],
+    model: ModelSpec,
+    tokens: int | None,
+    mode: Mode,
+    batch: int,
+    devices: int,
+    segments: int,
+    wire: Wire,
+    bandwidth: str,
+    latency: str,
+    jitter: str,
+    loss: str,
+    topology: Topology,
+    split: str,
+    overlap: bool | None,
+    collective: Any,
+) -> Point:
     if tokens is not None:
         model = with_tokens(model, tokens)
     if mode is Mode.LOCAL:  # of all else only the terminal's speed plays a part
         plan = ExecutionPlan(mode=mode)
         return Point(model=model, plan=plan, batch=batch, link=LinkSpec(), speeds=speeds, seed=seed)
     plan = plan_of(
-        profile, mode, devices, segments=segments, wire=wire, overlap=overlap, collective=collective,
+        profile,
+        mode,
+        devices,
+        segments=segments,
+        wire=wire,
+        overlap=overlap,
+        collective=collective,
         weights=speeds[:devices] if split == "speed" else None,
-    )  # fmt: skip
+    )
     plan.partition(model.tokens)
     link = LinkSpec(
-        kind="testbed", rate_bps=parse_rate(bandwidth), latency_s=parse_seconds(latency),
-        jitter_s=parse_seconds(jitter), loss=parse_share(loss),
-    )  # fmt: skip
+        kind="testbed",
+        rate_bps=parse_rate(bandwidth),
+        latency_s=parse_seconds(latency),
+        jitter_s=parse_seconds(jitter),
+        loss=parse_share(loss),
+    )
     return Point(model=model, plan=plan, batch=batch, link=link, topology=topology, speeds=speeds, seed=seed)
 
 
@@ -103,9 +137,7 @@ def cells_of(profile: CalibratedProfile, draws: int, seed: int, chunk: Sequence[
     return [predict(profile, point, costs, seed) for point in chunk]
 
 
-Mapper = Callable[
-    [Callable[[Sequence[Point]], list[Prediction]], list[list[Point]]], Iterator[list[Prediction]]
-]
+Mapper = Callable[[Callable[[Sequence[Point]], list[Prediction]], list[list[Point]]], Iterator[list[Prediction]]]
 
 
 def over_processes(processes: int) -> Mapper:
@@ -150,9 +182,14 @@ def solve(study: Study, models: Sequence[ModelSpec], run: Mapper) -> Result:
     best = min(feasible, key=lambda k: _rank(cells[k], study.objective), default=None)
     answers = tuple(answer(profile, model, question, study.speeds) for model in models for question in study.inverse)
     return Result(
-        cells=cells, feasible=feasible, best=best, front=_front(cells, feasible), answers=answers,
-        left_out=tuple(left_out), note="" if feasible else study.constraints.conflict(cells),
-    )  # fmt: skip
+        cells=cells,
+        feasible=feasible,
+        best=best,
+        front=_front(cells, feasible),
+        answers=answers,
+        left_out=tuple(left_out),
+        note="" if feasible else study.constraints.conflict(cells),
+    )
 
 
 def _rank(cell: Prediction, objective: Objective) -> float:
@@ -171,23 +208,33 @@ def _front(cells: Sequence[Prediction], feasible: Sequence[int]) -> tuple[int, .
     return tuple(front)
 
 
-def answer(
-    profile: CalibratedProfile, model: ModelSpec, question: Inverse, speeds: tuple[float, ...] = ()
-) -> Answer:
+def answer(profile: CalibratedProfile, model: ModelSpec, question: Inverse, speeds: tuple[float, ...] = ()) -> Answer:
     """By bisection over the bandwidth, or by trying every number of devices or segments in turn."""
     point = _point(
-        profile, 0, speeds, model, None, question.mode, question.batch, question.devices, question.segments, "fp32",
-        question.bandwidth, "0ms", "0ms", "0%", "access-point", "even", None, None,
-    )  # fmt: skip
+        profile,
+        0,
+        speeds,
+        model,
+        None,
+        question.mode,
+        question.batch,
+        question.devices,
+        question.segments,
+        "fp32",
+        question.bandwidth,
+        "0ms",
+        "0ms",
+        "0%",
+        "access-point",
+        "even",
+        None,
+        None,
+    )
     if point.plan.ranks == 1:
-        raise ConfigError(
-            f"inverse {question.find}: mode local uses no link and one device; ask of another mode"
-        )
-    axis: Axis = {
-        "least_bandwidth": "bandwidth",
-        "fewest_devices": "devices",
-        "largest_segments": "segments",
-    }[question.find]  # type: ignore[assignment]
+        raise ConfigError(f"inverse {question.find}: mode local uses no link and one device; ask of another mode")
+    axis: Axis = {"least_bandwidth": "bandwidth", "fewest_devices": "devices", "largest_segments": "segments"}[
+        question.find
+    ]  # type: ignore[assignment]
 
     def kept(value: float) -> Prediction | None:
         cell = predict(profile, at(point, axis, value))
@@ -195,8 +242,13 @@ def answer(
 
     found = _least_rate(kept) if axis == "bandwidth" else _first(kept, axis, point)
     if found is None:
-        return Answer(find=question.find, value=None, latency_ms=None, tag="",
-                      note=f"nothing keeps {question.max_latency_ms:g} ms")  # fmt: skip
+        return Answer(
+            find=question.find,
+            value=None,
+            latency_ms=None,
+            tag="",
+            note=f"nothing keeps {question.max_latency_ms:g} ms",
+        )
     value, cell = found
     return Answer(find=question.find, value=value, latency_ms=cell.latency_ms, tag=cell.tag)
 
@@ -216,9 +268,7 @@ def _least_rate(kept: Callable[[float], Prediction | None]) -> tuple[float, Pred
     return high, best
 
 
-def _first(
-    kept: Callable[[float], Prediction | None], axis: Axis, point: Point
-) -> tuple[float, Prediction] | None:
+def _first(kept: Callable[[float], Prediction | None], axis: Axis, point: Point) -> tuple[float, Prediction] | None:
     tokens = point.model.tokens
     values: Sequence[int] = range(2, min(16, tokens) + 1)
     if axis == "segments":

@@ -15,19 +15,7 @@ from prism.spec import Positive
 from sim.ask.point import Prediction
 from sim.engine.topology import Edge, Topology, graph_of
 
-NEEDED = (
-    "mode",
-    "batch",
-    "devices",
-    "segments",
-    "wire",
-    "bandwidth",
-    "latency",
-    "jitter",
-    "loss",
-    "topology",
-    "split",
-)
+NEEDED = ("mode", "batch", "devices", "segments", "wire", "bandwidth", "latency", "jitter", "loss", "topology", "split")
 Objective = Literal["latency", "energy"]
 Limit = Annotated[float, msgspec.Meta(gt=0)]
 
@@ -75,9 +63,10 @@ class Constraints(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def holds(self, cell: Prediction) -> bool:
         joules = math.inf if cell.energy_j is None else cell.energy_j
         limits = (
-            (cell.latency_ms, self.max_latency_ms), (joules, self.max_energy_j),
+            (cell.latency_ms, self.max_latency_ms),
+            (joules, self.max_energy_j),
             (compression(cell), self.max_compression),
-        )  # fmt: skip
+        )
         slow = self.min_samples_per_s is not None and 1e3 / cell.per_sample_ms < self.min_samples_per_s
         return not slow and all(limit is None or value <= limit for value, limit in limits)
 
@@ -117,26 +106,24 @@ def load_study(path: Path) -> Study:
     study = load_toml(path, Study)
     for name in NEEDED:
         if not getattr(study.grid, name):
-            raise ConfigError(
-                f"{path}: grid.{name} is empty, so there is no cell; give it at least one value"
-            )
+            raise ConfigError(f"{path}: grid.{name} is empty, so there is no cell; give it at least one value")
     if not study.model:
         raise ConfigError(f"{path}: model is empty; name at least one")
     limits = study.constraints
     if limits.max_compression is not None and limits.max_compression < 1:
-        raise ConfigError(
-            f"{path}: max_compression {limits.max_compression:g} is below 1, which no plan has; raise it"
-        )
+        raise ConfigError(f"{path}: max_compression {limits.max_compression:g} is below 1, which no plan has; raise it")
     if (study.objective == "energy" or limits.max_energy_j) and load_profile(study.profile).power is None:
-        raise ConfigError(
-            f"{path}: energy is asked for, but profile {study.profile} declares no power; use latency"
-        )
+        raise ConfigError(f"{path}: energy is asked for, but profile {study.profile} declares no power; use latency")
     most = max(study.grid.devices)
     if (study.speeds or "speed" in study.grid.split) and len(study.speeds) < most:
-        raise ConfigError(f"{path}: {len(study.speeds)} speeds for {most} devices: give one for each, as in speeds = [1, 0.5]")
+        raise ConfigError(
+            f"{path}: {len(study.speeds)} speeds for {most} devices: give one for each, as in speeds = [1, 0.5]"
+        )
     for name in [name for link in study.links for name in link.between]:
         if name.isdigit() and int(name) >= most:
-            raise ConfigError(f"{path}: a link leads to device {name}, the grid's last one is {most - 1}; mend links or devices")
+            raise ConfigError(
+                f"{path}: a link leads to device {name}, the grid's last one is {most - 1}; mend links or devices"
+            )
     if study.links:
         graph_of(study.links, most)
     return study

@@ -39,7 +39,7 @@ def calibrate_command(
     model: Specs = None,
     html: Html = None,
     json: options.Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Fit a profile to measured traces: terms with their errors, residuals, and each model from the others alone."""
     from calibration.fit import calibrate
     from calibration.report import page as pages
@@ -80,7 +80,9 @@ def _print_fit(found: "Calibration", output: Path) -> None:
 def compare_command(
     traces: Traces,
     profile: Annotated[str, typer.Option(help="A built-in profile, or a calibrated one (.json).")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="The page (.html), or the report (.json).")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The page (.html), or the report (.json).")
+    ] = None,
     reference: Annotated[
         list[Path] | None, typer.Option(help="Traces of the profiled models, for the rules that learn from them.")
     ] = None,
@@ -91,7 +93,7 @@ def compare_command(
     draws: options.Draws = 48,
     seed: options.Seed = 0,
     json: options.Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Simulated against measured: errors, decisions, break-evens, intervals, and what simpler rules would do."""
     from calibration.report import page as pages
 
@@ -104,9 +106,7 @@ def compare_command(
     report = compare(used, build_map(known), models, build_map(learned) if learned else None, draws, seed)
     in_fit = len({file.digest for file in known.files} & set(used.traces))
     if output:
-        page = pages.comparison_page(
-            report, used, in_fit, command_line(), f"{used.name} against measurements"
-        )
+        page = pages.comparison_page(report, used, in_fit, command_line(), f"{used.name} against measurements")
         write_file(output, page.encode() if output.suffix == ".html" else msgspec.json.encode(report))
     if lanes:
         worst = max(report.rows, key=lambda row: abs(row.error_pct)).cell
@@ -130,9 +130,13 @@ def compare_command(
 
 
 def compare(
-    profile: CalibratedProfile, measured: PerformanceMap, models: dict[str, ModelSpec], reference: PerformanceMap | None,
-    draws: int, seed: int,
-) -> Any:  # fmt: skip
+    profile: CalibratedProfile,
+    measured: PerformanceMap,
+    models: dict[str, ModelSpec],
+    reference: PerformanceMap | None,
+    draws: int,
+    seed: int,
+) -> Any:
     """A Report of a map's cells under a profile."""
     from calibration.validate import compared
     from sim.ask.for_calibration import guesses
@@ -141,9 +145,7 @@ def compare(
     return compared(profile, measured, found, models, reference)
 
 
-def side_by_side(
-    profile: CalibratedProfile, traces: TraceSet, models: dict[str, ModelSpec], label: str
-) -> bytes:
+def side_by_side(profile: CalibratedProfile, traces: TraceSet, models: dict[str, ModelSpec], label: str) -> bytes:
     """The first visit of a cell and the same simulated, as Perfetto JSON."""
     from prism.backend import Workload
     from sim.ask.for_calibration import point_of
@@ -175,7 +177,9 @@ def _models(traces: TraceSet, given: list[str] | None) -> dict[str, ModelSpec]:
         try:
             found[name] = model_of(name)
         except InputError as error:
-            raise InputError(f"{error}; or give the shape of this model of the traces: --model {name}=SPEC.json") from None
+            raise InputError(
+                f"{error}; or give the shape of this model of the traces: --model {name}=SPEC.json"
+            ) from None
     return found
 
 

@@ -32,10 +32,13 @@ from sim.cli.serve import serve_sim
 from sim.engine.backend import SimBackend, identical
 
 app = typer.Typer(
-    name="prism-sim", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    name="prism-sim",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
     help="Predict where a Transformer should run, without the hardware.",
     context_settings={"help_option_names": ["-h", "--help"]},
-)  # fmt: skip
+)
 app.command(
     "serve-sim",
     epilog="Example: prism-sim serve-sim vit_base_patch16_224 --arrivals poisson:10 --max-batch 8 --mode best",
@@ -47,9 +50,9 @@ app.command(
     "calibrate",
     epilog="Example: prism-sim calibrate out/calibration --probes probe.jsonl --output pair.json --html pair.html",
 )(calibrate_command)
-app.command(
-    "compare", epilog="Example: prism-sim compare out/held_out --profile pair.json --output report.html"
-)(compare_command)
+app.command("compare", epilog="Example: prism-sim compare out/held_out --profile pair.json --output report.html")(
+    compare_command
+)
 app.command("replay", epilog="Example: prism-sim replay decisions.jsonl --profile x86-core")(replay_command)
 DistributedMode = Annotated[Literal["full", "segment_means"], typer.Option(help="The distributed plan.")]
 
@@ -59,60 +62,93 @@ def _group() -> None:
     """Predict where a Transformer should run, without the hardware."""
 
 
-@app.command(
-    "predict", epilog="Example: prism-sim predict vit_base_patch16_224 --batch 8 --bandwidth 400Mbps"
-)
+@app.command("predict", epilog="Example: prism-sim predict vit_base_patch16_224 --batch 8 --bandwidth 400Mbps")
 def predict_command(
-    model: options.Model, profile: options.Profile = "orin-nano", batch: options.BatchSize = 1,
-    devices: options.Devices = 2, segments: options.Segments = None, wire: options.WireOf = "fp32",
-    bandwidth: options.Bandwidth = "400Mbps", latency: options.Latency = "0ms", jitter: options.Jitter = "0ms",
-    loss: options.Loss = "0%", rates: options.Rates = "", topology: options.Net = "access-point",
-    overlap: options.Overlap = None, collective: options.Collective = None, tokens: options.Tokens = None,
-    image_size: options.ImageSize = None, draws: options.Draws = 48, seed: options.Seed = 0,
-    json: options.Json = False, output: options.Output = None,
-) -> None:  # fmt: skip
+    model: options.Model,
+    profile: options.Profile = "orin-nano",
+    batch: options.BatchSize = 1,
+    devices: options.Devices = 2,
+    segments: options.Segments = None,
+    wire: options.WireOf = "fp32",
+    bandwidth: options.Bandwidth = "400Mbps",
+    latency: options.Latency = "0ms",
+    jitter: options.Jitter = "0ms",
+    loss: options.Loss = "0%",
+    rates: options.Rates = "",
+    topology: options.Net = "access-point",
+    overlap: options.Overlap = None,
+    collective: options.Collective = None,
+    tokens: options.Tokens = None,
+    image_size: options.ImageSize = None,
+    draws: options.Draws = 48,
+    seed: options.Seed = 0,
+    json: options.Json = False,
+    output: options.Output = None,
+) -> None:
     """Latency, its split and energy of every mode at one point, with a 90 % interval."""
     known, spec = load_profile(profile), model_of(model, tokens, image_size)
     link = link_of(bandwidth, latency, jitter, loss, rates)
     costs = known.draws(draws, seed) if draws else []
     todo = points_of(known, spec, link, batch, devices, segments, wire, overlap, collective, topology, seed)
     cells = [predict(known, point, costs, seed) for point in todo]
-    table = report.predictions_table(
-        cells, f"{spec.name}, {spec.tokens} tokens, batch {batch}, profile {known.name}"
-    )
+    table = report.predictions_table(cells, f"{spec.name}, {spec.tokens} tokens, batch {batch}, profile {known.name}")
     _show(cells, table, json, _outside(cells))
     _save(output, "Prediction", known.name, _outside(cells), plots.split_plot, cells, cells)
 
 
-@app.command(
-    "crossover", epilog="Example: prism-sim crossover vit_base_patch16_224 --over bandwidth --batch 8"
-)
+@app.command("crossover", epilog="Example: prism-sim crossover vit_base_patch16_224 --over bandwidth --batch 8")
 def crossover_command(
-    model: options.Model, over: Annotated[Axis, typer.Option(help="The quantity that varies.")],
+    model: options.Model,
+    over: Annotated[Axis, typer.Option(help="The quantity that varies.")],
     mode: DistributedMode = "segment_means",
     values: Annotated[str, typer.Option(help="Its values, as in 50,100,400; Mbps for bandwidth.")] = "",
-    profile: options.Profile = "orin-nano", batch: options.BatchSize = 1, devices: options.Devices = 2,
-    segments: options.Segments = None, wire: options.WireOf = "fp32", bandwidth: options.Bandwidth = "400Mbps",
-    latency: options.Latency = "0ms", jitter: options.Jitter = "0ms", loss: options.Loss = "0%",
-    topology: options.Net = "access-point", overlap: options.Overlap = None,
-    collective: options.Collective = None, tokens: options.Tokens = None,
-    image_size: options.ImageSize = None, draws: options.Draws = 32, seed: options.Seed = 0,
-    json: options.Json = False, output: options.Output = None,
-) -> None:  # fmt: skip
+    profile: options.Profile = "orin-nano",
+    batch: options.BatchSize = 1,
+    devices: options.Devices = 2,
+    segments: options.Segments = None,
+    wire: options.WireOf = "fp32",
+    bandwidth: options.Bandwidth = "400Mbps",
+    latency: options.Latency = "0ms",
+    jitter: options.Jitter = "0ms",
+    loss: options.Loss = "0%",
+    topology: options.Net = "access-point",
+    overlap: options.Overlap = None,
+    collective: options.Collective = None,
+    tokens: options.Tokens = None,
+    image_size: options.ImageSize = None,
+    draws: options.Draws = 32,
+    seed: options.Seed = 0,
+    json: options.Json = False,
+    output: options.Output = None,
+) -> None:
     """Where the distributed plan becomes as fast as one device: a value with its interval, always, or never."""
     known, spec = load_profile(profile), model_of(model, tokens, image_size)
     plan = plan_of(
-        known, Mode(mode), max(devices, 2), segments=usual_segments(spec, max(devices, 2), segments), wire=wire,
-        overlap=overlap, collective=collective,
-    )  # fmt: skip
+        known,
+        Mode(mode),
+        max(devices, 2),
+        segments=usual_segments(spec, max(devices, 2), segments),
+        wire=wire,
+        overlap=overlap,
+        collective=collective,
+    )
     link = link_of(bandwidth, latency, jitter, loss)
     point = Point(model=spec, plan=plan, batch=batch, link=link, topology=topology, seed=seed)
     flip = crossover(known, point, over, _numbers(values, over), draws, seed)
     whole = {
-        "over": flip.over, "class": flip.kind, "value": flip.value, "interval": flip.interval,
-        "p_distributed_wins": flip.p_distributed_wins, "tag": flip.tag, "wins": flip.wins, "outside": flip.outside,
-        "values": flip.values, "local_ms": flip.local_ms, "distributed_ms": flip.distributed_ms, "plan": flip.plan,
-    }  # fmt: skip
+        "over": flip.over,
+        "class": flip.kind,
+        "value": flip.value,
+        "interval": flip.interval,
+        "p_distributed_wins": flip.p_distributed_wins,
+        "tag": flip.tag,
+        "wins": flip.wins,
+        "outside": flip.outside,
+        "values": flip.values,
+        "local_ms": flip.local_ms,
+        "distributed_ms": flip.distributed_ms,
+        "plan": flip.plan,
+    }
     line = report.flip_line(flip)
     _show(whole, line, json, list(flip.outside))
     rows = [
@@ -128,40 +164,51 @@ def what_if(
     engine: Annotated[Literal["pool", "ray"], typer.Option(help="Processes here, or a Ray cluster.")] = "pool",
     address: Annotated[str | None, typer.Option(help="Of the Ray cluster.")] = None,
     processes: Annotated[int | None, typer.Option(min=1, help="Default: one a core.")] = None,
-    json: options.Json = False, output: options.Output = None,
-) -> None:  # fmt: skip
+    json: options.Json = False,
+    output: options.Output = None,
+) -> None:
     """A grid over everything: the best cell, the Pareto front, and questions backwards."""
     asked = load_study(study)
     names = (asked.model,) if isinstance(asked.model, str) else asked.model
-    models = [
-        model_of(str(study.parent / n) if n.endswith(".json") and not Path(n).is_file() else n) for n in names
-    ]
+    models = [model_of(str(study.parent / n) if n.endswith(".json") and not Path(n).is_file() else n) for n in names]
     run = grid.over_ray(address) if engine == "ray" else grid.over_processes(processes or os.cpu_count() or 1)
     result = grid.solve(asked, models, run)
     lines = report.answers(result)
     front = [result.cells[k] for k in result.front]
     _show(result, report.predictions_table(front, "Pareto front: latency and energy per sample"), json, lines)
-    _save(output, f"Study {study.name}", asked.profile, lines, plots.front_plot, result, result,
-          [plots.row(cell) for cell in result.cells],
-          msgspec.json.format(msgspec.json.encode(asked)).decode())  # fmt: skip
+    _save(
+        output,
+        f"Study {study.name}",
+        asked.profile,
+        lines,
+        plots.front_plot,
+        result,
+        result,
+        [plots.row(cell) for cell in result.cells],
+        msgspec.json.format(msgspec.json.encode(asked)).decode(),
+    )
 
 
 @app.command("sensitivity", epilog="Example: prism-sim sensitivity vit_base_patch16_224 --batch 8")
 def sensitivity_command(
-    model: options.Model, mode: DistributedMode = "segment_means", profile: options.Profile = "orin-nano",
-    batch: options.BatchSize = 1, devices: options.Devices = 2, segments: options.Segments = None,
-    wire: options.WireOf = "fp32", bandwidth: options.Bandwidth = "400Mbps", latency: options.Latency = "0ms",
-    tokens: options.Tokens = None, image_size: options.ImageSize = None, json: options.Json = False,
+    model: options.Model,
+    mode: DistributedMode = "segment_means",
+    profile: options.Profile = "orin-nano",
+    batch: options.BatchSize = 1,
+    devices: options.Devices = 2,
+    segments: options.Segments = None,
+    wire: options.WireOf = "fp32",
+    bandwidth: options.Bandwidth = "400Mbps",
+    latency: options.Latency = "0ms",
+    tokens: options.Tokens = None,
+    image_size: options.ImageSize = None,
+    json: options.Json = False,
     output: options.Output = None,
-) -> None:  # fmt: skip
+) -> None:
     """Which of the profile's terms the answer hangs on: each moved by its own standard deviation."""
     known, spec = load_profile(profile), model_of(model, tokens, image_size)
     plan = plan_of(
-        known,
-        Mode(mode),
-        max(devices, 2),
-        segments=usual_segments(spec, max(devices, 2), segments),
-        wire=wire,
+        known, Mode(mode), max(devices, 2), segments=usual_segments(spec, max(devices, 2), segments), wire=wire
     )
     point = Point(model=spec, plan=plan, batch=batch, link=link_of(bandwidth, latency, "0ms", "0%"))
     found = sensitivity(known, point)
@@ -180,28 +227,41 @@ def trace_command(
     file: Annotated[Path | None, typer.Option("--trace", help="The trace, as JSON lines.")] = None,
     perfetto_file: Annotated[Path | None, typer.Option("--perfetto", help="For ui.perfetto.dev.")] = None,
     batches: Annotated[int, typer.Option(min=1, help="Measured batches.")] = 2,
-    profile: options.Profile = "orin-nano", batch: options.BatchSize = 1, devices: options.Devices = 2,
-    segments: options.Segments = None, wire: options.WireOf = "fp32", bandwidth: options.Bandwidth = "400Mbps",
-    latency: options.Latency = "0ms", jitter: options.Jitter = "0ms", loss: options.Loss = "0%",
-    rates: options.Rates = "", topology: options.Net = "access-point", overlap: options.Overlap = None,
-    collective: options.Collective = None, tokens: options.Tokens = None,
-    image_size: options.ImageSize = None, seed: options.Seed = 0,
-) -> None:  # fmt: skip
+    profile: options.Profile = "orin-nano",
+    batch: options.BatchSize = 1,
+    devices: options.Devices = 2,
+    segments: options.Segments = None,
+    wire: options.WireOf = "fp32",
+    bandwidth: options.Bandwidth = "400Mbps",
+    latency: options.Latency = "0ms",
+    jitter: options.Jitter = "0ms",
+    loss: options.Loss = "0%",
+    rates: options.Rates = "",
+    topology: options.Net = "access-point",
+    overlap: options.Overlap = None,
+    collective: options.Collective = None,
+    tokens: options.Tokens = None,
+    image_size: options.ImageSize = None,
+    seed: options.Seed = 0,
+) -> None:
     """Simulate batches and write their trace: the file that prism-hw show and map read, or a Perfetto one."""
     if file is None and perfetto_file is None:
         raise ConfigError("nothing to write: give --trace FILE or --perfetto FILE")
     known, spec = load_profile(profile), model_of(model, tokens, image_size)
     plan = plan_of(
-        known, mode, devices, segments=usual_segments(spec, devices, segments), wire=wire, overlap=overlap,
+        known,
+        mode,
+        devices,
+        segments=usual_segments(spec, devices, segments),
+        wire=wire,
+        overlap=overlap,
         collective=collective,
-    )  # fmt: skip
+    )
     link = link_of(bandwidth, latency, jitter, loss, rates)
     for reason in outside_of(known, Point(model=spec, plan=plan, batch=batch, link=link, topology=topology)):
         print(f"extrapolated: {reason}", file=sys.stderr)
     machines = identical(known, known.model(), devices, link, kind=topology)
-    trace = SimBackend(machines).run(
-        plan, Workload(model=spec, batch=batch, batches=batches, warmups=1, seed=seed)
-    )
+    trace = SimBackend(machines).run(plan, Workload(model=spec, batch=batch, batches=batches, warmups=1, seed=seed))
     if file is not None:
         write_trace(file, trace.header, trace.records)
     if perfetto_file is not None:
@@ -242,9 +302,7 @@ def _numbers(text: str, over: str) -> tuple[float, ...]:
 
 def _outside(cells: list[Prediction]) -> list[str]:
     """Why cells are tagged extrapolated, each reason once."""
-    return [
-        f"extrapolated: {line}" for line in dict.fromkeys(line for cell in cells for line in cell.outside)
-    ]
+    return [f"extrapolated: {line}" for line in dict.fromkeys(line for cell in cells for line in cell.outside)]
 
 
 def _show(whole: Any, view: Any, json: bool, lines: list[str]) -> None:
@@ -258,9 +316,16 @@ def _show(whole: Any, view: Any, json: bool, lines: list[str]) -> None:
 
 
 def _save(
-    output: Path | None, title: str, profile: str, lines: list[str], plot: Any, plotted: Any, whole: Any,
-    rows: list[dict[str, Any]] | None = None, config: str = "",
-) -> None:  # fmt: skip
+    output: Path | None,
+    title: str,
+    profile: str,
+    lines: list[str],
+    plot: Any,
+    plotted: Any,
+    whole: Any,
+    rows: list[dict[str, Any]] | None = None,
+    config: str = "",
+) -> None:
     """The file of --output, if there is one; its plot is drawn for a page only."""
     if output is None:
         return

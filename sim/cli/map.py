@@ -38,9 +38,11 @@ def map_command(
     modes: Annotated[str, typer.Option(help="As in full,segment_means,first_and_means.")] = "full,segment_means",
     segments: Annotated[str, typer.Option(help="Means per part, as in 5,10,20.")] = "10",
     wires: Annotated[str, typer.Option(help=f"Of {', '.join(WIRES)}.")] = "fp32",
-    profile: options.Profile = "orin-nano", tokens: options.Tokens = None, image_size: options.ImageSize = None,
+    profile: options.Profile = "orin-nano",
+    tokens: options.Tokens = None,
+    image_size: options.ImageSize = None,
     seed: options.Seed = 0,
-) -> None:  # fmt: skip
+) -> None:
     """Simulate a whole performance map: every plan, batch and rate, each cell marked as simulated."""
     known = load_profile(profile)
     spec = model_of(model, tokens, image_size)
@@ -48,9 +50,12 @@ def map_command(
     rates = [parse_rate(text.strip()) for text in bandwidths.split(",")]
     sizes = _numbers("batches", batches)
     found, misfits = combinations(
-        spec.tokens, _numbers("devices", devices), _named("wire", wires, WIRES), _named("mode", modes, MODES),
+        spec.tokens,
+        _numbers("devices", devices),
+        _named("wire", wires, WIRES),
+        _named("mode", modes, MODES),
         _numbers("segments", segments),
-    )  # fmt: skip
+    )
     plans = [plan_of(known, plan.mode, plan.ranks, segments=plan.segments, wire=plan.wire) for plan in found]
     cells = [
         (plan, batch, rate)

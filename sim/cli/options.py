@@ -17,17 +17,11 @@ from sim.engine.topology import Topology
 
 USUAL_RATE = 9.9  # the published compression rate
 
-Model = Annotated[
-    str, typer.Argument(help="A timm or transformers name, a local folder, or a spec file (.json).")
-]
-Profile = Annotated[
-    str, typer.Option(help="A built-in profile (orin-nano, x86-core), or a calibrated one (.json).")
-]
+Model = Annotated[str, typer.Argument(help="A timm or transformers name, a local folder, or a spec file (.json).")]
+Profile = Annotated[str, typer.Option(help="A built-in profile (orin-nano, x86-core), or a calibrated one (.json).")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Samples per batch.")]
 Devices = Annotated[int, typer.Option(min=1, max=64, help="P, the devices.")]
-Segments = Annotated[
-    int | None, typer.Option(min=1, help="L, means per part; default: about 10 times fewer rows.")
-]
+Segments = Annotated[int | None, typer.Option(min=1, help="L, means per part; default: about 10 times fewer rows.")]
 Bandwidth = Annotated[str, typer.Option(help="Nominal rate of the link, as in 400Mbps.")]
 Latency = Annotated[str, typer.Option(help="Added to every message, as in 2ms.")]
 Jitter = Annotated[str, typer.Option(help="Standard deviation of the latency.")]
@@ -46,9 +40,7 @@ ImageSize = Annotated[int | None, typer.Option(min=1, help="Pixels of a square i
 Draws = Annotated[int, typer.Option(min=0, max=1000, help="Draws of the profile's terms, for intervals.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of jitter, loss, arrivals and draws.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
-Output = Annotated[
-    Path | None, typer.Option("--output", "-o", help="Also a file: .json, .csv, .parquet or .html.")
-]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="Also a file: .json, .csv, .parquet or .html.")]
 
 
 def model_of(name: str, tokens: int | None = None, image_size: int | None = None) -> ModelSpec:
@@ -77,17 +69,19 @@ def _image_tokens(spec: ModelSpec, size: int) -> int:
     if not patch or 3 * patch * patch != spec.patch_values:
         raise ConfigError(f"image size {size}: {spec.name} has no patches of three colours; use --tokens")
     if size % patch:
-        raise ConfigError(
-            f"image size {size} is no multiple of the patch, {patch}; use {size - size % patch or patch}"
-        )
+        raise ConfigError(f"image size {size} is no multiple of the patch, {patch}; use {size - size % patch or patch}")
     return spec.prefix_tokens + (size // patch) ** 2
 
 
 def link_of(bandwidth: str, latency: str, jitter: str, loss: str, rates: str = "") -> LinkSpec:
     return LinkSpec(
-        kind="testbed", rate_bps=None if rates else parse_rate(bandwidth), rates=rates,
-        latency_s=parse_seconds(latency), jitter_s=parse_seconds(jitter), loss=parse_share(loss),
-    )  # fmt: skip
+        kind="testbed",
+        rate_bps=None if rates else parse_rate(bandwidth),
+        rates=rates,
+        latency_s=parse_seconds(latency),
+        jitter_s=parse_seconds(jitter),
+        loss=parse_share(loss),
+    )
 
 
 def usual_segments(model: ModelSpec, devices: int, segments: int | None) -> int:
@@ -95,19 +89,31 @@ def usual_segments(model: ModelSpec, devices: int, segments: int | None) -> int:
 
 
 def points_of(
-    profile: CalibratedProfile, model: ModelSpec, link: LinkSpec, batch: int, devices: int, segments: int | None,
-    wire: Wire, overlap: bool | None, collective: str | None, topology: Topology, seed: int,
-) -> list[Point]:  # fmt: skip
+    profile: CalibratedProfile,
+    model: ModelSpec,
+    link: LinkSpec,
+    batch: int,
+    devices: int,
+    segments: int | None,
+    wire: Wire,
+    overlap: bool | None,
+    collective: str | None,
+    topology: Topology,
+    seed: int,
+) -> list[Point]:
     """Local, full exchange and segment means at one point; local alone for one device."""
     plans = [ExecutionPlan(mode=Mode.LOCAL)]
     if devices > 1:
         plans += [
             plan_of(
-                profile, mode, devices, wire=wire, overlap=overlap, collective=collective,
+                profile,
+                mode,
+                devices,
+                wire=wire,
+                overlap=overlap,
+                collective=collective,
                 segments=usual_segments(model, devices, segments),
             )
             for mode in (Mode.FULL, Mode.SEGMENT_MEANS)
-        ]  # fmt: skip
-    return [
-        Point(model=model, plan=plan, batch=batch, link=link, topology=topology, seed=seed) for plan in plans
-    ]
+        ]
+    return [Point(model=model, plan=plan, batch=batch, link=link, topology=topology, seed=seed) for plan in plans]

@@ -50,22 +50,22 @@ def shown(value: Any) -> str:
 
 
 def predictions_table(cells: Sequence[Prediction], title: str = "") -> Table:
-    table = Table(
-        "plan", "ms", "90 %", "J", "compute", "staging", "wait", "wire", "tag", title=title, box=None
-    )
+    table = Table("plan", "ms", "90 %", "J", "compute", "staging", "wait", "wire", "tag", title=title, box=None)
     for column in table.columns[1:8]:
         column.justify = "right"
     for column in table.columns:
         column.no_wrap = True
     for name, cell in zip(names_of(cells), cells[:SHOWN], strict=False):
         flat = row(cell)
-        interval = (
-            "-" if cell.interval_ms is None else f"{cell.interval_ms[0]:.0f}..{cell.interval_ms[1]:.0f}"
-        )
+        interval = "-" if cell.interval_ms is None else f"{cell.interval_ms[0]:.0f}..{cell.interval_ms[1]:.0f}"
         table.add_row(
-            name, f"{cell.latency_ms:.1f}", interval, shown(cell.energy_j),
-            *[f"{flat[f'{stage}_ms']:.1f}" for stage in STAGES], cell.tag,
-        )  # fmt: skip
+            name,
+            f"{cell.latency_ms:.1f}",
+            interval,
+            shown(cell.energy_j),
+            *[f"{flat[f'{stage}_ms']:.1f}" for stage in STAGES],
+            cell.tag,
+        )
     if len(cells) > SHOWN:
         table.caption = f"{len(cells) - SHOWN} more; --json or --output has all"
     return table
@@ -90,19 +90,20 @@ def sensitivity_table(influences: Sequence[Influence]) -> Table:
     table = Table("term", "value", "changed by", "latency", "lead over local", "flips", "origin", box=None)
     for i in influences:
         table.add_row(
-            i.term, f"{i.value:.3g}", f"{100 * i.step:+.0f} %", f"{100 * i.latency_change:+.1f} %",
-            f"{100 * i.lead_change:+.1f} %", "yes" if i.flips else "", i.origin,
-        )  # fmt: skip
+            i.term,
+            f"{i.value:.3g}",
+            f"{100 * i.step:+.0f} %",
+            f"{100 * i.latency_change:+.1f} %",
+            f"{100 * i.lead_change:+.1f} %",
+            "yes" if i.flips else "",
+            i.origin,
+        )
     return table
 
 
 def served_table(found: Served) -> Table:
     table = Table(show_header=False, box=None)
-    joules = (
-        "no power profile"
-        if found.joules_per_sample is None
-        else f"{found.joules_per_sample:.3g} J per sample"
-    )
+    joules = "no power profile" if found.joules_per_sample is None else f"{found.joules_per_sample:.3g} J per sample"
     for name, value in (
         ("requests", f"{found.requests} in {found.seconds:.3g} s, {found.throughput_per_s:.3g} per second"),
         ("latency ms", ", ".join(f"{k} {v:.1f}" for k, v in found.latency_ms.items())),
@@ -136,22 +137,23 @@ def answers(result: Result) -> list[str]:
 
 
 def page(
-    title: str,
-    profile: str,
-    lines: Sequence[str],
-    plot: str,
-    rows: Sequence[dict[str, Any]],
-    config: str = "",
+    title: str, profile: str, lines: Sequence[str], plot: str, rows: Sequence[dict[str, Any]], config: str = ""
 ) -> str:
     """One HTML page that needs no other file, with what reproduces it: the command as typed, the resolved
     study if there was one, the versions."""
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(PAGE)
     return template.render(
-        title=title, profile=profile, lines=lines, plot=Markup(plot), rows=rows,
-        columns=list(rows[0]) if rows else [], shown=shown,
-        command=command_line(), config=config,
+        title=title,
+        profile=profile,
+        lines=lines,
+        plot=Markup(plot),
+        rows=rows,
+        columns=list(rows[0]) if rows else [],
+        shown=shown,
+        command=command_line(),
+        config=config,
         versions=", ".join(f"{name} {version(name)}" for name in VERSIONS) + f", Python {platform.python_version()}",
-    )  # fmt: skip
+    )
 
 
 def write(path: Path, whole: Any, rows: Sequence[dict[str, Any]], html: str) -> None:

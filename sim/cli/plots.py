@@ -17,21 +17,36 @@ def row(cell: Prediction) -> dict[str, Any]:
     split = cell.split_ms
     low, high = cell.interval_ms or (None, None)
     return {
-        "model": cell.model, "tokens": cell.tokens, "mode": cell.mode, "segments": cell.segments, "wire": cell.wire,
-        "devices": cell.devices, "batch": cell.batch, "bandwidth_mbps": cell.bandwidth_mbps,
-        "latency_ms": cell.latency_ms, "low_ms": low, "high_ms": high, "per_sample_ms": cell.per_sample_ms,
-        "energy_j": cell.energy_j, "compute_ms": split["compute"],
-        "staging_ms": split["stage_d2h"] + split["stage_h2d"], "wait_ms": split["wait"], "wire_ms": split["wire"],
-        "weights": ":".join(f"{weight:g}" for weight in cell.weights or ()), "tag": cell.tag,
-    }  # fmt: skip
+        "model": cell.model,
+        "tokens": cell.tokens,
+        "mode": cell.mode,
+        "segments": cell.segments,
+        "wire": cell.wire,
+        "devices": cell.devices,
+        "batch": cell.batch,
+        "bandwidth_mbps": cell.bandwidth_mbps,
+        "latency_ms": cell.latency_ms,
+        "low_ms": low,
+        "high_ms": high,
+        "per_sample_ms": cell.per_sample_ms,
+        "energy_j": cell.energy_j,
+        "compute_ms": split["compute"],
+        "staging_ms": split["stage_d2h"] + split["stage_h2d"],
+        "wait_ms": split["wait"],
+        "wire_ms": split["wire"],
+        "weights": ":".join(f"{weight:g}" for weight in cell.weights or ()),
+        "tag": cell.tag,
+    }
 
 
 def name_of(cell: Prediction, parts: Sequence[str] = ("wire", "devices", "bandwidth_mbps", "batch")) -> str:
     """What distinguishes a cell of one model; of the parts, those that are named."""
     words = {
-        "wire": cell.wire, "devices": f"P={cell.devices}", "bandwidth_mbps": f"{cell.bandwidth_mbps or 0:g} Mbps",
+        "wire": cell.wire,
+        "devices": f"P={cell.devices}",
+        "bandwidth_mbps": f"{cell.bandwidth_mbps or 0:g} Mbps",
         "batch": f"B={cell.batch}",
-    }  # fmt: skip
+    }
     mode = f"{cell.mode.replace('segment_means', 'means')} L={cell.segments}" if cell.segments else cell.mode
     mode += f" {':'.join(f'{weight:g}' for weight in cell.weights)}" if cell.weights else ""
     chosen = [words[part] for part in parts if cell.devices > 1 or part == "batch"]
@@ -86,17 +101,11 @@ def front_plot(result: Result) -> str:
     figure, axes = _figure(4.5)
     dots = [result.cells[k] for k in result.feasible if result.cells[k].energy_j is not None]
     axes.scatter(
-        [c.per_sample_ms for c in dots],
-        [(c.energy_j or 0) / c.batch for c in dots],
-        s=8,
-        color=STAGES["compute"],
+        [c.per_sample_ms for c in dots], [(c.energy_j or 0) / c.batch for c in dots], s=8, color=STAGES["compute"]
     )
     front = [result.cells[k] for k in result.front if result.cells[k].energy_j is not None]
     axes.plot(
-        [c.per_sample_ms for c in front],
-        [(c.energy_j or 0) / c.batch for c in front],
-        color=STAGES["wire"],
-        marker="o",
+        [c.per_sample_ms for c in front], [(c.energy_j or 0) / c.batch for c in front], color=STAGES["wire"], marker="o"
     )
     axes.set_xlabel("ms per sample, simulated")
     axes.set_ylabel("J per sample, modelled")

@@ -69,10 +69,13 @@ def examined(log: DecisionLog, profile: CalibratedProfile | None) -> ReplayRepor
     made = [entry for entry in log.entries if isinstance(entry, Decided)]
     answered = [entry for entry in log.entries if isinstance(entry, Answered)]
     return ReplayReport(
-        replay=replay(log), switches=sum(a.plan != b.plan for a, b in itertools.pairwise(made)),
-        served_ms=sum(entry.ms for entry in answered), failed=sum(bool(entry.failed) for entry in answered), cut=log.cut,
+        replay=replay(log),
+        switches=sum(a.plan != b.plan for a, b in itertools.pairwise(made)),
+        served_ms=sum(entry.ms for entry in answered),
+        failed=sum(bool(entry.failed) for entry in answered),
+        cut=log.cut,
         scored=None if profile is None else _scored(log, made, profile),
-    )  # fmt: skip
+    )
 
 
 def _scored(log: DecisionLog, made: list[Decided], profile: CalibratedProfile) -> Scored:
@@ -91,15 +94,18 @@ def _scored(log: DecisionLog, made: list[Decided], profile: CalibratedProfile) -
     decided_ms = oracle_ms = 0.0
     for entry in made:
         able = [
-            p for p in plans
+            p
+            for p in plans
             if p.ranks == 1 or (p.ranks <= entry.observation.devices and entry.observation.bandwidth_bps)
-        ]  # fmt: skip
+        ]
         decided_ms += ms(entry.plan, entry)
         oracle_ms += min(ms(plan, entry) for plan in able)
     return Scored(
-        profile=profile.name, decided_ms=decided_ms, oracle_ms=oracle_ms,
+        profile=profile.name,
+        decided_ms=decided_ms,
+        oracle_ms=oracle_ms,
         regret=decided_ms / oracle_ms - 1 if oracle_ms else 0.0,
-    )  # fmt: skip
+    )
 
 
 def _stepped(rate: float | None) -> float:
@@ -126,4 +132,4 @@ def _print(report: ReplayReport) -> None:
         console.print(
             f"by {scored.profile}, at the believed rates: {scored.decided_ms / 1e3:.1f} s decided, "
             f"{scored.oracle_ms / 1e3:.1f} s at best: regret {scored.regret:.1%}"
-        )  # fmt: skip
+        )

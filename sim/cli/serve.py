@@ -29,14 +29,17 @@ from sim.serving.scenario import PredictingPolicy, Scenario, simulate
 def serve_sim(
     model: options.Model,
     arrivals: Annotated[
-        str, typer.Option(help="poisson:RATE, server:RATE, single-stream, multi-stream:SAMPLES, offline, trace:FILE.csv")
+        str,
+        typer.Option(help="poisson:RATE, server:RATE, single-stream, multi-stream:SAMPLES, offline, trace:FILE.csv"),
     ] = "poisson:5",
     requests: Annotated[int, typer.Option(min=1, max=10_000_000, help="How many.")] = 500,
     max_batch: Annotated[int, typer.Option(min=1, help="Requests that go together at most.")] = 1,
     max_wait: Annotated[str, typer.Option(help="How long the first of a batch waits for others.")] = "0ms",
     mode: Annotated[
         Literal["local", "full", "segment_means", "best"],
-        typer.Option(help="best: what is predicted to be fastest, or what the policy of prism-hw serve chooses by --map."),
+        typer.Option(
+            help="best: what is predicted to be fastest, or what the policy of prism-hw serve chooses by --map."
+        ),
     ] = "best",
     map_file: Annotated[Path | None, typer.Option("--map", help="Performance map that the policy decides by.")] = None,
     accuracy: Annotated[
@@ -48,34 +51,50 @@ def serve_sim(
     fail: Annotated[list[str] | None, typer.Option(help="A device lost: NUMBER@TIME[,silent], as in 1@2s.")] = None,
     outage: Annotated[list[str] | None, typer.Option(help="The link out: FROM-TO, as in 3s-4s.")] = None,
     timeout: Annotated[str, typer.Option(help="After it a batch without answer has failed.")] = "60s",
-    profile: options.Profile = "orin-nano", devices: options.Devices = 2, segments: options.Segments = None,
-    wire: options.WireOf = "fp32", bandwidth: options.Bandwidth = "400Mbps", latency: options.Latency = "0ms",
-    jitter: options.Jitter = "0ms", loss: options.Loss = "0%", rates: options.Rates = "",
-    topology: options.Net = "access-point", tokens: options.Tokens = None,
-    image_size: options.ImageSize = None, seed: options.Seed = 0, json: options.Json = False,
+    profile: options.Profile = "orin-nano",
+    devices: options.Devices = 2,
+    segments: options.Segments = None,
+    wire: options.WireOf = "fp32",
+    bandwidth: options.Bandwidth = "400Mbps",
+    latency: options.Latency = "0ms",
+    jitter: options.Jitter = "0ms",
+    loss: options.Loss = "0%",
+    rates: options.Rates = "",
+    topology: options.Net = "access-point",
+    tokens: options.Tokens = None,
+    image_size: options.ImageSize = None,
+    seed: options.Seed = 0,
+    json: options.Json = False,
     output: options.Output = None,
-) -> None:  # fmt: skip
+) -> None:
     """Requests that arrive, wait and are answered: percentiles, throughput, queue, joules per sample."""
     known, spec = load_profile(profile), model_of(model, tokens, image_size)
-    machines = identical(
-        known, known.model(), devices, link_of(bandwidth, latency, jitter, loss, rates), kind=topology
+    machines = identical(known, known.model(), devices, link_of(bandwidth, latency, jitter, loss, rates), kind=topology)
+    plans = (
+        []
+        if devices == 1
+        else [
+            plan_of(known, m, devices, segments=usual_segments(spec, devices, segments), wire=wire)
+            for m in (Mode.FULL, Mode.SEGMENT_MEANS)
+        ]
     )
-    plans = [] if devices == 1 else [
-        plan_of(known, m, devices, segments=usual_segments(spec, devices, segments), wire=wire)
-        for m in (Mode.FULL, Mode.SEGMENT_MEANS)
-    ]  # fmt: skip
     faults = [*(_lost(text) for text in fail or []), *(_out(text) for text in outage or [])]
     scenario = Scenario(
-        model=spec, arrivals=parse_arrivals(arrivals, requests),
-        batching=Batching(largest=max_batch, patience_s=parse_seconds(max_wait)), faults=tuple(faults),
-        timeout_s=parse_seconds(timeout), seed=seed,
-    )  # fmt: skip
+        model=spec,
+        arrivals=parse_arrivals(arrivals, requests),
+        batching=Batching(largest=max_batch, patience_s=parse_seconds(max_wait)),
+        faults=tuple(faults),
+        timeout_s=parse_seconds(timeout),
+        seed=seed,
+    )
     policy: Policy = PredictingPolicy(machines, spec, plans)
     table = None if map_file is None else _table(map_file, accuracy, map_name(model, spec))
     if mode == "best" and table is not None:
         policy, plans = PrismPolicy(), [plan for plan in table.plans if plan.ranks > 1]
     elif table is not None or accuracy is not None or least_agreement is not None:
-        raise ConfigError("--map, --accuracy and --least-agreement are the policy's: leave --mode at best, and give a --map")
+        raise ConfigError(
+            "--map, --accuracy and --least-agreement are the policy's: leave --mode at best, and give a --map"
+        )
     elif mode != "best":
         chosen = [plan for plan in [ExecutionPlan(mode=Mode.LOCAL), *plans] if plan.mode.value == mode]
         if not chosen:
@@ -83,7 +102,7 @@ def serve_sim(
         policy = FixedPolicy(chosen[0])
     found = msgspec.structs.replace(
         simulate(machines, scenario, policy, table, Objective(least_agreement=least_agreement)),
-        outside=_outside(machines, spec, mode, plans, max_batch)
+        outside=_outside(machines, spec, mode, plans, max_batch),
     )
     if json:
         print(msgspec.json.encode(found).decode())
@@ -109,10 +128,7 @@ def _outside(
     machines: Machines, model: ModelSpec, mode: str, plans: list[ExecutionPlan], max_batch: int
 ) -> tuple[str, ...]:
     """In what the plans that may run lie outside of the profile's data, each reason once."""
-    possible = [
-        ExecutionPlan(mode=Mode.LOCAL),
-        *(plan for plan in plans if mode in ("best", plan.mode.value)),
-    ]
+    possible = [ExecutionPlan(mode=Mode.LOCAL), *(plan for plan in plans if mode in ("best", plan.mode.value))]
     points = [
         Point(model=model, plan=plan, batch=batch, link=machines.link, topology=machines.kind)
         for plan in possible

@@ -45,10 +45,7 @@ class Machines(msgspec.Struct, frozen=True, kw_only=True):
         rate = float("inf") if nominal is None else nominal * self.costs[0].link_gain
         graph, routes = self.graph, None
         if graph is None:
-            graph, routes = (
-                topology(self.kind, ranks, rate, self.link.latency_s),
-                known_routes(self.kind, ranks),
-            )
+            graph, routes = (topology(self.kind, ranks, rate, self.link.latency_s), known_routes(self.kind, ranks))
         network = Network(env, graph, ranks, self.link, seed, self.message_s, routes)
         if rates:
             env.process(network.replay([(at_s, bps / rates[0][1]) for at_s, bps in rates]))
@@ -58,10 +55,7 @@ class Machines(msgspec.Struct, frozen=True, kw_only=True):
         """The device of each rank."""
         count = min(ranks, len(self.costs))
         costs = [cost.together() if ranks > 1 else cost for cost in self.costs[:count]]
-        made = [
-            Device(cost, self.profile.staged, shared=ranks > index + count)
-            for index, cost in enumerate(costs)
-        ]
+        made = [Device(cost, self.profile.staged, shared=ranks > index + count) for index, cost in enumerate(costs)]
         return [made[rank % count] for rank in range(ranks)]
 
 
@@ -87,14 +81,10 @@ class SimBackend:
 
     def _ran(self, plan: ExecutionPlan, workload: Workload, *, record: bool) -> tuple[Group, list[Batch]]:
         if workload.batch < 1 or workload.batches < 1:
-            raise PlanError(
-                f"{workload.batches} batches of {workload.batch}: at least 1 of 1 is needed; raise --batch"
-            )
+            raise PlanError(f"{workload.batches} batches of {workload.batch}: at least 1 of 1 is needed; raise --batch")
         env = simpy.Environment()
         machines = self._machines
-        group = Group(
-            env, machines.devices(plan.ranks), machines.network(env, plan.ranks, workload.seed), record
-        )
+        group = Group(env, machines.devices(plan.ranks), machines.network(env, plan.ranks, workload.seed), record)
         batches: list[Batch] = []
         env.run(until=env.process(_batches(env, group, plan, workload, batches)))
         return group, batches
@@ -102,12 +92,25 @@ class SimBackend:
     def header(self, plan: ExecutionPlan, workload: Workload) -> TraceHeader:
         profile, model = self._machines.profile, workload.model
         return TraceHeader(
-            source="simulated", created=EPOCH, model=model.name, weights="none", plan=plan, batch=workload.batch,
-            tokens=model.tokens, link=str(self._machines.link), seed=workload.seed, command="",
-            oversubscribed=plan.ranks > len(self._machines.costs), power=profile.power,
-            config={"profile": profile.name, "topology": self._machines.kind if self._machines.graph is None else "custom"},
-            host={"device": profile.device, "power_mode": profile.power_mode}, spec=model,
-        )  # fmt: skip
+            source="simulated",
+            created=EPOCH,
+            model=model.name,
+            weights="none",
+            plan=plan,
+            batch=workload.batch,
+            tokens=model.tokens,
+            link=str(self._machines.link),
+            seed=workload.seed,
+            command="",
+            oversubscribed=plan.ranks > len(self._machines.costs),
+            power=profile.power,
+            config={
+                "profile": profile.name,
+                "topology": self._machines.kind if self._machines.graph is None else "custom",
+            },
+            host={"device": profile.device, "power_mode": profile.power_mode},
+            spec=model,
+        )
 
 
 def _batches(
@@ -119,15 +122,12 @@ def _batches(
         yield from group.batch(number, plan, work)
         done.append(
             Batch(
-                batch=number, size=workload.batch, start_ns=start, end_ns=int(env.now),
-                warmup=number < workload.warmups,
+                batch=number, size=workload.batch, start_ns=start, end_ns=int(env.now), warmup=number < workload.warmups
             )
-        )  # fmt: skip
+        )
     yield from group.idle()
 
 
-def identical(
-    profile: CalibratedProfile, cost: CostModel, devices: int, link: LinkSpec, **more: Any
-) -> Machines:
+def identical(profile: CalibratedProfile, cost: CostModel, devices: int, link: LinkSpec, **more: Any) -> Machines:
     """`devices` machines of one kind."""
     return Machines(profile=profile, costs=(cost,) * max(1, devices), link=link, **more)

@@ -89,9 +89,15 @@ class Network:
     """Messages between ranks over a topology. Randomness (jitter, loss) comes from `seed` alone."""
 
     def __init__(
-        self, env: simpy.Environment, graph: Graph, ranks: int, link: LinkSpec, seed: int, message_s: float,
+        self,
+        env: simpy.Environment,
+        graph: Graph,
+        ranks: int,
+        link: LinkSpec,
+        seed: int,
+        message_s: float,
         routes: Routes | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._env, self._link = env, link
         self._rng = np.random.default_rng(seed) if link.jitter_s or link.loss else None
         self.media: dict[Any, Medium] = {}

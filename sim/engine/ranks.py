@@ -81,11 +81,20 @@ class Group:
         """Spans of a batch that every rank has finished, waiting and moving told apart."""
         spans = [
             Span(
-                batch=number, rank=rank, kind=kind, op=op, block=block, start_ns=start, end_ns=end,
-                issued_ns=issued, sources=sources, sent_bytes=sent, received_bytes=received,
+                batch=number,
+                rank=rank,
+                kind=kind,
+                op=op,
+                block=block,
+                start_ns=start,
+                end_ns=end,
+                issued_ns=issued,
+                sources=sources,
+                sent_bytes=sent,
+                received_bytes=received,
             )
             for rank, kind, op, block, start, end, issued, sources, sent, received in self.spans.pop(number)
-        ]  # fmt: skip
+        ]
         return aligned(spans, {})
 
     def idle(self) -> Process:
@@ -109,9 +118,7 @@ class Group:
 
     # -- one rank -------------------------------------------------------------------------------------
 
-    def _follow(
-        self, rank: int, number: int, script: Script, phases: Phases, before: simpy.Process | None
-    ) -> Process:
+    def _follow(self, rank: int, number: int, script: Script, phases: Phases, before: simpy.Process | None) -> Process:
         if before is not None and before.is_alive:
             yield before
         yield from self._until((number, rank, "header", -1), 1)
@@ -151,9 +158,7 @@ class Group:
                 yield from self._until((number, rank, step.op, block), needed)
                 clock = max(clock, int(env.now))
                 issued, sent = handed.pop((step.op, block), (start, 0))
-                spans.append(
-                    (rank, "wire", step.op, block, start, clock, issued, step.peers, sent, step.size)
-                )
+                spans.append((rank, "wire", step.op, block, start, clock, issued, step.peers, sent, step.size))
         if clock > env.now:
             yield env.timeout(clock - env.now)
         for (op, block), (issued, sent) in handed.items():  # nobody here waited behind them

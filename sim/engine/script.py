@@ -126,16 +126,25 @@ def _step(op: Operation, exchanged: bool, moved: int) -> Step:
         return Step(kind="post", span="wire", op=name, relative=op.block, size=op.wire_bytes, peers=op.peers)
     span: Kind = "stage_d2h" if op.kind == "stage_d2h" else "compute"
     return Step(
-        kind="work", span=span, op=name, relative=op.block, operations=(op,), size=op.wire_bytes,
-        exchanged=exchanged, moved=moved,
-    )  # fmt: skip
+        kind="work",
+        span=span,
+        op=name,
+        relative=op.block,
+        operations=(op,),
+        size=op.wire_bytes,
+        exchanged=exchanged,
+        moved=moved,
+    )
 
 
 def _whole_blocks(steps: list[Step]) -> list[Step]:
     """On one device a block is one step, as the hardware records it."""
     inside = [step for step in steps if step.relative == 0]
     whole = Step(
-        kind="work", span="compute", op="block", relative=0,
+        kind="work",
+        span="compute",
+        op="block",
+        relative=0,
         operations=tuple(op for step in inside for op in step.operations),
-    )  # fmt: skip
+    )
     return [*(s for s in steps if s.relative < 0), whole, *(s for s in steps if s.relative > 0)]

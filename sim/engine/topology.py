@@ -33,11 +33,7 @@ def graph_of(edges: Sequence[Edge], ranks: int) -> "Graph":
     for edge in edges:
         a, b = (int(name) if name.isdigit() else name for name in edge.between)
         graph.add_edge(
-            a,
-            b,
-            medium=edge.medium or None,
-            rate_bps=parse_rate(edge.rate),
-            latency_s=parse_seconds(edge.latency),
+            a, b, medium=edge.medium or None, rate_bps=parse_rate(edge.rate), latency_s=parse_seconds(edge.latency)
         )
     check_topology(graph, ranks)
     return graph

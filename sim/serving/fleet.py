@@ -108,9 +108,7 @@ class Fleet:
         power = self._machines.profile.power
         if power is not None:
             header = SimBackend(self._machines).header(plan, Workload(model=self._model, batch=batch.size))
-            self.batch_joules.append(
-                modelled_energy(Trace(header=header, records=(*spans, batch)), power).joules
-            )
+            self.batch_joules.append(modelled_energy(Trace(header=header, records=(*spans, batch)), power).joules)
         self._open = None
 
     def _recover(self, number: int) -> Process:

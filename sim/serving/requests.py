@@ -57,9 +57,7 @@ def parse_arrivals(text: str, requests: int) -> Arrivals:
     if pattern == "trace" and rest:
         times = column(Path(rest), "time_s")
         if times != sorted(times) or not times or times[0] < 0:
-            raise ConfigError(
-                f"{rest}: times must be there, ascending and not negative; sort the column time_s"
-            )
+            raise ConfigError(f"{rest}: times must be there, ascending and not negative; sort the column time_s")
         return Arrivals(pattern="trace", requests=len(times), times_s=tuple(times))
     raise ConfigError(
         f"arrivals {text!r} are unknown; use poisson:RATE, server:RATE, single-stream, multi-stream:SAMPLES, "
@@ -159,9 +157,12 @@ def source(env: simpy.Environment, queue: Queue, arrivals: Arrivals, seed: int) 
 
 
 def serve(
-    env: simpy.Environment, queue: Queue, arrivals: Arrivals, batching: Batching,
+    env: simpy.Environment,
+    queue: Queue,
+    arrivals: Arrivals,
+    batching: Batching,
     run: Callable[[list[Request]], Process],
-) -> Process:  # fmt: skip
+) -> Process:
     """One batch after another until all requests are answered. `run` returns why a batch failed, or ""; the
     requests of a failed one go first again."""
     if arrivals.closed:

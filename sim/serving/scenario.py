@@ -57,9 +57,7 @@ class PredictingPolicy:
         self._machines, self._model, self._plans = machines, model, (LOCAL, *plans)
         self._known: dict[tuple[int, int], ExecutionPlan] = {}
 
-    def decide(
-        self, observation: Observation, table: Table | None, objective: Objective, state: State
-    ) -> Decision:
+    def decide(self, observation: Observation, table: Table | None, objective: Objective, state: State) -> Decision:
         key = (observation.batch, observation.devices)
         if key not in self._known:
             possible = [plan for plan in self._plans if plan.ranks <= observation.devices]
@@ -74,9 +72,12 @@ class PredictingPolicy:
 
 
 def simulate(
-    machines: Machines, scenario: Scenario, policy: Policy, table: Table | None = None,
+    machines: Machines,
+    scenario: Scenario,
+    policy: Policy,
+    table: Table | None = None,
     objective: Objective = Objective(),
-) -> Served:  # fmt: skip
+) -> Served:
     """Serve the scenario's requests to the end. Raises ConfigError for a fault that can't be."""
     env = simpy.Environment()
     queue = Queue(env)
@@ -87,9 +88,12 @@ def simulate(
     def run(batch: list[Request]) -> Process:
         nonlocal state
         observation = Observation(
-            batch=len(batch), devices=fleet.reachable, bandwidth_bps=machines.link.rate_bps,
-            queued=len(queue.waiting), at_s=env.now / 1e9,
-        )  # fmt: skip
+            batch=len(batch),
+            devices=fleet.reachable,
+            bandwidth_bps=machines.link.rate_bps,
+            queued=len(queue.waiting),
+            at_s=env.now / 1e9,
+        )
         decision = policy.decide(observation, table, objective, state)
         state = decision.state
         return (yield from fleet.run(decision.plan, len(batch)))
@@ -111,16 +115,20 @@ def _report(env: simpy.Environment, queue: Queue, fleet: Fleet, machines: Machin
     requests, end = queue.all, int(env.now)
     last = max(request.arrived_ns for request in requests)
     return Served(
-        requests=len(requests), seconds=end / 1e9,
+        requests=len(requests),
+        seconds=end / 1e9,
         latency_ms=percentiles([(r.ended_ns - r.arrived_ns) / 1e6 for r in requests]),
         waiting_ms=percentiles([(r.started_ns - r.arrived_ns) / 1e6 for r in requests]),
         throughput_per_s=len(requests) / (end / 1e9),
         joules_per_sample=_joules(fleet, machines, end) / len(requests) if machines.profile.power else None,
-        queue_mean=queue.length_ns / end, queue_longest=queue.longest,
+        queue_mean=queue.length_ns / end,
+        queue_longest=queue.longest,
         backlog=sum(request.ended_ns > last for request in requests),
-        batches=len(fleet.busy_ns), batch_mean=len(requests) / len(fleet.busy_ns), modes=dict(fleet.modes),
+        batches=len(fleet.busy_ns),
+        batch_mean=len(requests) / len(fleet.busy_ns),
+        modes=dict(fleet.modes),
         failures=tuple(fleet.failures),
-    )  # fmt: skip
+    )
 
 
 def _joules(fleet: Fleet, machines: Machines, end: int) -> float:

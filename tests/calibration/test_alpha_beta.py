@@ -65,12 +65,8 @@ def test_a_break_is_found_under_bursts():
 
 AT = 128_000
 SHAPES = {
-    "larger messages are slower a byte": lambda sizes: (
-        1e-3 + 8 * (sizes + 4 * np.maximum(sizes - AT, 0)) / 4e8
-    ),
-    "larger messages are faster a byte": lambda sizes: (
-        1e-3 + 8 * (sizes - 0.8 * np.maximum(sizes - AT, 0)) / 4e8
-    ),
+    "larger messages are slower a byte": lambda sizes: 1e-3 + 8 * (sizes + 4 * np.maximum(sizes - AT, 0)) / 4e8,
+    "larger messages are faster a byte": lambda sizes: 1e-3 + 8 * (sizes - 0.8 * np.maximum(sizes - AT, 0)) / 4e8,
     "the time jumps": lambda sizes: 1e-3 + 8 * sizes / 4e8 + 4e-3 * (sizes > AT),
 }
 

@@ -137,9 +137,7 @@ def noisy(steps: list[Step], rng: np.random.Generator, outliers: float) -> list[
         gross = np.where(rng.random(VISITS) < outliers, rng.uniform(1.5, 5.0, VISITS), 1.0)
         bursts[cell] = np.exp(0.04 * rng.standard_normal(VISITS)) * gross
     return [
-        step._replace(
-            seconds=tuple(step.seconds[0] * bursts[step.cell] * np.exp(0.02 * rng.standard_normal(VISITS)))
-        )
+        step._replace(seconds=tuple(step.seconds[0] * bursts[step.cell] * np.exp(0.02 * rng.standard_normal(VISITS))))
         for step in steps
     ]
 
@@ -148,11 +146,10 @@ HARD = {
     "plain": lambda traces: traces,
     "gross outliers": lambda traces: traces,
     "kinds are missing": lambda traces: [
-        without(trace, ("head",)) for trace in traces
-        if trace.header.model != "vit448" or trace.header.plan != MEANS
+        without(trace, ("head",)) for trace in traces if trace.header.model != "vit448" or trace.header.plan != MEANS
     ],
     "two hosts with different clocks": lambda traces: [other_clock(trace) for trace in traces],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", HARD)

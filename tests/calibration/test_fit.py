@@ -67,7 +67,9 @@ def test_a_machine_that_does_not_keep_its_speed_is_said(found):
     """A visit's speed scatters by 2 % in one, by 20 % in the other."""
     assert not any("keep its speed" in message for message in found.messages)
     moved = simulated(noise=0.2, visits=3, rates_mbps=RATES)
-    (said,) = [m for m in calibrate(trace_set(moved), MODELS, simulate(MODELS), "moved").messages if "keep its speed" in m]
+    (said,) = [
+        m for m in calibrate(trace_set(moved), MODELS, simulate(MODELS), "moved").messages if "keep its speed" in m
+    ]
     cells = [cell.visit_p50_ms for cell in build_map(trace_set(moved)).cells if cell.plan == LOCAL]
     assert f"took {np.median([max(each) / min(each) for each in cells]):.2f} times" in said and "--repeats" in said
 
@@ -82,7 +84,10 @@ def test_visits_at_another_pace_are_brought_to_the_usual_one():
     assert found.mape_pct < 1.5
     value = found.profile.values()["gemm.s_per_flop"] * PACE_MS / known
     assert value == pytest.approx(KNOWN["gemm.s_per_flop"], rel=0.03)
-    plain = [msgspec.structs.replace(t, records=tuple(r for r in t.records if not isinstance(r, Probe))) for t in (*quick, *slow)]
+    plain = [
+        msgspec.structs.replace(t, records=tuple(r for r in t.records if not isinstance(r, Probe)))
+        for t in (*quick, *slow)
+    ]
     without = calibrate(trace_set(plain), MODELS, simulate(MODELS), "not paced")
     assert without.profile.pace_ms is None and without.mape_pct > 3 * found.mape_pct
     mixed = calibrate(trace_set([plain[0], *quick[1:], *slow]), MODELS, simulate(MODELS), "one visit lacks it")
@@ -169,9 +174,7 @@ def test_the_links_terms_lie_in_their_intervals_as_often_as_stated(outliers):
 
 def test_gross_outliers_among_the_visits_move_little():
     clean = simulated(rates_mbps=RATES)
-    traces = [
-        disturbed(trace, 4.0 if (k + n) % 10 == 0 else 1.0) for n, trace in enumerate(clean) for k in range(3)
-    ]
+    traces = [disturbed(trace, 4.0 if (k + n) % 10 == 0 else 1.0) for n, trace in enumerate(clean) for k in range(3)]
     found = calibrate(trace_set(traces), MODELS, simulate(MODELS), "outliers")
     assert found.mape_pct < 2
 

@@ -63,11 +63,7 @@ def test_visits_go_where_the_two_are_close():
     visits, _ = run(target=0.05)
     found = cells()
     local = {each.batch: truth(each) for each in found if each.plan == LOCAL}
-    gaps = [
-        (abs(np.log(truth(e) / local[e.batch])), len(visits[k]))
-        for k, e in enumerate(found)
-        if e.plan != LOCAL
-    ]
+    gaps = [(abs(np.log(truth(e) / local[e.batch])), len(visits[k])) for k, e in enumerate(found) if e.plan != LOCAL]
     close = [count for gap, count in gaps if gap < 0.15]
     far = [count for gap, count in gaps if gap > 0.6]
     assert close and far and np.mean(close) > 2 * np.mean(far)

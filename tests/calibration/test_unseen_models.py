@@ -56,9 +56,14 @@ def test_every_cell_was_predicted_and_the_summary_says_when(results, archives):
     predictions = json.loads((results / "predictions.json").read_text())
     summary = json.loads((results / "summary.json").read_text())
     plans = {
-        (h["model"], msgspec.convert(h["plan"], ExecutionPlan), h["batch"], h["link"] if h["plan"]["devices"] > 1 else "")
+        (
+            h["model"],
+            msgspec.convert(h["plan"], ExecutionPlan),
+            h["batch"],
+            h["link"] if h["plan"]["devices"] > 1 else "",
+        )
         for h in held.values()
-    }  # fmt: skip
+    }
     assert len(plans) == summary["cells"] <= len(predictions["guesses"])
     first = min(header["created"] for header in held.values())
     assert summary["predicted_before_measured"] == (predictions["created"] <= first)

@@ -25,9 +25,7 @@ def measured() -> PerformanceMap:
 
 def profile(**changes: float) -> CalibratedProfile:
     values = {**KNOWN, **{name.replace("__", "."): value for name, value in changes.items()}}
-    terms = tuple(
-        Term(name=name, value=value, origin="fitted", source="a test") for name, value in values.items()
-    )
+    terms = tuple(Term(name=name, value=value, origin="fitted", source="a test") for name, value in values.items())
     return msgspec.structs.replace(PROFILE, terms=terms, residual_log_sd=0.01)
 
 

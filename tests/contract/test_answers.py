@@ -50,11 +50,13 @@ CASES = [
 
 @pytest.mark.parametrize(("plans", "chosen", "why"), CASES)
 def test_the_floor_is_kept_before_real_members(tmp_path, accuracy, plans, chosen, why):
-    fields = {"map": str(map_of(tmp_path, *plans)), "accuracy": str(accuracy[1]), "policy": PrismPolicy(), "learn": False}
-    with (
-        serving(tmp_path, objective=FLOOR, **fields) as service,
-        Member(service.members.port, tmp_path),
-    ):
+    fields = {
+        "map": str(map_of(tmp_path, *plans)),
+        "accuracy": str(accuracy[1]),
+        "policy": PrismPolicy(),
+        "learn": False,
+    }
+    with serving(tmp_path, objective=FLOOR, **fields) as service, Member(service.members.port, tmp_path):
         assert service.members.wait(60) and until(lambda: service.runtime.estimate is not None)
         served = service.runtime.run({"x": images(1)})
     assert served.ran == chosen and not served.failed

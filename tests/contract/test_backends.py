@@ -44,8 +44,21 @@ PLANS = {
     "waits_first": ExecutionPlan(mode=Mode.FULL, devices=2, overlap=False, embed="each"),
     "uneven": ExecutionPlan(mode=Mode.FIRST_AND_MEANS, devices=2, segments=3, weights=(2.0, 1.0)),
 }
-OPS = {"embed", "prepare", "compress", "project", "attend", "head", "block", "header", "scatter", "exchange",
-       "collect", "flush", "queued"}  # fmt: skip
+OPS = {
+    "embed",
+    "prepare",
+    "compress",
+    "project",
+    "attend",
+    "head",
+    "block",
+    "header",
+    "scatter",
+    "exchange",
+    "collect",
+    "flush",
+    "queued",
+}
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
@@ -78,11 +91,7 @@ def test_the_header_says_what_ran(trace, plan):
 
 
 def test_every_batch_is_there_once_after_its_spans(trace, plan):
-    assert [(b.batch, b.warmup, b.failed) for b in trace.batches] == [
-        (0, True, ""),
-        (1, False, ""),
-        (2, False, ""),
-    ]
+    assert [(b.batch, b.warmup, b.failed) for b in trace.batches] == [(0, True, ""), (1, False, ""), (2, False, "")]
     seen: set[int] = set()
     for record in trace.records:
         if isinstance(record, Span):
@@ -117,8 +126,11 @@ def test_bytes_are_those_of_the_workload_graph(trace, plan):
     graph = build(MODEL, plan, 2)
     for op in ("exchange", "scatter"):
         sent = sum(span.sent_bytes for span in spans if span.op == op)
-        expected = sum(o.wire_bytes * len(o.peers) for o in graph.operations()
-                       if o.kind == "send" and o.name.partition(".")[0] == op)  # fmt: skip
+        expected = sum(
+            o.wire_bytes * len(o.peers)
+            for o in graph.operations()
+            if o.kind == "send" and o.name.partition(".")[0] == op
+        )
         assert sent == expected
         assert sum(span.received_bytes for span in spans if span.op == op) == expected
     if plan.ranks > 1:
@@ -134,6 +146,4 @@ def test_a_trace_survives_its_file(trace, tmp_path):
 
 def test_a_plan_that_does_not_fit_is_refused(backend):
     with pytest.raises(PlanError, match="segments 40 exceed"):
-        backend.run(
-            ExecutionPlan(mode=Mode.SEGMENT_MEANS, devices=2, segments=40), Workload(model=MODEL, batch=1)
-        )
+        backend.run(ExecutionPlan(mode=Mode.SEGMENT_MEANS, devices=2, segments=40), Workload(model=MODEL, batch=1))

@@ -32,8 +32,7 @@ def test_full_exchange_is_the_local_model(run, family, devices, batch):
 
 
 @pytest.mark.parametrize(
-    ("weights", "batch", "embed"),
-    [((2.0, 1.0), 1, "terminal"), ((1.0, 3.0, 2.0), 8, "each"), ((1.0, 5.0), 8, "each")],
+    ("weights", "batch", "embed"), [((2.0, 1.0), 1, "terminal"), ((1.0, 3.0, 2.0), 8, "each"), ((1.0, 5.0), 8, "each")]
 )
 @pytest.mark.parametrize("family", FAMILIES)
 def test_uneven_splits_and_batches(run, family, weights, batch, embed):
@@ -108,23 +107,27 @@ def test_the_first_token_alone_is_in_no_mean(devices):
 def test_a_codec_changes_the_answer_by_as_much_as_it_should(run, wire):
     case = Case(family="vit", plan=full(devices=2, wire=wire))
     error = relative_error(case, run(case))
-    limits = {"fp16": (1e-6, 2e-3), "int8": (1e-5, 2e-2), "int4": (1e-3, 0.3), "int2": (1e-2, 2.0),
-              "delta4": (1e-3, 0.5), "delta2": (1e-2, 2.0)}  # fmt: skip
+    limits = {
+        "fp16": (1e-6, 2e-3),
+        "int8": (1e-5, 2e-2),
+        "int4": (1e-3, 0.3),
+        "int2": (1e-2, 2.0),
+        "delta4": (1e-3, 0.5),
+        "delta2": (1e-2, 2.0),
+    }
     assert limits[wire][0] < error < limits[wire][1]
 
 
 SAME = {
     "padded means": Case(
-        family="bert", padding="right", batch=3,
-        plan=ExecutionPlan(mode=Mode.SEGMENT_MEANS, devices=3, segments=2),
+        family="bert", padding="right", batch=3, plan=ExecutionPlan(mode=Mode.SEGMENT_MEANS, devices=3, segments=2)
     ),
     "first alone, padded": Case(
-        family="llama_lm", padding="left", batch=3,
-        plan=ExecutionPlan(mode=Mode.FIRST_AND_MEANS, devices=3, segments=3),
+        family="llama_lm", padding="left", batch=3, plan=ExecutionPlan(mode=Mode.FIRST_AND_MEANS, devices=3, segments=3)
     ),
     "causal, padded": Case(family="gpt2_lm", padding="left", batch=3, plan=full(devices=4)),
     "ring, uneven": Case(family="vit", plan=full(devices=3, weights=(1.0, 2.0, 3.0), collective="ring", overlap=False)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("wire", ["fp32", "int4", "delta3", "delta1"])

@@ -63,8 +63,10 @@ def test_lee_pairs_take_the_upper_triangle(tmp_path):
     (data / "similarities0-1.txt").write_text("1\t0.2\t0.3\n0\t1\t0.4\n0\t0\t1\n")
     texts.build_lee(tmp_path, tmp_path)
     assert [tuple(row.values()) for row in texts.read_lines(tmp_path / "pairs.jsonl")] == [
-        ("one", "two", 0.2), ("one", "three", 0.3), ("two", "three", 0.4),
-    ]  # fmt: skip
+        ("one", "two", 0.2),
+        ("one", "three", 0.3),
+        ("two", "three", 0.4),
+    ]
 
 
 def test_a_folder_is_made_once_and_made_again_after_an_interruption(tmp_path):
@@ -97,7 +99,9 @@ def wheel(folder: Path, name: str) -> None:
     with zipfile.ZipFile(folder / f"{name}-1.0-py3-none-any.whl", "w") as archive:
         archive.writestr(f"{name}/data.json", json.dumps([1]))
         archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
         archive.writestr(f"{info}/RECORD", f"{name}/data.json,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n")
 
 
@@ -105,7 +109,9 @@ def test_pip_unpacks_a_package_and_says_in_one_line_what_it_lacks(tmp_path, monk
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     wheel(tmp_path, "prism_tiny")
-    place = assets.once(tmp_path / "tiny", lambda folder: assets.fetch(assets.Package("pip", ("prism-tiny==1.0",)), folder))
+    place = assets.once(
+        tmp_path / "tiny", lambda folder: assets.fetch(assets.Package("pip", ("prism-tiny==1.0",)), folder)
+    )
     assert json.loads((place / "prism_tiny" / "data.json").read_text()) == [1]
     with pytest.raises(InputError, match=r"^prism-none can't be fetched into .*/none: .*pip") as caught:
         assets.once(tmp_path / "none", lambda folder: assets.fetch(assets.Package("pip", ("prism-none",)), folder))

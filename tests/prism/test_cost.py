@@ -32,9 +32,7 @@ def test_launches_are_added_at_power_1_and_hidden_at_a_high_one():
     kernel = gemm(512, 512, 512)
     device = model(kernel__fixed_s=0.0).step_s([kernel])
     launch = 10 * device
-    assert model(kernel__fixed_s=launch, overlap__power=1.0).step_s([kernel]) == pytest.approx(
-        launch + device
-    )
+    assert model(kernel__fixed_s=launch, overlap__power=1.0).step_s([kernel]) == pytest.approx(launch + device)
     assert model(kernel__fixed_s=launch, overlap__power=200.0).step_s([kernel]) == pytest.approx(launch)
 
 
@@ -90,9 +88,7 @@ def test_draws_have_the_profiles_spread_and_keep_its_ties():
 def test_a_point_outside_of_the_data_is_named_with_the_range():
     known = profile(ranges={"batch": (1, 32)})
     assert known.outside({"batch": 8}) == []
-    assert known.outside({"batch": 64, "width": 768}) == [
-        "batch 64 (calibrated 1..32)", "width 768 (never calibrated)",
-    ]  # fmt: skip
+    assert known.outside({"batch": 64, "width": 768}) == ["batch 64 (calibrated 1..32)", "width 768 (never calibrated)"]
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,17 @@ from prism.workload import build, codec
 
 REFERENCE = Path(__file__).parents[2] / "experiments" / "reference" / "prism_compute_accuracy.csv"
 VIT = ModelSpec(
-    name="vit_base", family="vit", blocks=12, width=768, heads=12, mlp_width=3072, tokens=197, prefix_tokens=1,
-    patch_values=768, output_width=1000,
-)  # fmt: skip
+    name="vit_base",
+    family="vit",
+    blocks=12,
+    width=768,
+    heads=12,
+    mlp_width=3072,
+    tokens=197,
+    prefix_tokens=1,
+    patch_values=768,
+    output_width=1000,
+)
 BERT = ModelSpec(name="bert", family="bert", blocks=12, width=768, heads=12, mlp_width=3072, tokens=256)
 
 
@@ -107,23 +115,13 @@ def test_distributed_flops_are_those_of_a_counted_run(family, segments):
     spec = adapter_for(model).spec
     graph = build(spec, case.plan, 2, call["input_ids"].shape[1] if "input_ids" in call else spec.tokens)
     for rank in range(3):
-        kernels = [
-            k for op in graph.operations(rank) for k in op.kernels if k.op_class in ("gemm", "attention")
-        ]
+        kernels = [k for op in graph.operations(rank) for k in op.kernels if k.op_class in ("gemm", "attention")]
         assert sum(k.flops for k in kernels) == counted[rank]
 
 
 def test_a_causal_part_sends_to_later_parts_only():
     spec = ModelSpec(
-        name="g",
-        family="gpt2",
-        blocks=2,
-        width=64,
-        heads=4,
-        mlp_width=256,
-        tokens=24,
-        causal=True,
-        head="all",
+        name="g", family="gpt2", blocks=2, width=64, heads=4, mlp_width=256, tokens=24, causal=True, head="all"
     )
     graph = build(spec, ExecutionPlan(mode=Mode.FULL, devices=3), 1)
     sends = {op.rank: op.peers for op in graph.operations() if op.name == "exchange" and op.block == 0}

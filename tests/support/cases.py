@@ -36,24 +36,27 @@ VITS: dict[str, dict[str, Any]] = {
 BERT = dict(hidden_size=64, num_hidden_layers=3, num_attention_heads=4, intermediate_size=128, vocab_size=99)
 BERTS = {"bert": BertModel, "bert_classifier": BertForSequenceClassification, "bert_lm": BertForMaskedLM}
 GPT = dict(n_embd=64, n_layer=3, n_head=4, vocab_size=99, n_positions=64, use_cache=True)
-GPTS = {
-    "gpt2": GPT2Model,
-    "gpt2_lm": GPT2LMHeadModel,
-    "gpt2_scaled": GPT2LMHeadModel,
-    "gpt2_last": GPT2LMHeadModel,
-}
+GPTS = {"gpt2": GPT2Model, "gpt2_lm": GPT2LMHeadModel, "gpt2_scaled": GPT2LMHeadModel, "gpt2_last": GPT2LMHeadModel}
 LLAMA = dict(
-    hidden_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, intermediate_size=96, vocab_size=99,
-    max_position_embeddings=64, attention_bias=True, mlp_bias=True,
-)  # fmt: skip
+    hidden_size=64,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    intermediate_size=96,
+    vocab_size=99,
+    max_position_embeddings=64,
+    attention_bias=True,
+    mlp_bias=True,
+)
 LLAMA3 = dict(
-    rope_type="llama3", rope_theta=100.0, factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0,
+    rope_type="llama3",
+    rope_theta=100.0,
+    factor=4.0,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
     original_max_position_embeddings=32,
-)  # fmt: skip
-LLAMAS: dict[str, dict[str, Any]] = {
-    "llama_lm": {},
-    "llama_last": dict(num_key_value_heads=1, rope_parameters=LLAMA3),
-}
+)
+LLAMAS: dict[str, dict[str, Any]] = {"llama_lm": {}, "llama_last": dict(num_key_value_heads=1, rope_parameters=LLAMA3)}
 FAMILIES = (*VITS, *BERTS, *GPTS, *LLAMAS)
 TOKENS = 23  # of a text; a multiple of no P and no L in the tests
 

@@ -37,9 +37,7 @@ def main(socket: str) -> None:
 
 
 def answer(control: queue.Queue) -> None:
-    init = {
-        "version": __version__, "interval": 0.5, "board": {"hardware": {}}, "memory": "", "fan": {}, "jc": False,
-    }  # fmt: skip
+    init = {"version": __version__, "interval": 0.5, "board": {"hardware": {}}, "memory": "", "fan": {}, "jc": False}
     while True:
         if "interval" in control.get():
             control.put({"init": init})

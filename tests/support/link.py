@@ -33,9 +33,7 @@ class Rank(msgspec.Struct, frozen=True, kw_only=True):
     netns: str = ""
 
 
-def measure(
-    ranks: int, config: LinkConfig, folder: Path, link: str = "loopback"
-) -> tuple[LinkReport, list[Probe]]:
+def measure(ranks: int, config: LinkConfig, folder: Path, link: str = "loopback") -> tuple[LinkReport, list[Probe]]:
     """The report, and the raw probes that were kept on the way."""
     from hw.comm.group import free_port
     from hw.comm.shaper import SharedMedium
@@ -45,11 +43,16 @@ def measure(
         with NamespaceTestbed(spec, ranks) as bed:
             jobs = [
                 Rank(
-                    rank=rank, addresses=tuple(bed.addresses), port=29400, link=spec, config=config,
-                    interface=INTERFACE, netns=bed.stations[rank].path,
+                    rank=rank,
+                    addresses=tuple(bed.addresses),
+                    port=29400,
+                    link=spec,
+                    config=config,
+                    interface=INTERFACE,
+                    netns=bed.stations[rank].path,
                 )
                 for rank in range(ranks)
-            ]  # fmt: skip
+            ]
             return _run(jobs)
     medium = str(folder / "medium") if spec.rate_bps else ""
     if spec.rate_bps:

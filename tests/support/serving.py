@@ -30,23 +30,37 @@ MEANS = ExecutionPlan(mode=Mode.SEGMENT_MEANS, devices=2, segments=5)
 
 def cell(plan, batch, mbps, ms, wire_ms=0.0):
     return Cell(
-        source="measured", model=MODEL, tokens=50, weights="", plan=plan, batch=batch,
+        source="measured",
+        model=MODEL,
+        tokens=50,
+        weights="",
+        plan=plan,
+        batch=batch,
         link=LinkSpec() if plan.ranks == 1 else LinkSpec(kind="testbed", rate_bps=mbps * 1e6),
-        bandwidth_mbps=None if plan.ranks == 1 else mbps, latency_ms=Latency(p50=ms, p95=ms), visit_p50_ms=(ms, ms),
-        spread_ms=(0.97 * ms, 1.03 * ms), per_sample_ms=ms / batch, split_ms={"wire": wire_ms}, bytes_per_exchange=1,
-        effective_bandwidth_mbps=None, energy_j=None, energy=None, energy_note="", batches=2, failed=0, visits=2,
-        oversubscribed=False, provenance=Provenance(files=(), created=("", ""), host={}, configs=(), commands=()),
-    )  # fmt: skip
+        bandwidth_mbps=None if plan.ranks == 1 else mbps,
+        latency_ms=Latency(p50=ms, p95=ms),
+        visit_p50_ms=(ms, ms),
+        spread_ms=(0.97 * ms, 1.03 * ms),
+        per_sample_ms=ms / batch,
+        split_ms={"wire": wire_ms},
+        bytes_per_exchange=1,
+        effective_bandwidth_mbps=None,
+        energy_j=None,
+        energy=None,
+        energy_note="",
+        batches=2,
+        failed=0,
+        visits=2,
+        oversubscribed=False,
+        provenance=Provenance(files=(), created=("", ""), host={}, configs=(), commands=()),
+    )
 
 
 def map_file(folder: Path) -> str:
     """A map by which full exchange is always the better plan."""
     cells = [cell(LOCAL, b, None, 100.0 * b) for b in (1, 8)]
     cells += [
-        cell(p, b, m, 50.0 * b + 10 + 1000 / m, 1000 / m)
-        for p in (FULL, MEANS)
-        for b in (1, 8)
-        for m in (10, 1000)
+        cell(p, b, m, 50.0 * b + 10 + 1000 / m, 1000 / m) for p in (FULL, MEANS) for b in (1, 8) for m in (10, 1000)
     ]
     path = folder / "map.json"
     path.write_bytes(msgspec.json.encode(PerformanceMap(created="", command="", cells=tuple(cells))))
@@ -63,13 +77,7 @@ def key_file(folder: Path, text: str = "a shared key of some length") -> str:
 @contextlib.contextmanager
 def serving(folder: Path, **fields):
     config = ServeConfig(
-        **{
-            "map": map_file(folder),
-            "key_file": key_file(folder),
-            "http_port": 0,
-            "policy": FixedPolicy(FULL),
-            **fields,
-        }
+        **{"map": map_file(folder), "key_file": key_file(folder), "http_port": 0, "policy": FixedPolicy(FULL), **fields}
     )
     with terminal(config, "test") as service:
         yield service
@@ -78,13 +86,19 @@ def serving(folder: Path, **fields):
 class Member:
     """`prism-hw join` as a process; killed at the end of the context."""
 
-    def __init__(
-        self, port: int, folder: Path, name: str = "kitchen", key: str | None = None, *more: str
-    ) -> None:
+    def __init__(self, port: int, folder: Path, name: str = "kitchen", key: str | None = None, *more: str) -> None:
         self.command = [
-            sys.executable, "-m", "hw.cli.main", "join", f"127.0.0.1:{port}", "--key-file", key or str(folder / "key"),
-            "--name", name, *more,
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "hw.cli.main",
+            "join",
+            f"127.0.0.1:{port}",
+            "--key-file",
+            key or str(folder / "key"),
+            "--name",
+            name,
+            *more,
+        ]
         self.start()
 
     def start(self) -> None:
@@ -122,9 +136,7 @@ def until(condition, seconds: float = 10.0) -> bool:
 
 def post(service: Terminal, body: bytes, headers=None, path=f"/v2/models/{MODEL}/infer"):
     """Status and answer of a request."""
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{service.server.port}{path}", data=body, headers=headers or {}
-    )  # fmt: skip
+    request = urllib.request.Request(f"http://127.0.0.1:{service.server.port}{path}", data=body, headers=headers or {})
     try:
         with urllib.request.urlopen(request, timeout=20) as reply:
             return reply.status, json.loads(reply.read())

@@ -14,21 +14,44 @@ from prism.trace import PACE, Batch, Probe, Span, Trace
 from sim.engine.backend import SimBackend, identical
 
 KNOWN = {
-    "gemm.s_per_flop": 1e-11, "attention.s_per_flop": 3e-11, "memory.s_per_byte": 3e-10, "kernel.fixed_s": 5e-5,
-    "block.fixed_s": 6e-4, "exchange.fixed_s": 1e-3, "exchange.s_per_byte": 4e-9, "together.slowdown": 0.3,
-    "roofline.power": 1.0, "overlap.power": 1.0, "link.gain": 0.95, "link.message_s": 1e-3,
-}  # fmt: skip
+    "gemm.s_per_flop": 1e-11,
+    "attention.s_per_flop": 3e-11,
+    "memory.s_per_byte": 3e-10,
+    "kernel.fixed_s": 5e-5,
+    "block.fixed_s": 6e-4,
+    "exchange.fixed_s": 1e-3,
+    "exchange.s_per_byte": 4e-9,
+    "together.slowdown": 0.3,
+    "roofline.power": 1.0,
+    "overlap.power": 1.0,
+    "link.gain": 0.95,
+    "link.message_s": 1e-3,
+}
 PROFILE = CalibratedProfile(
-    name="known", device="none", power_mode="none", note="", staged=False, ranges={}, traces=(),
+    name="known",
+    device="none",
+    power_mode="none",
+    note="",
+    staged=False,
+    ranges={},
+    traces=(),
     terms=tuple(Term(name=name, value=value, origin="prior", source="a test") for name, value in KNOWN.items()),
-)  # fmt: skip
+)
 
 
 def vit(width: int, tokens: int, blocks: int = 4) -> ModelSpec:
     return ModelSpec(
-        name=f"vit{width}", family="vit", blocks=blocks, width=width, heads=width // 64, mlp_width=4 * width,
-        tokens=tokens, prefix_tokens=1, patch_values=768, output_width=10,
-    )  # fmt: skip
+        name=f"vit{width}",
+        family="vit",
+        blocks=blocks,
+        width=width,
+        heads=width // 64,
+        mlp_width=4 * width,
+        tokens=tokens,
+        prefix_tokens=1,
+        patch_values=768,
+        output_width=10,
+    )
 
 
 MODELS = {model.name: model for model in (vit(192, 197), vit(768, 101))}
@@ -40,10 +63,16 @@ PACE_MS = 6.0
 
 
 def simulated(
-    plans: Sequence[ExecutionPlan] = PLANS, noise: float = 0.0, visits: int = 1, *, batches: Sequence[int] = (1, 4),
-    rates_mbps: Sequence[float] = (400,), models: dict[str, ModelSpec] = MODELS, profile: CalibratedProfile = PROFILE,
+    plans: Sequence[ExecutionPlan] = PLANS,
+    noise: float = 0.0,
+    visits: int = 1,
+    *,
+    batches: Sequence[int] = (1, 4),
+    rates_mbps: Sequence[float] = (400,),
+    models: dict[str, ModelSpec] = MODELS,
+    profile: CalibratedProfile = PROFILE,
     slowness: float | None = None,
-) -> list[Trace]:  # fmt: skip
+) -> list[Trace]:
     """A trace for each visit of each cell; `noise` makes a whole visit slower or faster. slowness: how many times as long the
     machine takes for what it computes; then its pace is in the traces, at 1 PACE_MS."""
     cost = profile.model().at_speed(1 / (slowness or 1))
@@ -57,9 +86,7 @@ def simulated(
                     backend = SimBackend(identical(profile, cost, plan.ranks, link))
                     trace = backend.run(plan, Workload(model=model, batch=batch))
                     trace = paced(trace, PACE_MS * slowness) if slowness else trace
-                    found += [
-                        disturbed(trace, float(np.exp(noise * rng.standard_normal()))) for _ in range(visits)
-                    ]
+                    found += [disturbed(trace, float(np.exp(noise * rng.standard_normal()))) for _ in range(visits)]
     return found
 
 

@@ -40,8 +40,7 @@ class GPT2:
     @classmethod
     def handles(cls, model: nn.Module) -> bool:
         return isinstance(model, GPT2Model) or (
-            isinstance(model, GPT2PreTrainedModel)
-            and isinstance(getattr(model, "transformer", None), GPT2Model)
+            isinstance(model, GPT2PreTrainedModel) and isinstance(getattr(model, "transformer", None), GPT2Model)
         )
 
     @property

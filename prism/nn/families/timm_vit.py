@@ -97,11 +97,7 @@ class TimmBlock:
         attn = self._attn
         query, key, value = attn.qkv(self._normed(x_BnD)).chunk(3, dim=-1)
         heads = attn.num_heads
-        return (
-            attn.q_norm(split_heads(query, heads)),
-            attn.k_norm(split_heads(key, heads)),
-            split_heads(value, heads),
-        )
+        return (attn.q_norm(split_heads(query, heads)), attn.k_norm(split_heads(key, heads)), split_heads(value, heads))
 
     def project_kv(self, z_BMD: Tensor, at: Any = None) -> tuple[Tensor, Tensor]:
         attn, qkv, width = self._attn, self._attn.qkv, self._attn.attn_dim

@@ -17,9 +17,7 @@ root = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need roo
 
 
 def prism(*args, timeout=200):
-    return subprocess.run(
-        [sys.executable, "-m", "hw.cli.main", *args], capture_output=True, text=True, timeout=timeout
-    )
+    return subprocess.run([sys.executable, "-m", "hw.cli.main", *args], capture_output=True, text=True, timeout=timeout)
 
 
 def measured_link(*args):
@@ -75,18 +73,7 @@ def test_probe_covers_operations_and_exchanges(tmp_path):
     assert done.returncode == 0, done.stderr
     trace = read_trace(output)
     ops = {probe.op for probe in trace.probes}
-    assert {
-        "gemm",
-        "attention",
-        "norm",
-        "elementwise",
-        "block",
-        "pack",
-        "unpack",
-        "pair",
-        "mesh",
-        "ring",
-    } <= ops
+    assert {"gemm", "attention", "norm", "elementwise", "block", "pack", "unpack", "pair", "mesh", "ring"} <= ops
     assert all(probe.end_ns > probe.start_ns for probe in trace.probes if probe.calls)
     assert json.loads(done.stdout)["probes"]["gemm"] > 0
 

@@ -50,9 +50,14 @@ def ina3221(root: Path, channels: dict[int, tuple[str, int, int]], number: int =
 def rapl(root: Path, counters: dict[str, int], top: int = 1000_000) -> Path:
     """powercap folders: two packages with a part each, psys, and the mmio copy of the first package."""
     zones = {
-        "intel-rapl": "", "intel-rapl:0": "package-0", "intel-rapl:0:0": "core", "intel-rapl:1": "package-1",
-        "intel-rapl:1:0": "dram", "intel-rapl:2": "psys", "intel-rapl-mmio:0": "package-0",
-    }  # fmt: skip
+        "intel-rapl": "",
+        "intel-rapl:0": "package-0",
+        "intel-rapl:0:0": "core",
+        "intel-rapl:1": "package-1",
+        "intel-rapl:1:0": "dram",
+        "intel-rapl:2": "psys",
+        "intel-rapl-mmio:0": "package-0",
+    }
     for zone, name in zones.items():
         if name:
             put(root / zone / "name", name)
@@ -75,19 +80,14 @@ class Clock:
 def test_orin_nano_reads_three_rails_in_watts_and_no_pseudo_channel(tmp_path):
     ina3221(tmp_path, ORIN_NANO)
     meter = Ina3221(tmp_path)
-    assert meter.sample() == pytest.approx(
-        {"VDD_IN": 5.064, "VDD_CPU_GPU_CV": 5.048 * 0.24, "VDD_SOC": 5.056 * 0.288}
-    )
+    assert meter.sample() == pytest.approx({"VDD_IN": 5.064, "VDD_CPU_GPU_CV": 5.048 * 0.24, "VDD_SOC": 5.056 * 0.288})
     assert meter.describe(1, (1, 2)) == Meter(
         rank=1, source="ina3221", rails=("VDD_IN", "VDD_CPU_GPU_CV", "VDD_SOC"), total="VDD_IN", covers=(1, 2)
     )
 
 
 def test_agx_orin_has_two_monitors_and_is_the_sum_of_its_rails(tmp_path):
-    ina3221(
-        tmp_path,
-        {1: ("VDD_GPU_SOC", 19000, 100), 2: ("VDD_CPU_CV", 19000, 50), 3: ("VIN_SYS_5V0", 5000, 700)},
-    )
+    ina3221(tmp_path, {1: ("VDD_GPU_SOC", 19000, 100), 2: ("VDD_CPU_CV", 19000, 50), 3: ("VIN_SYS_5V0", 5000, 700)})
     ina3221(tmp_path, {1: ("NC", 0, 0), 2: ("VDDQ_VDD2_1V8AO", 5000, 120), 3: ("NC", 0, 0)}, number=2)
     meter = Ina3221(tmp_path).describe(0, (0,))
     assert meter.rails == ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0", "VDDQ_VDD2_1V8AO")
@@ -299,9 +299,17 @@ def test_what_is_sampled_adds_up_to_what_was_drawn(tmp_path):
     for sampler in samplers:
         sampler.start()
     header = TraceHeader(
-        source="measured", created="", model="m", weights="", plan=ExecutionPlan(mode=Mode.FULL, devices=2),
-        batch=1, tokens=8, link="loopback", seed=0, command="",
-    )  # fmt: skip
+        source="measured",
+        created="",
+        model="m",
+        weights="",
+        plan=ExecutionPlan(mode=Mode.FULL, devices=2),
+        batch=1,
+        tokens=8,
+        link="loopback",
+        seed=0,
+        command="",
+    )
     records: list = []
     found: list[Energy | str] = []
     edges = [time.monotonic_ns()]

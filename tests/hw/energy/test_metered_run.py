@@ -15,9 +15,7 @@ def sensor(root, milliamperes):
     chip = root / "hwmon0"
     chip.mkdir(parents=True)
     (chip / "name").write_text("ina3221\n")
-    for channel, (label, share) in enumerate(
-        {"VDD_IN": 1.0, "VDD_CPU_GPU_CV": 0.5, "VDD_SOC": 0.25}.items(), 1
-    ):
+    for channel, (label, share) in enumerate({"VDD_IN": 1.0, "VDD_CPU_GPU_CV": 0.5, "VDD_SOC": 0.25}.items(), 1):
         (chip / f"in{channel}_label").write_text(f"{label}\n")
         (chip / f"in{channel}_input").write_text("5000\n")
         (chip / f"curr{channel}_input").write_text(f"{milliamperes * share:.0f}\n")
@@ -71,19 +69,13 @@ def test_one_device_without_a_meter_leaves_no_figure(tmp_path):
 def test_a_declared_profile_is_marked_modelled(tmp_path):
     profile = tmp_path / "power.toml"
     states = ("idle", "compute", "copy", "transmit", "receive", "wait")
-    profile.write_text(
-        'name = "two watts"\ncovers = "test"\n' + "".join(f"{state}_w = 2.0\n" for state in states)
-    )
+    profile.write_text('name = "two watts"\ncovers = "test"\n' + "".join(f"{state}_w = 2.0\n" for state in states))
     outcome, trace = metered(tmp_path, msgspec.structs.replace(CONFIG, power=str(profile)), {})
     seconds = sum(batch.end_ns - batch.start_ns for batch in trace.measured) / len(trace.measured) / 1e9
     assert outcome.energy is not None and outcome.energy.modelled
     # what a worker still does when the terminal has its answer counts too
     ends = {batch.batch: batch.end_ns for batch in trace.measured}
-    late = sum(
-        s.end_ns - max(s.start_ns, ends[s.batch])
-        for s in trace.spans
-        if s.end_ns > ends.get(s.batch, s.end_ns)
-    )
+    late = sum(s.end_ns - max(s.start_ns, ends[s.batch]) for s in trace.spans if s.end_ns > ends.get(s.batch, s.end_ns))
     after = late / len(ends) / 1e9
     assert outcome.energy.joules == pytest.approx(2.0 * (2 * seconds + after), rel=0.01)
     assert outcome.energy_j is None

@@ -67,7 +67,13 @@ def test_a_killed_run_goes_on_and_nothing_is_lost_or_made_twice(done, tmp_path, 
     table, folder = done
     raw = (folder / "samples.jsonl").read_bytes()
     whole = raw.splitlines()
-    for kept in (0, len(whole[0]) // 2, len(raw) // 2, len(raw) - 3, len(raw)):  # also in the header, also in a last line
+    for kept in (
+        0,
+        len(whole[0]) // 2,
+        len(raw) // 2,
+        len(raw) - 3,
+        len(raw),
+    ):  # also in the header, also in a last line
         (tmp_path / "samples.jsonl").write_bytes(raw[:kept])
         again = run(CONFIG, tmp_path)
         lines = (tmp_path / "samples.jsonl").read_bytes().splitlines()
@@ -161,8 +167,12 @@ def test_flips_and_their_test():
     assert found.loss == pytest.approx(7 / 36) and found.agreement == pytest.approx(26 / 37)
     assert found.kl_median == 18 and found.kl_p99 == pytest.approx(np.percentile(range(37), 99))
     exact = stats.bootstrap(
-        (np.array([b - a for b, a in pairs[:-1]]),), np.mean, confidence_level=0.9, method="percentile", rng=np.random.default_rng(1)
-    ).confidence_interval  # fmt: skip
+        (np.array([b - a for b, a in pairs[:-1]]),),
+        np.mean,
+        confidence_level=0.9,
+        method="percentile",
+        rng=np.random.default_rng(1),
+    ).confidence_interval
     assert found.ci90 == pytest.approx(tuple(exact), abs=0.03)
 
 
@@ -193,7 +203,10 @@ def test_a_batch_is_scored_at_real_tokens_alone():
     ours, theirs = torch.randn(2, 6, 20), torch.randn(2, 6, 20)
     spoilt = ours.clone()
     spoilt[1, 3:] = 1e6
-    first, again = (scored(1, (0, 1), *(CausalLMOutput(logits=each) for each in (x, theirs)), call, samples, (), "language") for x in (ours, spoilt))
+    first, again = (
+        scored(1, (0, 1), *(CausalLMOutput(logits=each) for each in (x, theirs)), call, samples, (), "language")
+        for x in (ours, spoilt)
+    )
     assert first == again and [each.tokens for each in first] == [5, 2]
     p, q = theirs[1, :2].softmax(-1), ours[1, :2].softmax(-1)
     assert first[1].kl == pytest.approx(float((p * (p / q).log()).sum(-1).mean()), rel=1e-4)
@@ -243,7 +256,9 @@ def test_an_image_encoder_without_a_head_gives_embeddings(tmp_path):
     image(tmp_path / "1.png")
     found = load_dataset(tmp_path, loaded, None, Columns(), None)
     ours, theirs = torch.tensor([[3.0, 4.0]]), torch.tensor([[4.0, 3.0]])
-    (one,) = evalscore.scored(0, [0], ours, theirs, found.inputs.collate(found.inputs.samples), found.inputs.samples, (), found.task)
+    (one,) = evalscore.scored(
+        0, [0], ours, theirs, found.inputs.collate(found.inputs.samples), found.inputs.samples, (), found.task
+    )
     assert found.task == "embed" and one.agreement == pytest.approx(0.96) and one.answer is None
 
 
@@ -285,12 +300,21 @@ def test_texts_and_pairs_by_named_columns(tmp_path):
 def test_a_text_that_cannot_be_read_leaves_nothing_behind(tmp_path):
     """A pair without a number, or half a pair, takes no part at all; a text may hold a line separator of Unicode."""
     bert = Loaded(model=build("bert"), kind="text", weights="random (a test)")
-    rows = [{"a": "x\u2028y", "b": "z", "score": 1}, {"a": "only here", "b": "z", "score": "nan"}, {"a": "alone", "score": 1}]
-    (tmp_path / "p.jsonl").write_text("\n".join(json.dumps(each, ensure_ascii=False) for each in rows), encoding="utf-8")
+    rows = [
+        {"a": "x\u2028y", "b": "z", "score": 1},
+        {"a": "only here", "b": "z", "score": "nan"},
+        {"a": "alone", "score": 1},
+    ]
+    (tmp_path / "p.jsonl").write_text(
+        "\n".join(json.dumps(each, ensure_ascii=False) for each in rows), encoding="utf-8"
+    )
     columns = Columns(text="a", pair="b")
     found = load_dataset(tmp_path / "p.jsonl", bert, None, columns, None)
     assert len(found.inputs.samples) == 2 and [(p.a, p.b) for p in found.pairs] == [(0, 1)]
-    assert [line.split(": ")[1] for line in found.unreadable] == ["no number in column 'score'", "no text in column 'b'"]
+    assert [line.split(": ")[1] for line in found.unreadable] == [
+        "no number in column 'score'",
+        "no text in column 'b'",
+    ]
     with pytest.raises(InputError, match=r"no column 'rated', but a, b, score; name it with --score-column"):
         load_dataset(tmp_path / "p.jsonl", bert, None, Columns(text="a", pair="b", score="rated"), None)
     with pytest.raises(InputError, match=r"no column 'kind'.*--label-column"):
@@ -322,7 +346,15 @@ def test_a_folder_with_a_tokenizer_by_the_command(tmp_path, prism_hw):
     model.config.id2label = {0: "up", 1: "down"}
     model.save_pretrained(tmp_path / "m")
     (tmp_path / "d.csv").write_text("text,label\n" + "good film good film,up\nbad film bad bad film,down\n" * 4)
-    flags = (str(tmp_path / "m"), "--data", str(tmp_path / "d.csv"), "--segments", "1,9", "--output", str(tmp_path / "o"))
+    flags = (
+        str(tmp_path / "m"),
+        "--data",
+        str(tmp_path / "d.csv"),
+        "--segments",
+        "1,9",
+        "--output",
+        str(tmp_path / "o"),
+    )
     code, shown, errors = prism_hw("evaluate", *flags, "--json")
     assert code == 0, errors
     table = msgspec.json.decode(shown, type=AccuracyTable)

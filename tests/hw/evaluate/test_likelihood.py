@@ -100,9 +100,15 @@ def test_a_task_of_lm_eval(tmp_path, gpt2, monkeypatch):
     rows = [{"q": "w1 w2 w3", "a": ["w4", "w5 w6"], "gold": 0}, {"q": "w7 w8", "a": ["w9", "w10"], "gold": 1}]
     (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, rows)))
     task = {
-        "task": "tiny", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(tmp_path / "d.jsonl")}},
-        "test_split": "test", "output_type": "multiple_choice", "doc_to_text": "q", "doc_to_choice": "a", "doc_to_target": "gold",
-    }  # fmt: skip
+        "task": "tiny",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "d.jsonl")}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "q",
+        "doc_to_choice": "a",
+        "doc_to_target": "gold",
+    }
     model = PrismLM(str(tmp_path / "m"), FULL)
     found = lm_eval.simple_evaluate(model=model, tasks=[task], log_samples=True, bootstrap_iters=0)
     by_doc = {sample["doc_id"]: [value for ((value, _),) in sample["resps"]] for sample in found["samples"]["tiny"]}

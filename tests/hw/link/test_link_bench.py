@@ -43,9 +43,7 @@ def check(report: LinkReport, probes: list[Probe], ranks: int) -> None:
         assert pair.goodput_mbps is not None and pair.goodput_mbps > 0
         assert pair.jitter_ms is not None and pair.jitter_ms >= 0
         sources = {
-            probe.shape[0]
-            for probe in probes
-            if probe.op == "pair" and set(probe.shape[:2]) == {pair.a, pair.b}
+            probe.shape[0] for probe in probes if probe.op == "pair" and set(probe.shape[:2]) == {pair.a, pair.b}
         }
         assert sources == {pair.a, pair.b}  # both directions were measured
     for op in ("mesh", "ring"):
@@ -96,9 +94,16 @@ def test_buffers_of_a_testbed_do_not_pass_for_the_link(tmp_path):
 
 def probe(op, shape, start_s, end_s, *, rank=0, size=0, calls=1, warmup=False):
     return Probe(
-        rank=rank, op=op, shape=shape, flops=0, bytes=size, start_ns=round(1e9 * start_s), end_ns=round(1e9 * end_s),
-        calls=calls, warmup=warmup,
-    )  # fmt: skip
+        rank=rank,
+        op=op,
+        shape=shape,
+        flops=0,
+        bytes=size,
+        start_ns=round(1e9 * start_s),
+        end_ns=round(1e9 * end_s),
+        calls=calls,
+        warmup=warmup,
+    )
 
 
 def test_half_of_the_smallest_echo_is_the_way_back():
@@ -135,11 +140,7 @@ def test_lost_round_trips_are_counted_and_left_out():
 
 
 def samples(idle_s):
-    probes = [
-        probe("pair", (0, 1, size), 0, 0.002 + 8 * size / 1e8)
-        for size in (1, 1000, 100_000)
-        for _ in range(3)
-    ]
+    probes = [probe("pair", (0, 1, size), 0, 0.002 + 8 * size / 1e8) for size in (1, 1000, 100_000) for _ in range(3)]
     probes += [probe("echo", (0, 1, BUSY), k, k + 0.001) for k in range(4)]
     return probes + [probe("echo", (0, 1, IDLE), k, k + idle_s) for k in range(4)]
 

@@ -9,10 +9,7 @@ from hw.machine import wireguard as secure
 
 @pytest.fixture
 def net(tmp_path):
-    for name, kind in (
-        ("wg0", "DEVTYPE=wireguard\nINTERFACE=wg0\n"),
-        ("wlan0", "DEVTYPE=wlan\nINTERFACE=wlan0\n"),
-    ):
+    for name, kind in (("wg0", "DEVTYPE=wireguard\nINTERFACE=wg0\n"), ("wlan0", "DEVTYPE=wlan\nINTERFACE=wlan0\n")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "uevent").write_text(kind)
     return tmp_path

@@ -100,9 +100,7 @@ def test_all_cells_are_measured_in_a_tiny_budget(monkeypatch, few):
     threads = torch.get_num_threads()
     probes = run_probes(ProbeConfig(budget_s=1e-3), CPU, 1, steps.append)
     measured = [probe for probe in probes if not probe.warmup]
-    assert sorted((probe.op, probe.shape) for probe in measured) == sorted(
-        (cell.op, cell.shape) for cell in few
-    )
+    assert sorted((probe.op, probe.shape) for probe in measured) == sorted((cell.op, cell.shape) for cell in few)
     assert {(probe.op, probe.shape) for probe in probes if probe.warmup} == {(c.op, c.shape) for c in few}
     assert all(probe.rank == 1 and probe.end_ns > probe.start_ns for probe in probes)
     assert all(before.end_ns <= after.start_ns for before, after in itertools.pairwise(probes))

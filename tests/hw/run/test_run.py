@@ -28,10 +28,7 @@ def ranks() -> dict[int, int]:
     for entry in os.scandir("/proc"):
         try:
             words = open(f"/proc/{entry.name}/cmdline").read().split("\0") if entry.name.isdigit() else []
-            ours = (
-                b"PRISM_TEST_RUN=%d\0" % os.getpid()
-                in open(f"/proc/{entry.name}/environ", "rb").read() + b"\0"
-            )
+            ours = b"PRISM_TEST_RUN=%d\0" % os.getpid() in open(f"/proc/{entry.name}/environ", "rb").read() + b"\0"
         except OSError:
             continue
         if "hw.run.rank_main" in words and ours:
@@ -43,14 +40,7 @@ def test_modes_agree_and_the_bytes_are_the_formulas(tmp_path):
     results = {}
     for name, flags in {
         "local": ["--mode", "local"],
-        "full": [
-            "--mode",
-            "full",
-            "--trace",
-            str(tmp_path / "full.jsonl"),
-            "--perfetto",
-            str(tmp_path / "p.json"),
-        ],
+        "full": ["--mode", "full", "--trace", str(tmp_path / "full.jsonl"), "--perfetto", str(tmp_path / "p.json")],
         "means": ["--segments", "10", "--wire", "int4", "--link", "shaper:200Mbps,1ms"],
     }.items():
         done = prism("fashion-vit", "--batch", "10", "--batches", "10", "--json", *flags)
@@ -70,9 +60,7 @@ def test_modes_agree_and_the_bytes_are_the_formulas(tmp_path):
     counts = Counter((probe.rank, probe.warmup) for probe in trace.probes if probe.op == PACE)
     assert counts == {(rank, warmup): 2 if warmup else 2 * STRETCHES for rank in (0, 1) for warmup in (False, True)}
     assert {*pace_ms(trace)} == {0, 1} and min(pace_ms(trace).values()) > 0
-    sent = [
-        s.sent_bytes for s in trace.records if isinstance(s, Span) and s.op == "exchange" and s.kind == "wire"
-    ]
+    sent = [s.sent_bytes for s in trace.records if isinstance(s, Span) and s.op == "exchange" and s.kind == "wire"]
     assert sent and set(sent) == {10 * 25 * 64 * 4}
     assert json.loads((tmp_path / "p.json").read_bytes())["traceEvents"]
 
@@ -120,9 +108,13 @@ def started(tmp_path):
     trace = tmp_path / "t.jsonl"
     flags = ["fashion-vit", "--batches", "1000000", "--timeout", "5", "--trace", str(trace)]
     process = subprocess.Popen(
-        [*COMMAND, *flags], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=ENV,
+        [*COMMAND, *flags],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        env=ENV,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
+    )
     deadline = time.monotonic() + 60
     try:
         while not (trace.exists() and trace.read_bytes().count(b'"type":"batch"') > 5):

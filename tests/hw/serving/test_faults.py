@@ -15,8 +15,10 @@ SCRIPT = Path(__file__).parents[3] / "experiments" / "faults.py"
 def test_every_batch_under_faults_is_answered_right(tmp_path):
     ran = subprocess.run(
         [sys.executable, str(SCRIPT), "--faults", "10", "--output", str(tmp_path), "--seed", "5", "--slack", "5"],
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     found = json.loads((tmp_path / "summary.json").read_text())
     assert found["faults_injected"] == 10
     assert set(found["by_kind"].values()) == {2}, "each kind in each mode"

@@ -42,9 +42,7 @@ def test_an_existing_client_gets_predictions(service, binary):
         given.set_data_from_numpy(x.numpy(), binary_data=binary)
         wanted = client.InferRequestedOutput("logits", binary_data=binary)
         answer = triton.infer(MODEL, [given], outputs=[wanted], request_id="9")
-    np.testing.assert_allclose(
-        answer.as_numpy("logits"), local_answer(service, x).numpy(), rtol=1e-4, atol=1e-4
-    )
+    np.testing.assert_allclose(answer.as_numpy("logits"), local_answer(service, x).numpy(), rtol=1e-4, atol=1e-4)
     assert answer.get_response()["id"] == "9"
     assert answer.get_response()["parameters"]["mode"] == "local"
 
@@ -146,19 +144,14 @@ def test_what_is_open_to_anybody_or_missing_is_refused(tmp_path, fields, said):
 
 
 def test_a_key_that_others_can_read_or_guess_is_refused(tmp_path):
-    for text, mode, said in (
-        ("short", 0o600, "at least 16"),
-        ("long enough to be a key", 0o644, "chmod 600"),
-    ):
+    for text, mode, said in (("short", 0o600, "at least 16"), ("long enough to be a key", 0o644, "chmod 600")):
         (tmp_path / "key").write_text(text)
         (tmp_path / "key").chmod(mode)
         from support.serving import map_file
 
         with (
             pytest.raises(ConfigError, match=said),
-            terminal(
-                ServeConfig(map=map_file(tmp_path), key_file=str(tmp_path / "key"), http_port=0), "test"
-            ),
+            terminal(ServeConfig(map=map_file(tmp_path), key_file=str(tmp_path / "key"), http_port=0), "test"),
         ):
             pass
 

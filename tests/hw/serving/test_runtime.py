@@ -37,9 +37,7 @@ class Alone:
 
 @pytest.mark.parametrize("learn", [True, False])
 def test_a_map_that_is_wrong_is_corrected_unless_told_not_to(tmp_path, learn):
-    with serving(
-        tmp_path, key_file="", policy=PrismPolicy(), learn=learn, decisions=str(tmp_path / "log")
-    ) as service:
+    with serving(tmp_path, key_file="", policy=PrismPolicy(), learn=learn, decisions=str(tmp_path / "log")) as service:
         for _ in range(RESIDUALS + 3):
             service.runtime.run({"x": images(1)})
         assert service.runtime.corrections == int(learn)
@@ -82,7 +80,10 @@ def test_beyond_the_map_nothing_is_corrected(tmp_path):
 
 
 def test_floors_that_nothing_known_can_keep_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match="pass --accuracy"), serving(tmp_path, objective=Objective(least_accuracy=0.5)):
+    with (
+        pytest.raises(ConfigError, match="pass --accuracy"),
+        serving(tmp_path, objective=Objective(least_accuracy=0.5)),
+    ):
         raise AssertionError("served")
     other = tmp_path / "accuracy.json"
     accuracy_table(MODEL, {LOCAL: (0.9, 1.0)}).save(other)
@@ -142,8 +143,9 @@ def test_a_group_forms_after_tries_that_failed_on_one_side_alone(tmp_path):
     """Both sides meet under a number that torch counts, and a failed try counts."""
 
     def fails():
-        with pytest.raises(ExchangeError, match="did not come"), process_group(
-            RelayStore(lambda key, value: None, 0.05), 0, 2, interface="lo", timeout_s=1.0
+        with (
+            pytest.raises(ExchangeError, match="did not come"),
+            process_group(RelayStore(lambda key, value: None, 0.05), 0, 2, interface="lo", timeout_s=1.0),
         ):
             raise AssertionError("nobody else was there")
 

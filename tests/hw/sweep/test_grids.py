@@ -21,8 +21,10 @@ def test_a_shipped_grid_holds_the_cells_it_speaks_of(name, local, full, means, r
     sweep = load_toml(EXPERIMENTS / name, SweepConfig)
     found = cells(sweep)
     assert Counter(config.mode for config, _ in found) == {
-        Mode.LOCAL: local, Mode.FULL: full, Mode.SEGMENT_MEANS: means,
-    }  # fmt: skip
+        Mode.LOCAL: local,
+        Mode.FULL: full,
+        Mode.SEGMENT_MEANS: means,
+    }
     assert len(visits(sweep)) == (local + full + means) * repeats
     assert {ranks for _, ranks in found} == {2}
 

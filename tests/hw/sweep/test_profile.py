@@ -22,9 +22,14 @@ from prism.trace import read_trace
 
 COMMAND = [sys.executable, "-m", "hw.cli.main", "profile", "--config"]
 SWEEP = SweepConfig(
-    models=("a", "b"), segments=(5, 10), batches=(1, 4), rates=("100Mbps", "400Mbps"), wires=("fp32", "int4"),
-    devices=(2, 3), repeats=3,
-)  # fmt: skip
+    models=("a", "b"),
+    segments=(5, 10),
+    batches=(1, 4),
+    rates=("100Mbps", "400Mbps"),
+    wires=("fp32", "int4"),
+    devices=(2, 3),
+    repeats=3,
+)
 TOML = """
 models = ["fashion-vit"]
 modes = ["local", "full", "segment_means"]
@@ -38,9 +43,7 @@ repeats = 2
 
 def profile(path, folder, *flags, text=TOML):
     path.write_text(text)
-    return subprocess.run(
-        [*COMMAND, str(path), "-o", str(folder), *flags], capture_output=True, text=True, timeout=300
-    )
+    return subprocess.run([*COMMAND, str(path), "-o", str(folder), *flags], capture_output=True, text=True, timeout=300)
 
 
 def test_every_combination_is_a_cell_once():
@@ -136,9 +139,7 @@ def test_killed_at_any_moment_it_goes_on(tmp_path):
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["visits"] == 20 and result["new"] == 20 - len(seen)
-    assert {path.name for path in folder.glob("*.jsonl")} == {
-        visit.file for visit in visits(convert_toml(text))
-    }
+    assert {path.name for path in folder.glob("*.jsonl")} == {visit.file for visit in visits(convert_toml(text))}
     assert not list(folder.glob("*.part"))
     headers = [read_trace(path).header for path in folder.glob("*.jsonl")]
     assert {header.link for header in headers} == {"loopback", f"{link}:100Mbps", f"{link}:400Mbps"}
@@ -178,8 +179,10 @@ def test_a_folder_has_one_owner(tmp_path, prism_hw):
 def test_a_full_disk_is_one_line():
     done = subprocess.run(
         [sys.executable, "-m", "hw.cli.main", "run", "fashion-vit", "--trace", "/dev/full"],
-        capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == 2
     assert "No space left" in done.stderr and len(done.stderr.strip().splitlines()) == 1
 
@@ -222,9 +225,7 @@ def test_a_share_of_the_lines_is_the_seeds_and_keeps_local():
     assert sum(config.mode is Mode.LOCAL for config in found) == 4
     assert found == [config for config, _ in cells(half)]
     other = [config for config, _ in cells(msgspec.structs.replace(half, seed=1))]
-    assert [c.mode for c in found] != [c.mode for c in other] or [c.wire for c in found] != [
-        c.wire for c in other
-    ]
+    assert [c.mode for c in found] != [c.mode for c in other] or [c.wire for c in found] != [c.wire for c in other]
 
 
 def test_active_profiling_stops_when_its_decisions_are_good_enough(tmp_path):
@@ -234,7 +235,5 @@ def test_active_profiling_stops_when_its_decisions_are_good_enough(tmp_path):
     assert found["visits"] + found["not_needed"] == 2 * found["cells"]
     assert found["visits"] < 2 * found["cells"] or found["expected_regret_pct"]["fashion-vit"] > 5
     assert len(list((tmp_path / "out").glob("*.jsonl"))) == found["visits"]
-    again = json.loads(
-        profile(tmp_path / "s.toml", tmp_path / "out", "--active", "--target", "5", "--json").stdout
-    )
+    again = json.loads(profile(tmp_path / "s.toml", tmp_path / "out", "--active", "--target", "5", "--json").stdout)
     assert again["new"] == 0 or again["expected_regret_pct"]["fashion-vit"] > 5

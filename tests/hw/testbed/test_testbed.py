@@ -151,10 +151,7 @@ def test_latency_is_added_once_a_dependent_step(tmp_path):
 
 def test_without_root_it_is_one_line(monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    with (
-        pytest.raises(ConfigError, match="needs root"),
-        NamespaceTestbed(LinkSpec.parse("testbed:100Mbps"), 2),
-    ):
+    with pytest.raises(ConfigError, match="needs root"), NamespaceTestbed(LinkSpec.parse("testbed:100Mbps"), 2):
         pass
 
 

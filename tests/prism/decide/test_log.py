@@ -20,13 +20,15 @@ def table() -> Table:
 def log(path, policy, correct=False):
     """Decisions over a rate that comes and goes, as a runtime logs them."""
     known, state = table(), State()
-    lines = [
-        LogHeader(created="", command="", model=MODEL, policy=policy, objective=Objective(), rows=known.rows)
-    ]
+    lines = [LogHeader(created="", command="", model=MODEL, policy=policy, objective=Objective(), rows=known.rows)]
     for k in range(40):
         seen = Observation(
-            batch=1 + k % 3, devices=2 if k % 7 else 1, bandwidth_bps=10 ** (7 + k % 20 / 10), bandwidth_deviation=0.1, at_s=0.3 * k
-        )  # fmt: skip
+            batch=1 + k % 3,
+            devices=2 if k % 7 else 1,
+            bandwidth_bps=10 ** (7 + k % 20 / 10),
+            bandwidth_deviation=0.1,
+            at_s=0.3 * k,
+        )
         decision = policy.decide(seen, known, Objective(), state)
         state = decision.state
         lines.append(decided(k, 1, seen, decision))
@@ -37,9 +39,7 @@ def log(path, policy, correct=False):
     return lines
 
 
-@pytest.mark.parametrize(
-    "policy", [PrismPolicy(), PrismPolicy(dwell_s=5.0), LookupPolicy(), FixedPolicy(FULL)]
-)
+@pytest.mark.parametrize("policy", [PrismPolicy(), PrismPolicy(dwell_s=5.0), LookupPolicy(), FixedPolicy(FULL)])
 def test_the_same_policy_decides_the_same_again(tmp_path, policy):
     lines = log(tmp_path / "log", policy)
     found = read_decisions(tmp_path / "log")

@@ -58,20 +58,29 @@ def test_between_cells_it_is_as_the_physics_has_it(map_, table):
 
 @settings(deadline=None)
 @given(
-    st.floats(5, 4000), st.integers(1, 20), st.floats(0, 2), st.sampled_from(["p50", "p95", "energy", "weighted"]),
+    st.floats(5, 4000),
+    st.integers(1, 20),
+    st.floats(0, 2),
+    st.sampled_from(["p50", "p95", "energy", "weighted"]),
     st.sets(st.integers(0, 23)),
-)  # fmt: skip
+)
 def test_plans_ranked_together_cost_what_each_costs_alone(mbps, batch, deviation, minimise, unmeasured):
     """To the bit, so that a decision and its replay agree; also where joules of some cells were not measured."""
     means = [msgspec.structs.replace(MEANS, segments=k) for k in (5, 10)]
     cells = [(plan, b, rate) for plan in (FULL, *means) for b in (1, 8) for rate in (25e6, 100e6, 400e6, 1600e6)]
     rows = [Row(plan=LOCAL, batch=1, rate_bps=None, ms=90, p95_ms=99, wire_ms=0, deviation=0.02, joules=1.0)] + [
         Row(
-            plan=plan, batch=b, rate_bps=rate, ms=31.7 * b + (k + 1) * 2e9 / rate, p95_ms=37.1 * b + (k + 1) * 3e9 / rate,
-            wire_ms=1.0, deviation=0.05, joules=None if k in unmeasured else 0.3 * b + k,
+            plan=plan,
+            batch=b,
+            rate_bps=rate,
+            ms=31.7 * b + (k + 1) * 2e9 / rate,
+            p95_ms=37.1 * b + (k + 1) * 3e9 / rate,
+            wire_ms=1.0,
+            deviation=0.05,
+            joules=None if k in unmeasured else 0.3 * b + k,
         )
         for k, (plan, b, rate) in enumerate(cells)
-    ]  # fmt: skip
+    ]
     table, observed = Table(rows), seen(mbps, batch, bandwidth_deviation=deviation)
     objective = Objective(minimise=minimise, joule_ms=3.0)
     ranked = list(table.at(observed, objective).ranked())
@@ -175,8 +184,7 @@ def test_the_quick_cost_is_the_cost(map_, minimise):
     for mbps in (5, 33, 400, 5000):
         for batch in (1, 3, 8, 20):
             costs = [
-                e.cost
-                for e in expected(table, seen(mbps, batch=batch), Objective(minimise=minimise, joule_ms=0.5))
+                e.cost for e in expected(table, seen(mbps, batch=batch), Objective(minimise=minimise, joule_ms=0.5))
             ]
             assert costs == sorted(costs) and len(costs) == 3
 
@@ -205,7 +213,16 @@ def test_a_map_of_two_numbers_of_tokens_is_refused(map_):
 def test_a_missing_joule_never_counts_as_none():
     """Where a line goes on beyond the cells, one of them counts negatively."""
     rows = [
-        Row(plan=LOCAL, batch=batch, rate_bps=None, ms=50.0 * batch, p95_ms=50.0 * batch, wire_ms=0, deviation=0.01, joules=joules)
+        Row(
+            plan=LOCAL,
+            batch=batch,
+            rate_bps=None,
+            ms=50.0 * batch,
+            p95_ms=50.0 * batch,
+            wire_ms=0,
+            deviation=0.01,
+            joules=joules,
+        )
         for batch, joules in ((1, None), (2, 3.0))
     ]
     known = Table(rows).at(seen(100, batch=8), Objective(minimise="energy")).of(LOCAL)
@@ -244,7 +261,14 @@ def test_a_deadline_that_nobody_keeps_does_not_buy_a_wrong_answer(map_):
 def test_modelled_joules_count_where_nothing_is_measured(map_):
     """A simulated cell's are modelled like the rest of it; beside a measured latency they say too little."""
     energy = Energy(
-        joules=2.0, per_device_j={}, per_rail_j={}, idle_w={}, above_idle_j=None, samples=0, source="a test", modelled=True
+        joules=2.0,
+        per_device_j={},
+        per_rail_j={},
+        idle_w={},
+        above_idle_j=None,
+        samples=0,
+        source="a test",
+        modelled=True,
     )
     for source, joules in (("simulated", 2.0), ("measured", None)):
         cells = tuple(msgspec.structs.replace(c, source=source, energy=energy, energy_j=None) for c in map_.cells)
@@ -261,9 +285,7 @@ def test_energy_that_was_not_measured_chooses_nothing_over_what_was(map_):
 def test_measured_cells_stand_before_simulated_ones(map_):
     replace = msgspec.structs.replace
     cells = tuple(
-        replace(c, source="measured", latency_ms=replace(c.latency_ms, p50=1.0))
-        for c in map_.cells
-        if c.plan == LOCAL
+        replace(c, source="measured", latency_ms=replace(c.latency_ms, p50=1.0)) for c in map_.cells if c.plan == LOCAL
     )
     measured = replace(map_, cells=cells)
     for maps in ([measured, map_], [map_, measured]):

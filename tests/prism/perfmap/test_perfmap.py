@@ -132,9 +132,7 @@ def test_without_a_meter_energy_is_null_with_a_note(tmp_path):
 )
 def test_visits_that_do_not_belong_together_are_refused(tmp_path, fields, words):
     visit(tmp_path, FULL, "testbed:100Mbps", [[10]])
-    write(
-        tmp_path / "z.jsonl", header(FULL, "testbed:100Mbps", created="2026-02", **fields), records([10], 2)
-    )
+    write(tmp_path / "z.jsonl", header(FULL, "testbed:100Mbps", created="2026-02", **fields), records([10], 2))
     with pytest.raises(TraceError, match=words) as error:
         map_of(tmp_path)
     assert "\n" not in str(error.value)
@@ -238,11 +236,14 @@ def test_crossover_in_bandwidth(tmp_path):
         tmp_path,
         {
             (LOCAL, None): [100],
-            (FULL, 100): [150], (FULL, 400): [50],  # half way in the logarithm: 200
-            (MEANS, 100): [90], (MEANS, 400): [80],
-            (means20, 100): [120], (means20, 400): [110],
+            (FULL, 100): [150],
+            (FULL, 400): [50],  # half way in the logarithm: 200
+            (MEANS, 100): [90],
+            (MEANS, 400): [80],
+            (means20, 100): [120],
+            (means20, 400): [110],
         },
-    )  # fmt: skip
+    )
     found = {c.plan: c for c in crossovers(map_of(tmp_path)) if c.axis == "bandwidth_mbps"}
     assert found[FULL].kind == "at" and found[FULL].at == pytest.approx(200)
     assert (found[MEANS].kind, found[MEANS].at) == ("always", None)
@@ -310,9 +311,7 @@ def test_how_many_cells_agree_by_chance():
     """Against a count of orders: five visits each of two runs that are alike."""
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, 40_000, 5))
-    inside = [
-        (np.median(x, 1) >= y.min(1)) & (np.median(x, 1) <= y.max(1)) for x, y in ((a, b), (b, a))
-    ]
+    inside = [(np.median(x, 1) >= y.min(1)) & (np.median(x, 1) <= y.max(1)) for x, y in ((a, b), (b, a))]
     assert chance_of_agreement(5, 5) == pytest.approx(np.mean(inside[0] | inside[1]), abs=0.004)
     assert chance_of_agreement(1, 1) == 0.0, "two single visits have no spread"
 
@@ -359,7 +358,7 @@ def test_a_crossing_lies_between_its_neighbours(rates, data):
 def test_plan_labels_name_what_is_not_default():
     plan = ExecutionPlan(
         mode=Mode.FULL, devices=3, wire="int8", weights=(2, 1, 1), collective="ring", embed="each", overlap=False
-    )  # fmt: skip
+    )
     assert plan_label(plan) == "full int8 P=3 weights 2:1:1 ring embed each no overlap"
     assert plan_label(LOCAL) == "local" and plan_label(MEANS) == "means L=10 fp32 P=2"
 

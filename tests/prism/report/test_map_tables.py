@@ -96,8 +96,10 @@ def test_what_is_missing_shows_as_missing(tmp_path):
 
 def test_oversubscribed_and_failed_cells_are_named(tmp_path):
     visit(tmp_path, LOCAL, "loopback", [[10]])
-    found = [msgspec.structs.replace(r, failed="lost") if r.batch == 2 and hasattr(r, "failed") else r
-             for r in records([20, 20], 3)]  # fmt: skip
+    found = [
+        msgspec.structs.replace(r, failed="lost") if r.batch == 2 and hasattr(r, "failed") else r
+        for r in records([20, 20], 3)
+    ]
     plan = ExecutionPlan(mode=Mode.FULL, devices=3)
     write(tmp_path / "3.jsonl", header(plan, "testbed:100Mbps", oversubscribed=True), found)
     shown = text(map_view(build_map(read_traces([tmp_path]))))
@@ -111,18 +113,13 @@ def test_links_that_differ_in_more_than_their_rate_make_grids_of_their_own(tmp_p
     found = grids(build_map(read_traces([tmp_path])))
     assert {grid.title for grid in found} == {
         f"vit, 197 tokens, {link}" for link in ("testbed", "testbed, latency 2 ms", "shaper", "loopback")
-    }  # fmt: skip
+    }
     assert {grid.rates for grid in found} == {(100.0,), (None,)}
     assert rate_label(None) == "as it is"
 
 
 def test_plan_codes_are_short_and_different():
-    plans = [
-        FULL,
-        MEANS,
-        msgspec.structs.replace(MEANS, wire="int8"),
-        msgspec.structs.replace(FULL, overlap=False),
-    ]
+    plans = [FULL, MEANS, msgspec.structs.replace(MEANS, wire="int8"), msgspec.structs.replace(FULL, overlap=False)]
     assert list(plan_codes(plans).values()) == ["F", "M10", "M10-int8", "F.2"]
     assert list(plan_codes([FULL, msgspec.structs.replace(FULL, devices=3)]).values()) == ["F-P2", "F-P3"]
 

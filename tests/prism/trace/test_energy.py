@@ -10,18 +10,7 @@ from hypothesis import strategies as st
 from prism.errors import ConfigError, TraceError
 from prism.plan import ExecutionPlan, Mode
 from prism.spec import PowerProfile, load_power_profile
-from prism.trace import (
-    Batch,
-    Idle,
-    Meter,
-    Power,
-    Span,
-    Trace,
-    TraceHeader,
-    TraceWriter,
-    aligned_power,
-    read_trace,
-)
+from prism.trace import Batch, Idle, Meter, Power, Span, Trace, TraceHeader, TraceWriter, aligned_power, read_trace
 from prism.trace.energy import Energy, measured_energy, modelled_energy
 from prism.trace.metrics import summarise
 
@@ -33,10 +22,18 @@ PROFILE = PowerProfile(
 
 def trace(records, devices=1, power=None):
     header = TraceHeader(
-        source="measured", created="2026-01-01T00:00:00Z", model="m", weights="random",
-        plan=ExecutionPlan(mode=Mode.FULL, devices=devices), batch=1, tokens=8, link="loopback", seed=0,
-        command="c", power=power,
-    )  # fmt: skip
+        source="measured",
+        created="2026-01-01T00:00:00Z",
+        model="m",
+        weights="random",
+        plan=ExecutionPlan(mode=Mode.FULL, devices=devices),
+        batch=1,
+        tokens=8,
+        link="loopback",
+        seed=0,
+        command="c",
+        power=power,
+    )
     return Trace(header=header, records=tuple(records))
 
 
@@ -46,9 +43,7 @@ def batch(number, start_s, end_s, **fields):
 
 def batches(start_s, length_s, count, pause_s=0.0, first=0, **fields):
     step = length_s + pause_s
-    return [
-        batch(first + k, start_s + k * step, start_s + k * step + length_s, **fields) for k in range(count)
-    ]
+    return [batch(first + k, start_s + k * step, start_s + k * step + length_s, **fields) for k in range(count)]
 
 
 def samples(watts, start_s, end_s, period_s=0.01, rank=0, rail="VDD_IN"):
@@ -67,9 +62,7 @@ def figure(records, **fields):
     return energy
 
 
-@given(
-    slope=st.floats(-2, 2), start=st.floats(0.1, 1), length=st.floats(0.25, 0.6), phase=st.floats(0, 0.0099)
-)
+@given(slope=st.floats(-2, 2), start=st.floats(0.1, 1), length=st.floats(0.25, 0.6), phase=st.floats(0, 0.0099))
 def test_a_ramp_is_exact_wherever_the_edges_fall_between_samples(slope, start, length, phase):
     run = batches(start, length, 8)
     power = samples(lambda t: 10 + slope * t, phase, 8)
@@ -83,9 +76,7 @@ def test_a_ramp_is_exact_wherever_the_edges_fall_between_samples(slope, start, l
 
 
 def test_a_sine_sampled_finely_is_its_integral():
-    energy = figure(
-        [meter(), *batches(0.5, 0.2, 10), *samples(lambda t: 8 + 3 * math.sin(20 * t), 0, 3, 0.002)]
-    )
+    energy = figure([meter(), *batches(0.5, 0.2, 10), *samples(lambda t: 8 + 3 * math.sin(20 * t), 0, 3, 0.002)])
     whole = 8 * 2 + 3 / 20 * (math.cos(20 * 0.5) - math.cos(20 * 2.5))
     assert energy.joules == pytest.approx(whole / 10, rel=1e-4)
 
@@ -137,9 +128,13 @@ def test_a_total_rail_stands_for_the_device_and_its_parts_are_not_added():
 
 def test_two_devices_add_up_and_idle_is_apart():
     records = [
-        meter(0), meter(1), Idle(start_ns=1 * S, end_ns=3 * S), *batches(5, 0.5, 4),
-        *samples(lambda t: 12.0 if t > 4.5 else 3.0, 0, 8), *samples(lambda t: 7.0 if t > 4.5 else 2.0, 0, 8, rank=1),
-    ]  # fmt: skip
+        meter(0),
+        meter(1),
+        Idle(start_ns=1 * S, end_ns=3 * S),
+        *batches(5, 0.5, 4),
+        *samples(lambda t: 12.0 if t > 4.5 else 3.0, 0, 8),
+        *samples(lambda t: 7.0 if t > 4.5 else 2.0, 0, 8, rank=1),
+    ]
     energy = figure(records, devices=2)
     assert energy.per_device_j == pytest.approx({0: 6.0, 1: 3.5})
     assert energy.joules == pytest.approx(9.5)
@@ -149,9 +144,13 @@ def test_two_devices_add_up_and_idle_is_apart():
 
 def test_idle_of_one_device_alone_gives_no_above_idle():
     records = [
-        meter(0), meter(1), Idle(start_ns=1 * S, end_ns=3 * S), *batches(5, 0.5, 4),
-        *samples(lambda t: 12.0, 0, 8), *samples(lambda t: 7.0, 4, 8, rank=1),
-    ]  # fmt: skip
+        meter(0),
+        meter(1),
+        Idle(start_ns=1 * S, end_ns=3 * S),
+        *batches(5, 0.5, 4),
+        *samples(lambda t: 12.0, 0, 8),
+        *samples(lambda t: 7.0, 4, 8, rank=1),
+    ]
     energy = figure(records, devices=2)
     assert energy.idle_w == {0: pytest.approx(12)} and energy.above_idle_j is None
 
@@ -208,17 +207,24 @@ STATES = {"compute": 10.0, "stage_d2h": 6.0, "stage_h2d": 6.0, "wait": 3.0}
 
 def span(kind, start_s, end_s, rank=0, number=0, **fields):
     return Span(
-        batch=number, rank=rank, kind=kind, op="x", block=0,
-        start_ns=round(start_s * S), end_ns=round(end_s * S), **fields,
-    )  # fmt: skip
+        batch=number,
+        rank=rank,
+        kind=kind,
+        op="x",
+        block=0,
+        start_ns=round(start_s * S),
+        end_ns=round(end_s * S),
+        **fields,
+    )
 
 
 @given(
     st.lists(
         st.tuples(st.sampled_from([*STATES, "idle", "wire"]), st.integers(1, 500), st.integers(0, 9)),
-        min_size=1, max_size=12,
+        min_size=1,
+        max_size=12,
     )
-)  # fmt: skip
+)
 def test_modelled_energy_is_the_time_in_each_state_times_its_watts(states):
     now, spans, expected = 0, [], 0.0
     for kind, length, sent in states:
@@ -240,10 +246,15 @@ def test_modelled_energy_is_the_time_in_each_state_times_its_watts(states):
 
 def test_modelled_ranks_add_up_over_measured_batches_and_a_late_worker_counts():
     records = [
-        span("compute", 0, 1, number=0), batch(0, 0, 1, warmup=True),
-        span("compute", 1, 2, number=1), span("wait", 1.5, 2.5, rank=1, number=1), batch(1, 1, 2),
-        span("compute", 2, 4, number=2), span("wire", 2, 3, rank=1, number=2), batch(2, 2, 4),
-    ]  # fmt: skip
+        span("compute", 0, 1, number=0),
+        batch(0, 0, 1, warmup=True),
+        span("compute", 1, 2, number=1),
+        span("wait", 1.5, 2.5, rank=1, number=1),
+        batch(1, 1, 2),
+        span("compute", 2, 4, number=2),
+        span("wire", 2, 3, rank=1, number=2),
+        batch(2, 2, 4),
+    ]
     energy = modelled_energy(trace(records, devices=2), PROFILE)
     # rank 1: 0.5 s idle and 1 s waiting, then 1 s listening and 1 s idle
     assert energy.per_device_j == pytest.approx({0: (10 + 20) / 2, 1: (1 + 3 + 4 + 2) / 2})
@@ -288,11 +299,6 @@ def test_a_profile_is_read_from_toml_and_travels_in_the_header(tmp_path):
         with pytest.raises(ConfigError, match=words):
             load_power_profile(path)
     with open(tmp_path / "t.jsonl", "wb") as file:
-        TraceWriter(file, trace([], power=PROFILE).header).write(
-            [meter(ended="gone"), Idle(start_ns=1, end_ns=2)]
-        )
+        TraceWriter(file, trace([], power=PROFILE).header).write([meter(ended="gone"), Idle(start_ns=1, end_ns=2)])
     loaded = read_trace(tmp_path / "t.jsonl")
-    assert loaded.header.power == PROFILE and loaded.records == (
-        meter(ended="gone"),
-        Idle(start_ns=1, end_ns=2),
-    )
+    assert loaded.header.power == PROFILE and loaded.records == (meter(ended="gone"), Idle(start_ns=1, end_ns=2))

@@ -15,22 +15,26 @@ MS = 1_000_000
 
 def header(**fields):
     return TraceHeader(
-        source="measured", created="2026-01-01T00:00:00Z", model="m", weights="random",
-        plan=ExecutionPlan(mode=Mode.FULL, devices=2), batch=1, tokens=8, link="loopback", seed=0, command="c",
+        source="measured",
+        created="2026-01-01T00:00:00Z",
+        model="m",
+        weights="random",
+        plan=ExecutionPlan(mode=Mode.FULL, devices=2),
+        batch=1,
+        tokens=8,
+        link="loopback",
+        seed=0,
+        command="c",
         **fields,
-    )  # fmt: skip
+    )
 
 
 def span(rank, kind, start, end, op="exchange", block=0, **fields):
-    return Span(
-        batch=0, rank=rank, kind=kind, op=op, block=block, start_ns=start * MS, end_ns=end * MS, **fields
-    )
+    return Span(batch=0, rank=rank, kind=kind, op=op, block=block, start_ns=start * MS, end_ns=end * MS, **fields)
 
 
 def wire(rank, start, end, issued, source):
-    return span(
-        rank, "wire", start, end, issued_ns=issued * MS, sources=(source,), sent_bytes=100, received_bytes=100
-    )
+    return span(rank, "wire", start, end, issued_ns=issued * MS, sources=(source,), sent_bytes=100, received_bytes=100)
 
 
 def write(path, records, **fields):
@@ -96,9 +100,7 @@ def test_a_source_that_never_handed_over_leaves_all_as_wire():
 
 def test_summary_leaves_warmups_and_failures_out():
     records = []
-    for number, (length, fields) in enumerate(
-        [(50, {"warmup": True}), (10, {}), (20, {}), (90, {"failed": "x"})]
-    ):
+    for number, (length, fields) in enumerate([(50, {"warmup": True}), (10, {}), (20, {}), (90, {"failed": "x"})]):
         part = msgspec.structs.replace(span(0, "compute", 0, length, op="block"), batch=number)
         records += [part, Batch(batch=number, size=1, start_ns=0, end_ns=length * MS, **fields)]
     summary = summarise(Trace(header=header(), records=tuple(records)))

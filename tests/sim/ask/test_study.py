@@ -52,7 +52,9 @@ def test_a_latency_without_its_trace_is_the_traces(mode):
 def test_a_vocabulary_wider_than_any_product_that_was_timed_is_extrapolated():
     known, local = load_profile("x86-core"), ExecutionPlan(mode=Mode.LOCAL)
     tags = [
-        predict(known, Point(model=msgspec.structs.replace(VIT, output_width=width), plan=local, batch=1, link=link(1))).tag
+        predict(
+            known, Point(model=msgspec.structs.replace(VIT, output_width=width), plan=local, batch=1, link=link(1))
+        ).tag
         for width in (0, 1000, 50257)
     ]
     assert tags == ["calibrated", "calibrated", "extrapolated"]
@@ -71,9 +73,7 @@ def test_a_crossover_over_the_batch_lies_where_it_was_published():
     assert flip.kind == "at" and 4 < flip.value <= 8 and flip.wins == "above"
     assert flip.interval[0] <= flip.value <= flip.interval[1]
     assert flip.p_distributed_wins > 0.5
-    assert (
-        crossover(ORIN, published(Mode.FULL, 8), "bandwidth", range(200, 901, 100), draws=4).kind == "never"
-    )
+    assert crossover(ORIN, published(Mode.FULL, 8), "bandwidth", range(200, 901, 100), draws=4).kind == "never"
 
 
 def test_a_break_even_in_bandwidth_is_one():
@@ -102,11 +102,15 @@ def test_sensitivity_names_the_term_that_matters():
 
 
 STUDY = Study(
-    model="small", profile="orin-nano",
+    model="small",
+    profile="orin-nano",
     grid=Axes(batch=(1, 4), bandwidth=("50Mbps", "400Mbps"), segments=(2, 10), devices=(2, 3)),
     constraints=Constraints(max_latency_ms=1e6),
-    inverse=(Inverse(find="least_bandwidth", max_latency_ms=200, batch=1), Inverse(find="largest_segments", max_latency_ms=0.001)),
-)  # fmt: skip
+    inverse=(
+        Inverse(find="least_bandwidth", max_latency_ms=200, batch=1),
+        Inverse(find="largest_segments", max_latency_ms=0.001),
+    ),
+)
 
 
 def test_a_study_is_the_same_from_one_process_from_two_and_from_ray(monkeypatch):
@@ -135,8 +139,7 @@ def test_the_front_is_beaten_by_no_cell_and_the_best_is_on_it():
     for k in result.front:
         own = result.cells[k]
         assert not any(
-            c.per_sample_ms < own.per_sample_ms and c.energy_j / c.batch < own.energy_j / own.batch
-            for c in cells
+            c.per_sample_ms < own.per_sample_ms and c.energy_j / c.batch < own.energy_j / own.batch for c in cells
         )
     assert result.best in result.front
 
@@ -149,9 +152,7 @@ def test_questions_backwards():
         return predict(ORIN, Point(model=VIT, plan=plan, batch=1, link=link(mbps))).latency_ms
 
     assert at(rate.value) <= 200 < at(rate.value * 0.98)
-    assert none == Answer(
-        find="largest_segments", value=None, latency_ms=None, tag="", note="nothing keeps 0.001 ms"
-    )
+    assert none == Answer(find="largest_segments", value=None, latency_ms=None, tag="", note="nothing keeps 0.001 ms")
 
 
 def test_what_can_not_be_is_left_out_and_named():
@@ -159,20 +160,18 @@ def test_what_can_not_be_is_left_out_and_named():
     _, left_out = points(study, [SMALL], ORIN)
     assert len(left_out) == 1 and "segments 60 exceed" in left_out[0]
     with pytest.raises(ConfigError, match="no cell of the grid can be"):
-        points(
-            msgspec.structs.replace(study, grid=Axes(mode=(Mode.SEGMENT_MEANS,), segments=(60,))),
-            [SMALL],
-            ORIN,
-        )
+        points(msgspec.structs.replace(study, grid=Axes(mode=(Mode.SEGMENT_MEANS,), segments=(60,))), [SMALL], ORIN)
     with pytest.raises(ConfigError, match="1 prefix tokens"):
         points(msgspec.structs.replace(study, grid=Axes(tokens=(1,))), [SMALL], ORIN)
 
 
 def test_devices_of_other_speeds_wait_for_the_slow_one_unless_it_has_less_to_do():
     study = Study(
-        model="small", profile="x86-core", speeds=(1.0, 0.5),
+        model="small",
+        profile="x86-core",
+        speeds=(1.0, 0.5),
         grid=Axes(mode=(Mode.LOCAL, Mode.FULL), batch=(8,), bandwidth=("1Gbps",), split=("even", "speed")),
-    )  # fmt: skip
+    )
     local, even, split = solve(study, [VIT], over_processes(1)).cells
     alike = solve(msgspec.structs.replace(study, speeds=(1.0, 1.0)), [VIT], over_processes(1)).cells
     assert local.latency_ms == alike[0].latency_ms and local.tag == "calibrated"
@@ -209,9 +208,10 @@ LINKED = 'model = "m"\ngrid = {devices = [3]}\n'
 
 def test_links_of_ones_own_carry_what_they_should():
     wired = Study(
-        model="small", grid=Axes(mode=(Mode.FULL,), devices=(2,)),
+        model="small",
+        grid=Axes(mode=(Mode.FULL,), devices=(2,)),
         links=tuple(Edge(between=(rank, "switch"), rate="10Gbps", latency="10us") for rank in ("0", "1")),
-    )  # fmt: skip
+    )
     cell = solve(wired, [VIT], over_processes(1)).cells[0]
     assert cell.split_ms["wire"] < 0.1 * predict(ORIN, published(Mode.FULL, 1)).split_ms["wire"] + 20
     assert "custom" in str(cell.outside)
@@ -236,8 +236,7 @@ def test_links_of_ones_own_carry_what_they_should():
         (
             LINKED
             + "".join(
-                f"[[links]]\nbetween = {pair}\nrate = '1Gbps'\n"
-                for pair in (["0", "1"], ["1", "2"], ["2", "0"])
+                f"[[links]]\nbetween = {pair}\nrate = '1Gbps'\n" for pair in (["0", "1"], ["1", "2"], ["2", "0"])
             ),
             "cycle",
         ),

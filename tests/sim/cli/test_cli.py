@@ -37,8 +37,19 @@ def run(folder: Path, *arguments: str, code: int = 0, before: str = "") -> str:
 def test_predict_gives_the_agreed_fields(tmp_path):
     cells = json.loads(run(tmp_path, "predict", "vit.json", "--batch", "8", "--json"))
     assert [cell["mode"] for cell in cells] == ["local", "full", "segment_means"]
-    wanted = {"mode", "segments", "wire", "devices", "batch", "bandwidth_mbps", "latency_ms", "interval_ms",
-              "energy_j", "split_ms", "tag"}  # fmt: skip
+    wanted = {
+        "mode",
+        "segments",
+        "wire",
+        "devices",
+        "batch",
+        "bandwidth_mbps",
+        "latency_ms",
+        "interval_ms",
+        "energy_j",
+        "split_ms",
+        "tag",
+    }
     for cell in cells:
         assert wanted <= set(cell)
         low, high = cell["interval_ms"]
@@ -67,9 +78,7 @@ def test_no_torch_for_help_or_a_spec_file(tmp_path):
 
 
 def test_a_name_needs_no_weights(tmp_path):
-    cells = json.loads(
-        run(tmp_path, "predict", "bert-base-uncased", "--tokens", "256", "--draws", "0", "--json")
-    )
+    cells = json.loads(run(tmp_path, "predict", "bert-base-uncased", "--tokens", "256", "--draws", "0", "--json"))
     assert cells[0]["tokens"] == 256 and cells[0]["tag"] == "extrapolated"
     cells = json.loads(run(tmp_path, "predict", "vit.json", "--image-size", "384", "--draws", "0", "--json"))
     assert cells[0]["tokens"] == 577
@@ -77,8 +86,16 @@ def test_a_name_needs_no_weights(tmp_path):
 
 def test_every_command_has_an_example(tmp_path):
     for name in (
-        "predict", "crossover", "what-if", "serve-sim", "sensitivity", "trace", "workload", "calibrate", "compare",
-    ):  # fmt: skip
+        "predict",
+        "crossover",
+        "what-if",
+        "serve-sim",
+        "sensitivity",
+        "trace",
+        "workload",
+        "calibrate",
+        "compare",
+    ):
         assert f"Example: prism-sim {name}" in run(tmp_path, name, "--help").replace("\n", " ")
 
 
@@ -114,14 +131,31 @@ def test_a_trace_is_read_by_the_code_that_reads_measured_ones(tmp_path):
 
 
 def test_a_map_has_every_plan_that_fits(tmp_path):
-    flags = ["--modes", "full,first_and_means", "--segments", "1,5", "--batches", "1,2", "--bandwidths", "50Mbps,400Mbps"]
+    flags = [
+        "--modes",
+        "full,first_and_means",
+        "--segments",
+        "1,5",
+        "--batches",
+        "1,2",
+        "--bandwidths",
+        "50Mbps,400Mbps",
+    ]
     run(tmp_path, "map", "vit.json", *flags, "-o", "map.json")
     made = load_map(tmp_path / "map.json")
-    assert {(c.plan.mode.value, c.plan.segments) for c in made.cells} == {("local", None), ("full", None), ("first_and_means", 5)}
+    assert {(c.plan.mode.value, c.plan.segments) for c in made.cells} == {
+        ("local", None),
+        ("full", None),
+        ("first_and_means", 5),
+    }
     assert len(made.cells) == 2 + 2 * 2 * 2 and all(cell.source == "simulated" for cell in made.cells)
     table = table_of([made], made.cells[0].model)
     seen = Observation(batch=2, devices=2, bandwidth_bps=400e6, at_s=0.0)
-    assert {each.plan.mode for each in table.at(seen, Objective()).ranked()} == {Mode.LOCAL, Mode.FULL, Mode.FIRST_AND_MEANS}
+    assert {each.plan.mode for each in table.at(seen, Objective()).ranked()} == {
+        Mode.LOCAL,
+        Mode.FULL,
+        Mode.FIRST_AND_MEANS,
+    }
     asked = ["--batch", "2", "--bandwidth", "400Mbps", "--draws", "0", "--json"]
     said = {row["mode"]: row["latency_ms"] for row in json.loads(run(tmp_path, "predict", "vit.json", *asked))}
     full = next(c for c in made.cells if c.plan.mode is Mode.FULL and c.batch == 2 and c.bandwidth_mbps == 400)
@@ -179,9 +213,7 @@ def test_bad_input_is_one_line(tmp_path, arguments, part):
 def measured(folder: Path, name: str, **fields) -> list[str]:
     """A folder of traces, and the flags that name their models' shapes."""
     (folder / name).mkdir()
-    for number, trace in enumerate(
-        simulated((LOCAL, FULL), visits=3, noise=0.01, rates_mbps=(50, 400), **fields)
-    ):
+    for number, trace in enumerate(simulated((LOCAL, FULL), visits=3, noise=0.01, rates_mbps=(50, 400), **fields)):
         write_trace(folder / name / f"{number}.jsonl", trace.header, trace.records)
     flags = []
     for model in MODELS.values():

@@ -16,23 +16,15 @@ from prism.perfmap import PerformanceMap
 
 @pytest.fixture
 def log(tmp_path):
-    cells = [
-        cell(LOCAL, 1, None, 100.0),
-        *(cell(FULL, 1, m, 50.0 + 5000 / m, 5000 / m) for m in (10, 100, 1000)),
-    ]
+    cells = [cell(LOCAL, 1, None, 100.0), *(cell(FULL, 1, m, 50.0 + 5000 / m, 5000 / m) for m in (10, 100, 1000))]
     table = table_of([PerformanceMap(created="", command="", cells=tuple(cells))], MODEL)
     policy, state = PrismPolicy(), State()
-    lines = [
-        LogHeader(created="", command="", model=MODEL, policy=policy, objective=Objective(), rows=table.rows)
-    ]
+    lines = [LogHeader(created="", command="", model=MODEL, policy=policy, objective=Objective(), rows=table.rows)]
     for k in range(30):
         seen = Observation(batch=1, devices=2, bandwidth_bps=2e7 if k % 20 < 10 else 8e8, at_s=2.0 * k)
         decision = policy.decide(seen, table, Objective(), state)
         state = decision.state
-        lines += [
-            decided(k, 1, seen, decision),
-            Answered(number=k, at_s=2.0 * k + 0.1, ms=90.0, ran=decision.plan),
-        ]
+        lines += [decided(k, 1, seen, decision), Answered(number=k, at_s=2.0 * k + 0.1, ms=90.0, ran=decision.plan)]
     path = tmp_path / "decisions.jsonl"
     path.write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
     return path
@@ -40,7 +32,9 @@ def log(tmp_path):
 
 def replay(*arguments):
     return subprocess.run(
-        [sys.executable, "-c", "from sim.cli.main import main; main()", "replay", *map(str, arguments)], capture_output=True, text=True
+        [sys.executable, "-c", "from sim.cli.main import main; main()", "replay", *map(str, arguments)],
+        capture_output=True,
+        text=True,
     )
 
 

@@ -32,8 +32,17 @@ def link(mbps: float | None = 100.0, latency_s: float = 0.0, **more) -> LinkSpec
     return LinkSpec(kind="shaper", rate_bps=None if mbps is None else mbps * 1e6, latency_s=latency_s, **more)
 
 
-def run(plan: ExecutionPlan, model: ModelSpec = SMALL, *, known: CalibratedProfile | None = None,
-        over: LinkSpec | None = None, batch: int = 2, seed: int = 0, batches: int = 1, **machines) -> Trace:  # fmt: skip
+def run(
+    plan: ExecutionPlan,
+    model: ModelSpec = SMALL,
+    *,
+    known: CalibratedProfile | None = None,
+    over: LinkSpec | None = None,
+    batch: int = 2,
+    seed: int = 0,
+    batches: int = 1,
+    **machines,
+) -> Trace:
     known = known or profile()
     backend = SimBackend(identical(known, known.model(), plan.devices, over or link(), **machines))
     return backend.run(plan, Workload(model=model, batch=batch, batches=batches, seed=seed))
@@ -53,12 +62,21 @@ def tokens(model: ModelSpec, count: int) -> ModelSpec:
 
 plans = st.builds(
     lambda devices, segments, overlap, embed, ring, wire: ExecutionPlan(
-        mode=Mode.SEGMENT_MEANS if segments else Mode.FULL, devices=devices, segments=segments or None, wire=wire,
-        overlap=overlap, embed=embed, collective="ring" if ring else "mesh",
+        mode=Mode.SEGMENT_MEANS if segments else Mode.FULL,
+        devices=devices,
+        segments=segments or None,
+        wire=wire,
+        overlap=overlap,
+        embed=embed,
+        collective="ring" if ring else "mesh",
     ),
-    st.integers(2, 5), st.integers(0, 6), st.booleans(), st.sampled_from(["terminal", "each"]), st.booleans(),
+    st.integers(2, 5),
+    st.integers(0, 6),
+    st.booleans(),
+    st.sampled_from(["terminal", "each"]),
+    st.booleans(),
     st.sampled_from(["fp32", "fp16", "int8", "int4"]),
-)  # fmt: skip
+)
 RING4 = ExecutionPlan(mode=Mode.FULL, devices=4, collective="ring")
 GOLDEN = [
     (FULL2, "b201fa589fa196c3"),
@@ -101,9 +119,7 @@ def test_more_work_never_makes_it_faster(plan, known, count, more, batch, larger
 @given(plans)
 def test_more_bytes_on_the_wire_never_make_it_faster(plan):
     plan = msgspec.structs.replace(plan, wire="fp16")
-    free = profile(
-        terms=terms(kernel__fixed_s=0.0, memory__s_per_byte=0.0)
-    )  # else the codec's own work counts
+    free = profile(terms=terms(kernel__fixed_s=0.0, memory__s_per_byte=0.0))  # else the codec's own work counts
     assert ms(msgspec.structs.replace(plan, wire="fp32"), known=free) >= ms(plan, known=free) * slack(plan)
 
 
@@ -112,9 +128,11 @@ def test_more_bytes_on_the_wire_never_make_it_faster(plan):
 def test_an_infinite_link_without_staging_leaves_the_slowest_ranks_compute(plan, count):
     # the terminal has the largest part, so that it never waits, nor for the last block
     plan = msgspec.structs.replace(
-        plan, embed="each", weights=tuple(float(plan.devices - k) for k in range(plan.devices)),
+        plan,
+        embed="each",
+        weights=tuple(float(plan.devices - k) for k in range(plan.devices)),
         segments=1 if plan.segments else None,
-    )  # fmt: skip
+    )
     model, known = tokens(SMALL, count), profile(staged=False, terms=terms(link__message_s=0.0))
     trace = run(plan, model, known=known, over=link(None))
     cost, work = known.model(), script(model, plan, 2)
@@ -156,12 +174,7 @@ def test_bytes_are_conserved(plan, causal, loss):
 @given(plans)
 def test_energy_is_the_integral_of_power_states(plan):
     trace = run(plan)
-    watts = {
-        "compute": POWER.compute_w,
-        "stage_d2h": POWER.copy_w,
-        "stage_h2d": POWER.copy_w,
-        "wait": POWER.wait_w,
-    }
+    watts = {"compute": POWER.compute_w, "stage_d2h": POWER.copy_w, "stage_h2d": POWER.copy_w, "wait": POWER.wait_w}
     batch, joules = trace.batches[0], 0.0
     for rank in range(plan.ranks):
         free = batch.end_ns - batch.start_ns
@@ -176,9 +189,13 @@ def test_energy_is_the_integral_of_power_states(plan):
 
 
 FREE = terms(
-    gemm__s_per_flop=0.0, attention__s_per_flop=0.0, memory__s_per_byte=0.0, kernel__fixed_s=0.0,
-    block__fixed_s=0.0, link__message_s=0.0,
-)  # fmt: skip
+    gemm__s_per_flop=0.0,
+    attention__s_per_flop=0.0,
+    memory__s_per_byte=0.0,
+    kernel__fixed_s=0.0,
+    block__fixed_s=0.0,
+    link__message_s=0.0,
+)
 
 
 @quick
@@ -188,21 +205,20 @@ def test_a_two_device_all_gather_takes_the_closed_form(ring, mbps):
     later than the terminal, and the air that one leaves idle the other fills."""
     plan = msgspec.structs.replace(MEANS2, embed="each", collective="ring" if ring else "mesh")
     few, many = (
-        ms(plan, msgspec.structs.replace(SMALL, blocks=blocks), known=profile(staged=False, terms=FREE),
-           over=link(mbps))
+        ms(
+            plan,
+            msgspec.structs.replace(SMALL, blocks=blocks),
+            known=profile(staged=False, terms=FREE),
+            over=link(mbps),
+        )
         for blocks in (3, 13)  # the difference leaves the batch's header out
-    )  # fmt: skip
+    )
     air = 2 * 2 * (5 * 2 * 4 * SMALL.width) * 8 / (mbps * 1e6)
     assert (many - few) / 1e3 == pytest.approx(10 * air, rel=1e-3, abs=1e-6)
 
 
 @quick
-@given(
-    st.integers(2, 16),
-    st.integers(2, 10**6).map(lambda half: 2 * half),
-    st.floats(10, 1000),
-    st.floats(0, 0.01),
-)
+@given(st.integers(2, 16), st.integers(2, 10**6).map(lambda half: 2 * half), st.floats(10, 1000), st.floats(0, 0.01))
 def test_a_ring_that_all_enter_at_once_takes_the_closed_form(ranks, size, mbps, latency):
     env = simpy.Environment()
     network = Network(env, topology("access-point", ranks, mbps * 1e6, latency), ranks, link(), 0, 0.0)
@@ -236,8 +252,10 @@ def test_a_slower_device_makes_the_other_wait():
     slow = profile(terms=terms(gemm__s_per_flop=1.5e-11)).model()
     machines = Machines(profile=known, costs=(known.model(), slow), link=link(None))
     trace = SimBackend(machines).run(FULL2, Workload(model=VIT, batch=4))
-    waits = {r: sum(s.end_ns - s.start_ns for s in trace.spans if s.kind == "wait" and s.op == "exchange" and s.rank == r)
-             for r in (0, 1)}  # fmt: skip
+    waits = {
+        r: sum(s.end_ns - s.start_ns for s in trace.spans if s.kind == "wait" and s.op == "exchange" and s.rank == r)
+        for r in (0, 1)
+    }
     per_block = 0.9 * (slow.step_s(project_and_attend(VIT)) - known.model().step_s(project_and_attend(VIT)))
     assert waits[0] / 1e9 > VIT.blocks * per_block
     assert waits[1] == 0
@@ -295,9 +313,7 @@ def test_frame_overhead_is_carried_too():
 
 def test_a_causal_part_waits_for_earlier_parts_only():
     trace = run(ExecutionPlan(mode=Mode.FULL, devices=3), GPT)
-    waited = {
-        span.rank: span.sources for span in trace.spans if span.op == "exchange" and span.received_bytes
-    }
+    waited = {span.rank: span.sources for span in trace.spans if span.op == "exchange" and span.received_bytes}
     assert waited == {1: (0,), 2: (0, 1)}
 
 

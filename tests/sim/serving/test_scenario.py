@@ -47,32 +47,24 @@ def mean_wait_s(arrivals: Arrivals, service_s, seed: int) -> float:
 @pytest.mark.parametrize(("share", "requests"), [(0.3, 40_000), (0.6, 60_000), (0.8, 120_000)])
 def test_exponential_service_waits_as_m_m_1(share, requests):
     mean = 0.01
-    waits = [
-        mean_wait_s(poisson(share / mean, requests), lambda rng: rng.exponential(mean), s) for s in (1, 2)
-    ]
+    waits = [mean_wait_s(poisson(share / mean, requests), lambda rng: rng.exponential(mean), s) for s in (1, 2)]
     assert np.mean(waits) == pytest.approx(share / (1 - share) * mean, rel=0.08)
 
 
 @pytest.mark.parametrize("share", [0.4, 0.7])
 def test_one_device_waits_as_m_d_1(share):
     service = seconds(LOCAL)
-    found = simulate(
-        MACHINES, Scenario(model=SMALL, arrivals=poisson(share / service, 6000)), FixedPolicy(LOCAL)
-    )
+    found = simulate(MACHINES, Scenario(model=SMALL, arrivals=poisson(share / service, 6000)), FixedPolicy(LOCAL))
     theory = share / (2 * (1 - share)) * service
     assert found.waiting_ms["mean"] / 1e3 == pytest.approx(theory, rel=0.12)
     # Little's law ties the queue's length to the wait
-    assert found.queue_mean == pytest.approx(
-        found.throughput_per_s * found.waiting_ms["mean"] / 1e3, rel=0.01
-    )
+    assert found.queue_mean == pytest.approx(found.throughput_per_s * found.waiting_ms["mean"] / 1e3, rel=0.01)
 
 
 def test_overload_grows_a_queue_and_batching_serves_it():
     service = seconds(LOCAL)
     backlogs = [
-        simulate(
-            MACHINES, Scenario(model=SMALL, arrivals=poisson(1.5 / service, n)), FixedPolicy(LOCAL)
-        ).backlog
+        simulate(MACHINES, Scenario(model=SMALL, arrivals=poisson(1.5 / service, n)), FixedPolicy(LOCAL)).backlog
         for n in (300, 600, 1200)
     ]
     assert backlogs[0] * 1.6 < backlogs[1] and backlogs[1] * 1.6 < backlogs[2]
@@ -84,19 +76,13 @@ def test_overload_grows_a_queue_and_batching_serves_it():
 def test_the_patterns_of_mlperf():
     service = seconds(LOCAL)
     single = Scenario(model=SMALL, arrivals=Arrivals(pattern="single-stream", requests=20))
-    assert simulate(MACHINES, single, FixedPolicy(LOCAL)).latency_ms["p99"] == pytest.approx(
-        1e3 * service, rel=1e-3
-    )
+    assert simulate(MACHINES, single, FixedPolicy(LOCAL)).latency_ms["p99"] == pytest.approx(1e3 * service, rel=1e-3)
     multi = Scenario(model=SMALL, arrivals=Arrivals(pattern="multi-stream", requests=20, samples=4))
     found = simulate(MACHINES, multi, FixedPolicy(LOCAL))
     assert (found.requests, found.batches) == (80, 20)
     assert found.latency_ms["p50"] == pytest.approx(1e3 * seconds(LOCAL, 4), rel=1e-3)
-    offline = Scenario(
-        model=SMALL, arrivals=Arrivals(pattern="offline", requests=64), batching=Batching(largest=16)
-    )
-    assert simulate(MACHINES, offline, FixedPolicy(LOCAL)).seconds == pytest.approx(
-        4 * seconds(LOCAL, 16), rel=1e-3
-    )
+    offline = Scenario(model=SMALL, arrivals=Arrivals(pattern="offline", requests=64), batching=Batching(largest=16))
+    assert simulate(MACHINES, offline, FixedPolicy(LOCAL)).seconds == pytest.approx(4 * seconds(LOCAL, 16), rel=1e-3)
 
 
 def test_a_batch_waits_for_others_as_long_as_its_first_has_patience():
@@ -135,10 +121,7 @@ def test_an_outage_shorter_than_the_timeout_only_stalls_and_a_longer_one_sends_t
     def served(until: float):
         fault = Fault(kind="link", at_s=0.5, until_s=until)
         scenario = Scenario(
-            model=SMALL,
-            arrivals=Arrivals(pattern="single-stream", requests=400),
-            faults=(fault,),
-            timeout_s=1.0,
+            model=SMALL, arrivals=Arrivals(pattern="single-stream", requests=400), faults=(fault,), timeout_s=1.0
         )
         return simulate(MACHINES, scenario, FixedPolicy(FULL3))
 
@@ -158,9 +141,7 @@ def test_joules_count_idle_devices():
     served = Scenario(model=SMALL, arrivals=Arrivals(pattern="trace", requests=2, times_s=(0.0, 10.0)))
     found = simulate(MACHINES, served, FixedPolicy(LOCAL))
     busy = 2 * seconds(LOCAL)
-    assert found.joules_per_sample * 2 == pytest.approx(
-        busy * 7.0 + (3 * found.seconds - busy) * 1.0, rel=1e-3
-    )
+    assert found.joules_per_sample * 2 == pytest.approx(busy * 7.0 + (3 * found.seconds - busy) * 1.0, rel=1e-3)
 
 
 @pytest.mark.parametrize(
