@@ -1,5 +1,6 @@
 """Every command block of the README runs as it stands, in the order in which a reader meets it."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -86,10 +87,8 @@ def run(block: Block, folder: Path) -> Result:
         except subprocess.TimeoutExpired:
             exit_code = -1
         finally:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
             process.wait()
     return Result(exit_code, output.read_text())
 
