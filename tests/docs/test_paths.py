@@ -13,6 +13,7 @@ DOCUMENTS = sorted(
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 # A path begins in a folder of this repository. "NAME" and "<study>" stand for what a reader puts there.
 PATH = re.compile(rf"(?<![\w/.~<-])(?:{'|'.join(FOLDERS)})/[\w./-]*[\w/]")
+MODULE = re.compile(r"python -m (experiments(?:\.\w+)+)")
 
 
 def anchors(document: Path) -> set[str]:
@@ -42,3 +43,9 @@ def test_links_lead_somewhere(document):
 def test_named_paths_exist(document):
     paths = set(PATH.findall(LINK.sub("]", document.read_text())))
     assert not sorted(path for path in paths if not (ROOT / path).exists())
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
+def test_named_studies_exist(document):
+    modules = set(MODULE.findall(document.read_text()))
+    assert not sorted(module for module in modules if not (ROOT / f"{module.replace('.', '/')}.py").exists())
