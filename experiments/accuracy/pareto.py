@@ -1,12 +1,14 @@
-"""What accuracy costs in time and energy: python experiments/accuracy_pareto.py
+"""Find which plans are Pareto-optimal in accuracy against bytes, work, time or energy.
 
-Joins every plan of the accuracy tables (experiments/results/accuracy/MODEL.json, measured) with its milliseconds and joules by
-the profile orin-nano (simulated, batch 8; joules of all devices), at 100 and 400 Mbps, and says in `best_in`
-for which costs (bytes, GFLOPs of a device, milliseconds, joules) no other distributed plan of the model loses and costs less.
-Local, which loses nothing, stands beside them. Needs no weights. The profile comes from published rows of ViT-Base alone: other
-widths, depths, rates and codecs are extrapolations, and marked (`outside`).
+    python -m experiments.accuracy.pareto
 
-Results: experiments/results/accuracy/pareto.json and pareto.png.
+Each plan of the measured accuracy tables (experiments/results/accuracy/MODEL.json) gets its milliseconds and joules from the
+simulator with the profile orin-nano: batch 8, joules of all devices, 100 and 400 Mbps. `best_in` names the costs (bytes, GFLOPs
+of a device, milliseconds, joules) in which no other distributed plan of the model both loses and costs less. Local, which loses
+nothing, is listed beside them. No weights are needed. The profile comes from published rows of ViT-Base alone, so other widths,
+depths, rates and codecs are extrapolations, and `outside` marks them.
+
+The results are experiments/results/accuracy/pareto.json and pareto.png.
 """
 
 import json
@@ -14,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from accuracy import KINDS, RESULTS, SUBJECTS, lost
 
+from experiments.accuracy.run import KINDS, RESULTS, SUBJECTS, lost
 from prism.accuracy import AccuracyTable, PlanAccuracy, load_accuracy
 from prism.cost import CalibratedProfile, load_profile
 from prism.plan import Mode
@@ -28,7 +30,7 @@ Line = dict[str, Any]
 
 
 def specs() -> dict[str, ModelSpec]:
-    """Shapes of the models that the tables are of, without their weights (experiments/asset_models.py)."""
+    """Describe the models of the tables without their weights (experiments/assets/weights.py)."""
     replace = msgspec.structs.replace
     dinov2 = replace(describe("vit_small_patch14_dinov2"), output_width=10)
     minilm = replace(describe("bert-base-uncased"), blocks=6, width=384, heads=12, mlp_width=1536, output_width=0)
@@ -40,7 +42,7 @@ def specs() -> dict[str, ModelSpec]:
 
 
 def costs(profile: CalibratedProfile, spec: ModelSpec, row: PlanAccuracy) -> Line:
-    """Milliseconds and joules of a batch at each rate; `outside` says in what the profile is stretched."""
+    """Predict milliseconds and joules of a batch at each rate; `outside` names what the profile extrapolates."""
     plan, found = row.plan, Line(outside=[])
     if plan.ranks > 1:
         collective = "mesh" if spec.causal else None
@@ -56,6 +58,7 @@ def costs(profile: CalibratedProfile, spec: ModelSpec, row: PlanAccuracy) -> Lin
 
 
 def lines_of(profile: CalibratedProfile, table: AccuracyTable, spec: ModelSpec) -> list[Line]:
+    """Make a line for each plan of a table."""
     spec = with_tokens(spec, table.tokens)
     lines = []
     for row in table.rows:
@@ -76,7 +79,7 @@ def cost_names() -> list[str]:
 
 
 def beats(one: Line, other: Line, cost: str) -> bool:
-    """Whether one loses and costs no more, and less of either."""
+    """Say whether one plan loses and costs no more than the other, and less of either."""
     mine, its = (one["loss"], one[cost]), (other["loss"], other[cost])
     return mine != its and mine[0] <= its[0] and mine[1] <= its[1]
 
@@ -86,7 +89,7 @@ def place(line: Line, cost: str, least: float) -> tuple[float, float]:
 
 
 def plot(lines: list[Line], path: Path) -> None:
-    """A column a model; loss over milliseconds above and over joules below, at the lower rate; the front joined."""
+    """Plot loss over milliseconds above and over joules below, at the lower rate, a column per model, fronts joined."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -123,7 +126,7 @@ def main() -> None:
     lines: list[Line] = []
     for subject in SUBJECTS:
         lines += lines_of(profile, load_accuracy(RESULTS / f"{subject.model}.json"), shapes[subject.model])
-    header = {"command": "python experiments/accuracy_pareto.py", "profile": profile.name, "batch": BATCH, "rates_mbps": MBPS}
+    header = {"command": "python -m experiments.accuracy.pareto", "profile": profile.name, "batch": BATCH, "rates_mbps": MBPS}
     rows = ",\n".join(json.dumps(line) for line in lines)
     (RESULTS / "pareto.json").write_text(json.dumps(header)[:-1] + ', "plans": [\n' + rows + "\n]}\n")
     plot(lines, RESULTS / "pareto.png")

@@ -1,9 +1,11 @@
-"""Curves of accuracy over compression, on real weights and labels: python experiments/accuracy.py
+"""Measure accuracy over compression, on real weights and labels.
 
-Needs the cache that experiments/assets.py and the training scripts fill. Each model runs through `prism-hw evaluate`'s own
-code: plain means from the largest L to 1, every codec with a full exchange, delta codecs with fewer rows, and both with the
-first token alone, for 2, 3 and 4 devices. A killed run goes on where it was. The results: experiments/results/accuracy/summary.json, one accuracy table a
-model beside it, and accuracy.png.
+    python -m experiments.accuracy.run
+
+Needs the cache that `python -m experiments.assets.run --train` fills. Each model runs through the code of `prism-hw evaluate`,
+for 2, 3 and 4 devices: plain means from the largest L to 1, every codec with full exchange, delta codecs with fewer rows, and
+both with the first token alone. A run that was killed continues. The results are experiments/results/accuracy/summary.json,
+one accuracy table per model beside it, and accuracy.png.
 """
 
 import argparse
@@ -12,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from assets import cache_folder
 from rich.progress import Progress
 
+from experiments.lib.cache import cache_folder
+from experiments.lib.places import RESULTS as ALL_RESULTS
 from hw.evaldata import Columns
 from hw.evalpage import page
 from hw.evaluate import EvalConfig, evaluate
@@ -22,7 +25,7 @@ from prism.accuracy import AccuracyTable, PlanAccuracy
 from prism.partition import split_sizes
 from prism.plan import Mode, Wire
 
-RESULTS = Path(__file__).parent / "results" / "accuracy"
+RESULTS = ALL_RESULTS / "accuracy"
 CACHE = cache_folder()
 DEVICES = (2, 3, 4)
 CODECS: tuple[Wire, ...] = ("fp32", "int8", "int4", "int2", "delta3", "delta2", "delta1")
@@ -32,7 +35,7 @@ RATES = (40.0, 20.0, *PUBLISHED, 2.0)  # compression rates N / (L P) of plain me
 
 
 class Subject(msgspec.Struct, frozen=True, kw_only=True):
-    """A model and the data that it is judged by. tokens: of a text, or of an image."""
+    """Pair a model with the data that judge it. tokens: of a text, or of an image."""
 
     model: str
     data: str
@@ -61,8 +64,10 @@ def config(subject: Subject, devices: int, wires: tuple[Wire, ...], modes: tuple
 
 
 def configs(subject: Subject) -> list[EvalConfig]:
-    """Codecs with everything; means at every rate, and codecs with half and a quarter of the rows; the same with the first
-    token alone, means at the published rates."""
+    """List a subject's configurations.
+
+    Codecs run with all rows, means at every rate, and codecs with half and a quarter of the rows. Means at the published
+    rates and codecs with fewer rows run again with the first token alone."""
     found, alone = [], []
     for devices in DEVICES:
         least = split_sizes(subject.tokens, devices)[-1]
@@ -82,7 +87,7 @@ def configs(subject: Subject) -> list[EvalConfig]:
 
 
 def run(subject: Subject, folder: Path) -> AccuracyTable:
-    """All of a subject's plans in one table, local once."""
+    """Evaluate all of a subject's plans; return one table, in which local stands once."""
     todo = configs(subject)
     tables = []
     with Progress() as bar:
@@ -99,11 +104,11 @@ def run(subject: Subject, folder: Path) -> AccuracyTable:
 
 
 def command() -> str:
-    return "python experiments/accuracy.py"
+    return "python -m experiments.accuracy.run"
 
 
 def entry(table: AccuracyTable, row: PlanAccuracy) -> dict[str, Any]:
-    """A line of summary.json."""
+    """Make a line of summary.json."""
     return {
         "model": table.model, "data": table.data, "n": table.n, "devices": row.plan.ranks, "segments": row.plan.segments,
         "cr": round(row.cr, 3), "variant": row.plan.mode.value, "wire": row.plan.wire, "metric": table.metric,
@@ -113,13 +118,14 @@ def entry(table: AccuracyTable, row: PlanAccuracy) -> dict[str, Any]:
 
 
 def lost(row: PlanAccuracy) -> float:
-    """What is held against the goal: KL to the uncompressed model, which resolves what a metric on few samples can't; of
-    embeddings 1 - cosine."""
+    """Return the loss that the goals are about: KL to the uncompressed model, or 1 - cosine for embeddings.
+
+    KL resolves what a metric on few samples cannot."""
     return row.kl_mean if row.kl_mean is not None else 1 - row.agreement
 
 
 def goals(table: AccuracyTable) -> list[dict[str, Any]]:
-    """For each number of devices: the best plan at CR 9.9 or more against plain means there, and at CR 40 or more."""
+    """Find, for each number of devices, the best plan at CR 9.9 or more and at CR 40 or more, against plain means at 9.9."""
     found = []
     for devices in DEVICES:
         rows = [row for row in table.rows if row.plan.ranks == devices]
@@ -147,7 +153,7 @@ KINDS: tuple[tuple[Mode, tuple[Wire, ...], str, str, str], ...] = (
 
 
 def plot(tables: list[AccuracyTable], path: Path) -> None:
-    """Two devices, a column for each model: what is lost above, agreement with its interval below."""
+    """Plot the loss above and the agreement with its interval below, a column per model, for two devices."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -171,8 +177,8 @@ def plot(tables: list[AccuracyTable], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", default=",".join(each.model for each in SUBJECTS), help="some of them")
-    parser.add_argument("--output", type=Path, default=Path("out/accuracy"), help="raw results, from which a killed run goes on")
+    parser.add_argument("--models", default=",".join(each.model for each in SUBJECTS), help="some of the models, separated by commas")
+    parser.add_argument("--output", type=Path, default=Path("out/accuracy"), help="raw results, from which a killed run continues")
     options = parser.parse_args()
     RESULTS.mkdir(parents=True, exist_ok=True)
     for subject in SUBJECTS:

@@ -1,46 +1,37 @@
-"""How many visits active profiling saves, replayed on the measured traces of results/scaled_grid.
+"""Replay active profiling on the measured map of scaled_grid, and count the visits that it saves.
 
-    python experiments/active_profiling.py
+    python -m experiments.active_profiling.run
 
-The policy that `prism-hw profile --active` runs chooses visits one by one and is handed the visits that were measured,
-in their order; a shuffled order is the other way to use the same traces. Printed and written to
-results/active_profiling/summary.json: the visits after which the decisions stay those of the full grid on every pair
-outside of near ties, and the regret, against the full grid's medians, where the policy stops by itself.
+The policy of `prism-hw profile --active` chooses visits one by one, and is handed the visits that were measured, in their
+order. The alternative is a shuffled order of the same visits. The result, printed and written to
+experiments/results/active_profiling/summary.json, has two figures. One is the number of visits after which the decisions stay
+those of the full grid on every pair that is no near tie. The other is the regret against the full grid's medians where the
+policy stops by itself.
 """
 
 import random
 import statistics
-import tarfile
-import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from calibration.active import Candidate, candidate, expected, pick
-from prism.perfmap import Cell, build_map
-from prism.pooling import read_traces
+from experiments.lib.places import RESULTS
+from prism.perfmap import Cell, load_map
 from prism.zoo import describe
 
-RESULTS = Path(__file__).parent / "results"
-TRACES = RESULTS / "scaled_grid" / "traces.tar.xz"
 TARGET_PCT = 1.0
 SHUFFLES = 20
 Choose = Callable[[list[list[float]]], int | None]
 
 
-def load() -> list[Cell]:
-    with tempfile.TemporaryDirectory() as folder, tarfile.open(TRACES) as archive:
-        archive.extractall(folder, filter="data")
-        return list(build_map(read_traces([Path(folder) / "scaled_grid"])).cells)
-
-
 def wrong(
     cells: Sequence[Cell], candidates: Sequence[Candidate], visits: Sequence[Sequence[float]]
 ) -> tuple[int, float]:
-    """Decisions that differ from the full grid's outside of near ties, and the mean regret over all pairs. What was not
-    visited is decided by what the same model of cost expects of it, for either order."""
+    """Count decisions that differ from the full grid's, near ties left out, and average the regret over all pairs.
+
+    A cell without a visit is decided by what the model of cost expects of it, whichever order chose the visits."""
     guess = expected(candidates, visits) if any(visits) else [0.0] * len(cells)
     local = {cell.batch: k for k, cell in enumerate(cells) if cell.plan.ranks == 1}
     differ, lost = 0, []
@@ -56,7 +47,7 @@ def wrong(
 
 
 def replay(cells: Sequence[Cell], candidates: Sequence[Candidate], choose: Choose) -> dict[str, Any]:
-    """Visits until the decisions stay right, and where the chooser stops."""
+    """Replay a chooser; return the visits until the decisions stay right, and where it stops."""
     visits: list[list[float]] = [[] for _ in cells]
     history = [wrong(cells, candidates, visits)]
     while (place := choose(visits)) is not None:
@@ -70,6 +61,8 @@ def replay(cells: Sequence[Cell], candidates: Sequence[Candidate], choose: Choos
 
 
 def actively(cells: Sequence[Cell], candidates: Sequence[Candidate]) -> Choose:
+    """Choose visits as active profiling does."""
+
     def choose(visits: list[list[float]]) -> int | None:
         found = pick(candidates, visits, min(cell.visits for cell in cells))
         return None if found.regret_pct <= TARGET_PCT else found.place
@@ -78,6 +71,7 @@ def actively(cells: Sequence[Cell], candidates: Sequence[Candidate]) -> Choose:
 
 
 def shuffled(cells: Sequence[Cell], seed: int) -> Choose:
+    """Choose visits in a shuffled order, every cell once before any comes again."""
     order = [
         k
         for repeat in range(5)
@@ -89,7 +83,7 @@ def shuffled(cells: Sequence[Cell], seed: int) -> Choose:
 
 def main() -> None:
     found: dict[str, Any] = {"target_regret_pct": TARGET_PCT}
-    cells = load()
+    cells = load_map(RESULTS / "scaled_grid" / "map.json").cells
     for model in sorted({cell.model for cell in cells}):
         mine, spec = [cell for cell in cells if cell.model == model], describe(model)
         candidates = [candidate(spec, cell.plan, cell.batch, cell.link, cell.tokens) for cell in mine]

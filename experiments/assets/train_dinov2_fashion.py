@@ -1,9 +1,9 @@
-"""Fine-tune the DINOv2 ViT-S on 6,000 Fashion-MNIST images at 112 px (65 tokens), with a head on the class token:
+"""Fine-tune the DINOv2 ViT-S on 6,000 Fashion-MNIST images at 112 px (65 tokens), with a head on the class token.
 
-    python experiments/train_dinov2_fashion.py [--cache DIR]     # about five minutes on two cores
+    python -m experiments.assets.train_dinov2_fashion [--cache DIR]     # about five minutes on two cores
 
-Blocks 8 to 11, the norm and the head are trained; see vit_tail.py. Writes models/dinov2-fashion of the cache. Nothing
-was chosen by the test images.
+Blocks 8 to 11, the norm and the head are trained; see experiments/lib/vit_tail.py. The result is models/dinov2-fashion in the
+cache. The test images chose nothing.
 """
 
 import argparse
@@ -11,11 +11,11 @@ from pathlib import Path
 
 import msgspec
 import torch
-from asset_models import save_timm, timm_config
-from assets import cache_folder, need, once
-from train_fashion_vit import CLASSES
-from vit_tail import LOCAL, front, images, logits, train_tail
 
+from experiments.assets.train_fashion_vit import CLASSES
+from experiments.assets.weights import save_timm, timm_config
+from experiments.lib.cache import cache_folder, need, once
+from experiments.lib.vit_tail import LOCAL, front, images, logits, train_tail
 from prism.zoo import load_model
 
 EPOCHS, RATE, HEAD_RATE, SEED = 2, 2e-4, 2e-3, 0
@@ -25,7 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--cache", type=Path)
+    parser.add_argument("--cache", type=Path, help="folder of models and data")
     args = parser.parse_args()
     cache = cache_folder(args.cache)
     backbone, data = need(cache, "models/dinov2", "data/fashion-mnist")

@@ -5,7 +5,7 @@ timm VisionTransformer: 28 px, patch 4, 50 tokens, width 64, 6 blocks, 0.2 M par
 timm's own config.json and the first 300 test images are written to prism/assets, which is where
 `prism-hw run fashion-vit` reads them.
 
-    python experiments/train_fashion_vit.py --epochs 20
+    python -m experiments.assets.train_fashion_vit --epochs 20
 """
 
 import argparse
@@ -28,7 +28,7 @@ CLASSES = (
 ARCHITECTURE = "vit_tiny_patch16_224"
 MODEL_ARGS = dict(img_size=28, patch_size=4, in_chans=1, embed_dim=64, depth=6, num_heads=4, mlp_ratio=2)
 MEAN, STD = 0.286, 0.353
-ASSETS = Path(__file__).parents[1] / "prism" / "assets"
+ASSETS = Path(__file__).parents[2] / "prism" / "assets"
 
 
 def read_idx(path: Path, offset: int) -> np.ndarray:

@@ -1,8 +1,9 @@
-"""Train a small GPT-2 on the Brown corpus, since no package has one with English weights:
+"""Train a small GPT-2 on the Brown corpus, as no package has one with English weights.
 
-    python experiments/train_gpt2_brown.py [--cache DIR]     # about ten minutes on two cores
+    python -m experiments.assets.train_gpt2_brown [--cache DIR]     # about ten minutes on two cores
 
-Byte-level BPE of 4,096 tokens, 4 blocks of width 256, 256 positions, trained on passages strung together. Writes models/gpt2-brown of the cache and prints the perplexity of the held-out documents.
+The tokenizer is a byte-level BPE of 4,096 tokens. The model has 4 blocks of width 256 and 256 positions, and is trained on
+concatenated passages. The result is models/gpt2-brown in the cache; the perplexity of the held-out documents is printed.
 """
 
 import argparse
@@ -12,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from asset_texts import read_lines
-from assets import cache_folder, need, once
 from tokenizers import ByteLevelBPETokenizer
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from experiments.assets.texts import read_lines
+from experiments.lib.cache import cache_folder, need, once
 
 VOCABULARY, CONTEXT, WIDTH, BLOCKS, HEADS = 4096, 256, 256, 4, 4
 BATCH, RATE, WARM_UP, END = 8, 2e-3, 0.05, "<|endoftext|>"
@@ -33,19 +35,19 @@ def train_tokenizer(texts: list[str]) -> Any:
 
 
 def stream(tokenizer: Any, texts: list[str]) -> Tensor:
-    """All texts as one row of tokens, each begun by the end mark."""
+    """Concatenate all texts into one row of tokens, each preceded by the end mark."""
     return torch.tensor([token for text in texts for token in (tokenizer.eos_token_id, *tokenizer.encode(text))])
 
 
 def rate_at(done: float) -> float:
-    """Share of the full learning rate when `done` of the steps are over: linear up, then a cosine down to 2 %."""
+    """Compute the share of the full learning rate after `done` of the steps: a linear warm-up, then a cosine down to 2 %."""
     if done < WARM_UP:
         return done / WARM_UP
     return 0.02 + 0.49 * (1 + math.cos(math.pi * min(1.0, (done - WARM_UP) / (1 - WARM_UP))))
 
 
 def train(model: Any, tokens: Tensor, steps: int) -> None:
-    """Windows begin anywhere in the row of tokens."""
+    """Train on windows that begin anywhere in the row of tokens."""
     optimiser = torch.optim.AdamW(model.parameters(), RATE, weight_decay=0.1, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate_at((step + 1) / steps))
     model.train()
@@ -65,7 +67,7 @@ def train(model: Any, tokens: Tensor, steps: int) -> None:
 
 @torch.no_grad()
 def perplexity(model: Any, tokens: Tensor) -> float:
-    """Of a row of tokens, cut into windows of the whole context."""
+    """Compute the perplexity of a row of tokens, cut into windows of the whole context."""
     windows = tokens[: len(tokens) // CONTEXT * CONTEXT].view(-1, CONTEXT)
     losses = [model(input_ids=part, labels=part).loss * len(part) for part in windows.split(16)]
     return math.exp(sum(losses).item() / len(windows))
@@ -75,7 +77,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--cache", type=Path)
+    parser.add_argument("--cache", type=Path, help="folder of models and data")
     args = parser.parse_args()
     cache = cache_folder(args.cache)
     (data,) = need(cache, "data/brown")

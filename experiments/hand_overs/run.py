@@ -1,9 +1,10 @@
-"""How far apart the two ranks of a block hand their messages over, in times that a message takes on the air alone.
+"""Measure how far apart the two ranks of a block hand over their messages.
 
-    python experiments/hand_overs.py          # of the newest unseen models at 50 Mbps
+    python -m experiments.hand_overs.run          # of the newest unseen models at 50 Mbps
 
-Near 1 they take turns: one sends while the other computes, and each has the air to itself. Near 0 they share it. First
-visits of cells that are no causal model's, whose parts don't wait for each other.
+The unit is the time that a message takes when it has the air to itself. Near 1 the ranks take turns: one sends while the
+other computes. Near 0 they share the air. Only first visits count, and no cells of causal models, whose parts do not wait for
+each other.
 """
 
 import tarfile
@@ -13,22 +14,24 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
+from experiments.lib.places import RESULTS
 from prism.spec import LinkSpec
 from prism.trace import Trace, read_trace
 
-TRACES = Path(__file__).parent / "results" / "unseen_models" / "held_out.tar.xz"
+TRACES = RESULTS / "unseen_models" / "set-4" / "held_out.tar.xz"
 RATE_BPS, CROSSINGS = 50e6, 2  # station to access point and on to the other
 EDGES_BYTES = (0, 5_000, 15_000, 40_000, 150_000, 10**9)
 
 
 def chosen(trace: Trace) -> bool:
+    """Say whether a trace is of two ranks at RATE_BPS, and not of a causal model."""
     header = trace.header
     causal = header.spec is None or header.spec.causal
     return header.plan.ranks == 2 and not causal and LinkSpec.parse(header.link).rate_bps == RATE_BPS
 
 
 def apart(trace: Trace) -> tuple[int, float]:
-    """Bytes of a message, and the median over blocks of how far apart the ranks hand theirs over."""
+    """Return the bytes of a message, and the median over blocks of how far apart the ranks hand theirs over."""
     measured = {batch.batch for batch in trace.measured}
     wires = [s for s in trace.spans if s.kind == "wire" and s.op == "exchange" and s.batch in measured]
     issued: dict[tuple[int, int], list[int]] = defaultdict(list)

@@ -1,8 +1,8 @@
-"""Training the last blocks of the DINOv2 ViT-S on Fashion-MNIST, under any plan, on features of the first ones.
+"""Train the last blocks of the DINOv2 ViT-S on Fashion-MNIST, under any plan, on features of the first ones.
 
-The first eight blocks stay as they are, so what they give is computed once (`front`); blocks 8 to 11, the norm and the
-head are trained on it (`train_tail`). All parts of a plan run in this process: `prism.forward.Pass`, as devices run
-it, with an exchange that hands tensors over by reference, so that gradients pass through the means.
+The first eight blocks are frozen, so their output is computed once (`front`). Blocks 8 to 11, the norm and the head are
+trained on it (`train_tail`). All parts of a plan run in this process. They run `prism.forward.Pass`, as devices do, with an
+exchange that passes tensors by reference, so that gradients flow through the means.
 
 Shapes: B batch, N tokens, D width, C classes.
 """
@@ -24,13 +24,13 @@ from prism.plan import ExecutionPlan, Mode, Rows
 from prism.recording import NullRecorder
 from prism.zoo import Loaded
 
-CUT = 8  # blocks that stay as they are
+CUT = 8  # frozen blocks
 BATCH = 32
 LOCAL = ExecutionPlan(mode=Mode.LOCAL)
 
 
 def blocks_under(model: nn.Module, plan: ExecutionPlan, first: int, last: int, rows: Rows, x_BND: Tensor) -> Tensor:
-    """Rows of what blocks [first, last) make of x_BND under a plan, all ranks in this process."""
+    """Run blocks [first, last) on x_BND under a plan, all ranks in this process; return `rows` of the output."""
     adapter = adapter_for(model)
     blocks = list(adapter.blocks())[first:last]
 
@@ -47,14 +47,14 @@ def blocks_under(model: nn.Module, plan: ExecutionPlan, first: int, last: int, r
 
 
 def images(folder: Path, loaded: Loaded) -> tuple[Inputs, Tensor]:
-    """Labelled images and their classes [B] by the model's labels."""
+    """Load labelled images, and their classes [B] by the model's labels."""
     inputs = load_images(folder, loaded, resize=True)
     return inputs, torch.tensor([loaded.labels.index(sample.label or "") for sample in inputs.samples])
 
 
 @torch.no_grad()
 def front(model: nn.Module, plan: ExecutionPlan, inputs: Inputs, keep: Path) -> Tensor:
-    """Output of the first CUT blocks for all images, half precision: [B, N, D]. Kept in a file, and read from it."""
+    """Compute the output of the first CUT blocks for all images, [B, N, D] in half precision, and cache it in a file."""
     if keep.exists():
         return load_file(keep)["features"]
     model.eval()
@@ -73,7 +73,7 @@ def front(model: nn.Module, plan: ExecutionPlan, inputs: Inputs, keep: Path) -> 
 
 
 def tail(model: nn.Module, plan: ExecutionPlan, x_BND: Tensor) -> Tensor:
-    """Logits [B, C] from what `front` gives, by the blocks from CUT on and the head on the class token."""
+    """Compute logits [B, C] from the output of `front`, by the blocks from CUT on and the head on the class token."""
     rows = Rows(start=0, stop=1)
     return model.forward_head(model.norm(blocks_under(model, plan, CUT, len(model.blocks), rows, x_BND.float())))
 
@@ -88,7 +88,7 @@ def train_tail(
     model: nn.Module, plan: ExecutionPlan, features_BND: Tensor, classes_B: Tensor, *,
     epochs: int, rate: float, head_rate: float, seed: int,
 ) -> float:  # fmt: skip
-    """Train blocks, norm and head from CUT on, in place, with AdamW and a one-cycle schedule; seconds it took."""
+    """Train blocks, norm and head from CUT on, in place, with AdamW and a one-cycle schedule; return the seconds."""
     began = time.perf_counter()
     torch.manual_seed(seed)
     model.requires_grad_(False)

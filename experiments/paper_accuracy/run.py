@@ -1,10 +1,10 @@
-"""The published Table 3, accuracy and work by compression rate, beside ours on the model and data we have:
+"""Compare the published Table 3, accuracy and work by compression rate, with our model and data.
 
-    python experiments/paper_accuracy.py [--cache DIR]     # after fine_tune.py; prints, and writes results/paper_accuracy
+    python -m experiments.paper_accuracy.run [--cache DIR]     # prints, and writes experiments/results/paper_accuracy
 
-Published: ViT-Base at 224 px (197 tokens) on CIFAR-10. Ours: the DINOv2 ViT-S of train_dinov2_fashion.py at 112 px (65
-tokens) on 2,000 test images of Fashion-MNIST, plain means in fp32, P = 2. GFLOPs per device are those of ViT-Base by
-prism.workload, so that column is compared like with like.
+Run experiments.fine_tune.run first, which trains the tuned model. Published is ViT-Base at 224 px (197 tokens) on CIFAR-10.
+Ours is the DINOv2 ViT-S of train_dinov2_fashion.py at 112 px (65 tokens) on 2,000 test images of Fashion-MNIST, with plain
+means in fp32 and P = 2. GFLOPs per device are those of ViT-Base by prism.workload, so that column compares like with like.
 """
 
 import argparse
@@ -17,18 +17,18 @@ import msgspec
 import numpy as np
 import timm
 import torch
-from assets import cache_folder, need
-from fine_tune import TOKENS, TUNED, Bench, percent
 from rich.console import Console
 from rich.table import Table
-from vit_tail import LOCAL
 
+from experiments.fine_tune.run import TOKENS, TUNED, Bench, percent
+from experiments.lib.cache import cache_folder, need
+from experiments.lib.places import PUBLISHED, RESULTS
+from experiments.lib.vit_tail import LOCAL
 from prism.partition import compression_rate, segments_for_rate
 from prism.plan import ExecutionPlan, Mode
 from prism.workload import build
 from prism.zoo import describe, load_model
 
-HERE = Path(__file__).parent
 VIT_BASE = "vit_base_patch16_224"
 WHY = {
     "level": "Another model on another task: ours starts from about 89 %, the published from 98 %. A point of accuracy "
@@ -44,13 +44,13 @@ WHY = {
 
 
 def vit_base_gflops(plan: ExecutionPlan) -> float:
-    """Mean over the ranks, for one image."""
+    """Average the GFLOPs of the ranks, for one image."""
     graph = build(describe(VIT_BASE), plan, batch=1)
     return round(sum(graph.flops(rank) for rank in range(plan.ranks)) / plan.ranks / 1e9, 2)
 
 
 def plan_of(row: dict[str, str], tokens: int) -> ExecutionPlan:
-    """The plan of a published row for a sequence of `tokens`, with the L whose rate is nearest."""
+    """Make the plan of a published row for a sequence of `tokens`, with the L whose rate is nearest."""
     mode, devices = Mode(row["mode"]), int(row["devices"])
     rate = float(row["compression_rate"] or 1)
     segments = segments_for_rate(tokens, devices, rate) if mode is Mode.SEGMENT_MEANS else None
@@ -58,16 +58,17 @@ def plan_of(row: dict[str, str], tokens: int) -> ExecutionPlan:
 
 
 def loss_interval(right: np.ndarray, local: np.ndarray, seed: int = 0) -> list[float]:
-    """90 % interval of the points lost to local, from a bootstrap over images, paired."""
+    """Compute the 90 % interval of the points lost to local, from a paired bootstrap over images."""
     index = np.random.default_rng(seed).integers(len(right), size=(5000, len(right)))
     lost = 100 * (local[index].mean(1) - right[index].mean(1))
     return [round(float(each), 2) for each in np.quantile(lost, (0.05, 0.95))]
 
 
 def rows(bench: Bench, tuned: torch.nn.Module) -> list[dict[str, Any]]:
+    """Evaluate our model under the plan of each published row."""
     local = bench.right(bench.base, LOCAL)
     found = []
-    for row in csv.DictReader((HERE / "reference" / "prism_compute_accuracy.csv").open()):
+    for row in csv.DictReader((PUBLISHED / "prism_compute_accuracy.csv").open()):
         plan = plan_of(row, TOKENS)
         right = bench.right(tuned if row["fine_tuned"] == "true" else bench.base, plan)
         sent = plan.segments
@@ -87,6 +88,7 @@ def rows(bench: Bench, tuned: torch.nn.Module) -> list[dict[str, Any]]:
 
 
 def table(found: list[dict[str, Any]]) -> Table:
+    """Lay out each figure as published / ours."""
     shown = Table("mode", "CR", "L", "GFLOPs/device", "top-1 %", "points lost", title="published / ours")
     for row in found:
         cells = (
@@ -103,7 +105,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--cache", type=Path)
+    parser.add_argument("--cache", type=Path, help="folder of models and data")
     cache = cache_folder(parser.parse_args().cache)
     (path,) = need(cache, f"models/{TUNED}")
     bench = Bench(cache)
@@ -113,13 +115,13 @@ def main() -> None:
     for reason in WHY.values():
         console.print(f"- {reason}")
     summary = {
-        "command": "python experiments/paper_accuracy.py",
+        "command": "python -m experiments.paper_accuracy.run",
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__), "timm": timm.__version__},
         "published": "arXiv 2605.25682v1, Table 3: ViT-Base/16, CIFAR-10",
         "ours": f"DINOv2 ViT-S/14, 112 px, Fashion-MNIST, {len(bench.classes('test'))} test images",
         "rows": found, "differences": WHY,
     }  # fmt: skip
-    folder = HERE / "results" / "paper_accuracy"
+    folder = RESULTS / "paper_accuracy"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "summary.json").write_bytes(msgspec.json.format(msgspec.json.encode(summary), indent=1) + b"\n")
 

@@ -1,41 +1,27 @@
-"""The published tables 2 and 4 and the crossovers beside the simulated ones, from a fit on half of the rows.
+"""Compare the published tables 2 and 4, and the published crossovers, with a fit on half of the rows.
 
-    python experiments/paper_tables.py         # prints, and writes results/paper_tables/summary.json
+    python -m experiments.paper_tables.run     # prints, and writes experiments/results/paper_tables/summary.json
 
-The fit sees the rows of batch 1, 4 and 16 in every mode; those of batch 2, 8 and 32 are held out, the last
-of which lies outside of the fit's range.
+The fit sees the rows of batch 1, 4 and 16 in every mode. The rows of batch 2, 8 and 32 are held out; batch 32 lies outside
+the fit's range.
 """
 
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
-from orin_nano import (
-    MODEL,
-    NOMINAL_BPS,
-    PARTS,
-    RAIL,
-    SD,
-    STATES,
-    EnergyRow,
-    Fit,
-    Row,
-    cells,
-    fit,
-    fit_power,
-    seconds_in_states,
-    table2,
-    table4,
-)  # fmt: skip
 
+from experiments.lib.places import RESULTS as ALL_RESULTS
+from experiments.orin_nano.fit import SD, Fit, cells, fit
+from experiments.orin_nano.power import RAIL, STATES, fit_power, seconds_in_states
+from experiments.orin_nano.tables import MODEL, NOMINAL_BPS, PARTS, EnergyRow, Row, table2, table4
 from prism.plan import Mode
 from prism.spec import LinkSpec
 from sim.flip import Flip, crossover
 from sim.study import Point, plan_of
 
 FITTED_BATCHES = (1, 4, 16)
-RESULTS = Path(__file__).parent / "results" / "paper_tables"
+RESULTS = ALL_RESULTS / "paper_tables"
 COLUMNS = (*PARTS, "total_ms")
 PUBLISHED = {"crossover_batch": "from 8 on, local up to 4", "crossover_mbps": 340.0}
 RATES = tuple(float(rate) for rate in range(200, 901, 50))  # the published sweep
@@ -59,7 +45,7 @@ WHY = {
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
-    """One published figure beside its simulated one. error_pct is signed."""
+    """Hold a published figure beside its simulated counterpart. error_pct is signed."""
 
     mode: str
     batch: int
@@ -78,7 +64,7 @@ def cell(row: Row, what: str, published: float, simulated: float) -> Cell:
 
 
 def latency_cells(fitted: Fit, rows: list[Row]) -> list[Cell]:
-    """Every published cell that isn't 0; of a local row compute and total are one figure."""
+    """Compare every published cell that is not 0; in a local row compute and total are one figure."""
     found = []
     for row in rows:
         simulated = cells(fitted.profile, row)
@@ -88,6 +74,7 @@ def latency_cells(fitted: Fit, rows: list[Row]) -> list[Cell]:
 
 
 def energy_cells(fitted: Fit, rows: list[EnergyRow]) -> list[Cell]:
+    """Compare every published energy with the watts that fit half of them."""
     power = fit_power(fitted.profile, [energy for energy in rows if energy.row.batch in FITTED_BATCHES])
     watts = np.array([getattr(power, state) for state in STATES])
     return [
@@ -97,7 +84,7 @@ def energy_cells(fitted: Fit, rows: list[EnergyRow]) -> list[Cell]:
 
 
 def flips(fitted: Fit) -> dict[str, Flip]:
-    """The crossovers of both distributed modes, over batch at 400 Mbps and over bandwidth at batch 8."""
+    """Find the crossovers of both distributed modes, over batch at 400 Mbps and over bandwidth at batch 8."""
     found = {}
     for mode in (Mode.SEGMENT_MEANS, Mode.FULL):
         plan = plan_of(fitted.profile, mode, 2, segments=10)
@@ -111,10 +98,12 @@ def flips(fitted: Fit) -> dict[str, Flip]:
 
 
 def median(found: list[Cell], held_out: bool | None = None) -> float:
+    """Take the median absolute error in per cent: of all cells, or of those held out or not."""
     return float(np.median([abs(c.error_pct) for c in found if held_out is None or c.held_out == held_out]))
 
 
 def summary(latency: list[Cell], energy: list[Cell], crossings: dict[str, Flip]) -> dict[str, Any]:
+    """Gather errors, crossovers, and what the published figures contradict."""
     far = [c for c in latency if abs(c.error_pct) > 100 * 2 * SD.get(c.what, 0.05)]
     return {
         "fit": f"rows of batch {FITTED_BATCHES} in every mode; the others are held out",

@@ -1,19 +1,21 @@
-"""What a Llama's part should send: means of its rows, or means of its keys and values?
+"""Compare what a part of a Llama may send: means of its rows, or means of its keys and values.
 
-    python experiments/rope_means.py [--cache DIR] [--texts 20]
+    python -m experiments.rope_means.run [--cache DIR] [--texts 20]
 
-SmolLM2-135M and BBC News of experiments/assets.py, the first test texts that have 256 tokens, all parts in one process.
-Rows have D = 576 values; keys and values together 2 * 3 * 64 = 384, as three heads of them serve nine of queries, so at
-equal bytes they may have 1.5 times the segments (rounded down, never more bytes). Compared are:
+The model is SmolLM2-135M, the data are the first test texts of BBC News that have 256 tokens, both from
+experiments.assets.run. All parts run in one process. A row has D = 576 values. Its keys and values have 2 * 3 * 64 = 384
+together, as three key heads serve nine query heads. So at equal bytes they may have 1.5 times the segments, rounded down.
+Three schemes are compared:
 
-    rows        means of rows; the receiver projects them and rotates keys to the centre of the segment (the product)
+    rows        means of rows; the receiver projects them and rotates keys to the segment's centre, as Prism does
     keys_turned means of rotated keys, and of values
     keys_centre means of keys before their rotation, then rotated to the centre of the segment, and of values
 
 A mean of c tokens counts c times in each. KL is from the uncompressed model's next-token distribution to the compressed
-one's, mean over all positions; perplexity as a ratio to the uncompressed model's. Part 0 of a causal model is exact: its
-positions count with a loss of zero, and no logits are made for them. Intervals: 90 %, bootstrap over texts, paired where
-two schemes are compared. Writes results/rope_means/summary.json, anew after each number of parts and rate.
+one's, averaged over all positions. Perplexity is given as a ratio to the uncompressed model's. Part 0 of a causal model is
+exact: its positions count with a loss of zero, and no logits are computed for them. Intervals are 90 %, from a bootstrap over
+texts, paired where two schemes are compared. experiments/results/rope_means/summary.json is rewritten after each number of
+parts and rate.
 """
 
 import argparse
@@ -27,11 +29,12 @@ import msgspec
 import numpy as np
 import torch
 import transformers
-from assets import cache_folder
 from torch import Tensor
 from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import rotate_half
 
+from experiments.lib.cache import cache_folder
+from experiments.lib.places import RESULTS
 from prism.adapters import adapter_for
 from prism.adapters.base import Block, split_heads
 from prism.model import _with_stack
@@ -39,14 +42,13 @@ from prism.partition import Partition, segments_for_rate
 from prism.segment_means import attention_bias, segment_counts, segment_means, segment_positions
 from prism.zoo import load_model
 
-OUT = Path(__file__).parent / "results" / "rope_means"
+OUT = RESULTS / "rope_means"
 TOKENS, BATCH, SEED = 256, 4, 0
 RATES, PARTS = (9.9, 40.0, 4.0), (2, 4)
 
 
 def logits(model: Any, ids: Tensor, scheme: str, parts: int, segments: int) -> Tensor:
-    """The model's logits at the positions behind part 0, where every later part sees `segments` means of each earlier
-    one."""
+    """Compute the logits at the positions after part 0, where each part sees `segments` means of every earlier part."""
     adapter = adapter_for(model)
     partition = Partition.even(ids.shape[1], parts)
     bounds = [partition.bounds(p) for p in range(parts)]
@@ -93,7 +95,7 @@ def _means(x_BHnC: Tensor, segments: int) -> Tensor:
 
 
 def losses(model: Any, batches: list[Tensor], reference: list[Tensor], **how: Any) -> tuple[np.ndarray, np.ndarray]:
-    """KL per text, and how much longer a token's code gets (nats), per text."""
+    """Compute, per text, the KL divergence and how much longer a token's code gets, in nats."""
     divergence, excess = [], []
     for ids, whole in zip(batches, reference, strict=True):
         ours = logits(model, ids, **how).log_softmax(-1)
@@ -104,17 +106,19 @@ def losses(model: Any, batches: list[Tensor], reference: list[Tensor], **how: An
 
 
 def _code(log_p: Tensor, ids: Tensor) -> Tensor:
-    """Nats of each next token, at the last positions."""
+    """Compute the nats of each next token, at the last positions."""
     return -log_p[:, :-1].gather(2, ids[:, 1 - log_p.shape[1] :, None])[..., 0]
 
 
 def interval(values: np.ndarray) -> list[float]:
+    """Compute the 90 % interval of a mean by bootstrap."""
     rng = np.random.default_rng(SEED)
     means = values[rng.integers(0, len(values), (2000, len(values)))].mean(1)
     return [float(each) for each in np.quantile(means, (0.05, 0.95))]
 
 
 def read_texts(cache: Path, folder: Path, wanted: int) -> list[Tensor]:
+    """Tokenise the first texts that have TOKENS tokens, in batches."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     lines = (cache / "data" / "bbc" / "test.jsonl").read_text().splitlines()
     ids = [tokenizer(json.loads(line)["text"]).input_ids[:TOKENS] for line in lines[: 4 * wanted]]
@@ -125,8 +129,8 @@ def read_texts(cache: Path, folder: Path, wanted: int) -> list[Tensor]:
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cache", type=Path, default=cache_folder())
-    parser.add_argument("--texts", type=int, default=20)
+    parser.add_argument("--cache", type=Path, default=cache_folder(), help="folder of models and data")
+    parser.add_argument("--texts", type=int, default=20, help="number of texts")
     options = parser.parse_args()
     folder = options.cache / "models" / "smollm2-135m"
     model = load_model(str(folder)).model
@@ -136,7 +140,7 @@ def main() -> None:
     code = torch.cat([_code(each.float(), ids).mean(1) for each, ids in zip(reference, batches, strict=True)])
     cells: list[dict[str, Any]] = []
     summary = {
-        "command": f"python experiments/rope_means.py --texts {options.texts}", "model": "smollm2-135m", "data": "bbc test", "texts": sum(map(len, batches)), "tokens": TOKENS,
+        "command": f"python -m experiments.rope_means.run --texts {options.texts}", "model": "smollm2-135m", "data": "bbc test", "texts": sum(map(len, batches)), "tokens": TOKENS,
         "perplexity": math.exp(code.mean()), "cells": cells,
         "versions": {"torch": str(torch.__version__), "transformers": transformers.__version__},
     }  # fmt: skip
@@ -149,7 +153,7 @@ def main() -> None:
 def compare(
     model: Any, spec: Any, batches: list[Tensor], reference: list[Tensor], parts: int, rate: float
 ) -> list[dict[str, Any]]:
-    """Rows at the segments of `rate`, and keys and values at as many segments and at as many bytes."""
+    """Evaluate rows at the segments of `rate`, and keys and values at as many segments and at as many bytes."""
     segments = segments_for_rate(TOKENS, parts, rate)
     values = {"rows": spec.width, "keys_turned": 2 * spec.kv_width, "keys_centre": 2 * spec.kv_width}
     more = segments * spec.width // (2 * spec.kv_width)

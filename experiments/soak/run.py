@@ -1,8 +1,10 @@
-"""A long load over HTTP: python experiments/soak.py --minutes 30 --output out/soak
+"""Load a served model over HTTP for a long time, and watch its memory and descriptors.
 
-The terminal as `prism-hw serve` on the loopback, one other device that is killed and comes back every two minutes, and two
-v2 clients that ask without a pause. Every ten seconds the terminal's memory, descriptors and threads are read. Exit code 1
-where memory or descriptors still grow after the first quarter, or an answer is missing or wrong.
+    python -m experiments.soak.run --minutes 30 --output out/soak
+
+The terminal runs as `prism-hw serve` on the loopback interface. One other device is killed and comes back every two minutes,
+and two v2 clients ask without a pause. The terminal's memory, descriptors and threads are read every ten seconds. The exit
+code is 1 if memory or descriptors still grow after the first quarter, or if an answer is missing or wrong.
 """
 
 import argparse
@@ -18,9 +20,10 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-from faults import prepare
 from rich.progress import track
 
+from experiments.faults.run import prepare
+from experiments.lib.places import PRISM_HW
 from hw.data import load_images
 from prism.zoo import load_model
 
@@ -29,8 +32,9 @@ MOST_GROWTH = 0.05  # of resident memory, from the first quarter's median to the
 
 
 def start(*arguments: str) -> "subprocess.Popen[str]":
+    """Start prism-hw with its standard output readable."""
     return subprocess.Popen(
-        [sys.executable, "-m", "hw.cli", *arguments],
+        [PRISM_HW, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -38,12 +42,12 @@ def start(*arguments: str) -> "subprocess.Popen[str]":
 
 
 def place(line: str) -> str:
-    """ADDRESS:PORT in what a terminal prints."""
+    """Extract ADDRESS:PORT from a line that the terminal prints."""
     return line.split("//")[-1].split(" at ")[-1].strip().removesuffix("/v2")
 
 
 class Client(threading.Thread):
-    """Asks again and again; milliseconds of each answer, and what went wrong."""
+    """Ask without a pause; keep the milliseconds of each answer, and what went wrong."""
 
     def __init__(self, where: str, bodies: list[bytes], right: list[Any], over: threading.Event) -> None:
         super().__init__(daemon=True)
@@ -71,7 +75,8 @@ class Client(threading.Thread):
             self.ms.append((time.monotonic() - began) * 1e3)
 
 
-def soak(minutes: float, folder: Path) -> dict[str, Any]:
+def questions() -> tuple[list[bytes], list[Any]]:
+    """Make request bodies, and the right answer to each."""
     loaded = load_model(MODEL)
     inputs = load_images(None, loaded, False)
     x = [inputs.collate(inputs.batch(k, 2, wrap=True))["x"] for k in range(8)]
@@ -81,12 +86,23 @@ def soak(minutes: float, folder: Path) -> dict[str, Any]:
         json.dumps({"inputs": [{"name": "x", "shape": list(t.shape), "datatype": "FP32", "data": t.flatten().tolist()}]}).encode()
         for t in x
     ]  # fmt: skip
+    return bodies, right
+
+
+def serve_config(folder: Path) -> Path:
+    """Write the terminal's configuration: full exchange over two devices, whatever the map says."""
     toml, map_, key = folder / "serve.toml", folder / "map.json", folder / "key"
     toml.write_text(
         f'model = "{MODEL}"\nmap = "{map_}"\nkey_file = "{key}"\nhttp_port = 0\nmax_batch = 4\ntimeout_s = 1.0\n'
         '[policy]\ntype = "fixed"\nplan = {mode = "full", devices = 2}\n'
     )
-    terminal = start("serve", "--config", str(toml))
+    return toml
+
+
+def soak(minutes: float, folder: Path) -> dict[str, Any]:
+    """Load the terminal for so many minutes, killing the other device every KILL_S."""
+    bodies, right = questions()
+    terminal = start("serve", "--config", str(serve_config(folder)))
     said = [terminal.stdout.readline() if terminal.stdout else "" for _ in range(2)]
     http, joining = place(said[0]), place(said[1])
     join = ("join", joining, "--key-file", str(folder / "key"), "--name", "other")
@@ -106,17 +122,21 @@ def soak(minutes: float, folder: Path) -> dict[str, Any]:
         over.set()
         for client in clients:
             client.join(40)
-        with urllib.request.urlopen(f"http://{http}/metrics") as reply:
-            metrics = [
-                line for line in reply.read().decode().splitlines() if line.startswith("prism_batches_total")
-            ]
+        metrics = batches_served(http)
     finally:
         peer.kill()
         terminal.kill()
     return judged(samples, clients, metrics)
 
 
+def batches_served(http: str) -> list[str]:
+    """Read the terminal's counters of batches."""
+    with urllib.request.urlopen(f"http://{http}/metrics") as reply:
+        return [line for line in reply.read().decode().splitlines() if line.startswith("prism_batches_total")]
+
+
 def judged(samples: list[tuple[int, int, int]], clients: list[Client], metrics: list[str]) -> dict[str, Any]:
+    """Compare memory, descriptors and threads of the last quarter with the second, and summarise the answers."""
     table = np.array(samples, dtype=float)
     quarter = max(len(table) // 4, 1)
     first, last = np.median(table[quarter : 2 * quarter], axis=0), np.median(table[-quarter:], axis=0)
@@ -135,12 +155,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--minutes", type=float, default=30.0)
-    parser.add_argument("--output", type=Path, default=Path("out/soak"))
+    parser.add_argument("--minutes", type=float, default=30.0, help="of load")
+    parser.add_argument("--output", type=Path, default=Path("out/soak"), help="folder of results")
     options = parser.parse_args()
     prepare(options.output)
     found = {
-        "command": f"python experiments/soak.py --minutes {options.minutes:g}",
+        "command": f"python -m experiments.soak.run --minutes {options.minutes:g}",
         **soak(options.minutes, options.output),
     }
     (options.output / "soak.json").write_text(json.dumps(found, indent=1) + "\n")

@@ -1,6 +1,6 @@
-"""The variants that experiments/variants.py measures, by name: rows, codec, and what else. "delta" is the product's."""
+"""List the variants to measure, by name: rows, codec, and anything else. "delta" is the codec that Prism ships."""
 
-from variant_schemes import Quantiser, Scheme
+from experiments.variants.schemes import Quantiser, Scheme
 
 NARROW = {bits: Quantiser(bits=bits) for bits in (2, 3, 4, 8)}
 WIDE = {bits: Quantiser(bits=bits, group=128) for bits in (2, 3)}
@@ -10,7 +10,7 @@ TURNED = {bits: Quantiser(bits=bits, group=128, kind="rms", rotate=True) for bit
 TURNED_RANGE = {bits: Quantiser(bits=bits, group=128, rotate=True) for bits in (2, 3)}
 APART = {bits: Quantiser(bits=bits, group=128, kind="mse", outliers=4) for bits in (2, 3)}
 
-# with 2 devices all variants are measured on these; on other models and with more devices the core
+# all variants are measured on these with 2 devices; other models and more devices get the core
 EVERYTHING_ON = ("dinov2-fashion", "minilm")
 CORE = (
     "full fp32", "means fp32", "means fp32, prefix exact", "full int2 g32", "full int3 rotated",
@@ -21,7 +21,7 @@ CORE = (
 
 
 def candidates(plain: int, family: str) -> dict[str, Scheme]:
-    """plain: L of CR 9.9 in fp32."""
+    """Return every variant for a family of models; `plain` is the L of CR 9.9 in fp32."""
     found = {
         "full fp32": Scheme(),
         # the baseline, and what is done to it at equal bytes

@@ -1,4 +1,4 @@
-"""Tables and the plot of experiments/variants.py."""
+"""Make the table and the plot of the variants."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ Rows = Sequence[dict[str, Any]]
 
 
 def table(rows: Rows) -> str:
-    """Each variant's loss in per cent of what plain means lose on the same model and devices, below its own CR."""
+    """Tabulate each variant's loss in per cent of what plain means lose on the same model and devices, with its own CR."""
     by = {(r["model"], r["devices"], r["variant"]): r for r in rows}
     columns = sorted({(r["model"], r["devices"]) for r in rows if (r["model"], r["devices"], BASE) in by})
     names = list(dict.fromkeys(r["variant"] for r in rows))
@@ -35,7 +35,7 @@ def table(rows: Rows) -> str:
 
 
 def plot(rows: Rows, path: Path) -> None:
-    """Loss against CR, one panel a model and number of devices."""
+    """Plot loss against CR, one panel per model and number of devices."""
     panels = sorted({(r["model"], r["devices"]) for r in rows if r["variant"] == BASE})
     if not panels:
         return

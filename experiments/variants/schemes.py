@@ -1,6 +1,6 @@
-"""What a part may send instead of its rows, for experiments/variants.py: quantisers, choices of rows, prediction.
+"""Encode what a part may send instead of its rows: quantisers, choices of rows, prediction.
 
-Everything here codes and decodes in one step and counts bits by formula; prism/wire.py has what became a product.
+Everything here encodes and decodes in one step and counts bits by formula. prism/wire.py has the codecs that Prism ships.
 Shapes: B batch, n rows of a part, M rows received in their place, D width.
 """
 
@@ -19,9 +19,11 @@ STEP = {1: 1.596, 2: 0.9957, 3: 0.5860, 4: 0.3352, 5: 0.1881, 8: 0.0308}
 
 @dataclass(frozen=True)
 class Quantiser:
-    """Values in groups of consecutive ones. bits 32 and 16 are floats; `minmax` has a scale and a minimum in fp16,
-    `mse` the range among five that loses least, `rms` is symmetric with one fp16 scale. `rotate`: the
-    product's rotation of each group of 128 first. `outliers`: channels that cross in fp16 apart, those of the largest range."""
+    """Quantise groups of consecutive values.
+
+    bits: 32 and 16 are floats. kind: `minmax` keeps a scale and a minimum in fp16, `mse` the range among five that loses
+    least, `rms` one fp16 scale around zero. rotate: apply Prism's rotation to each group of 128 first. outliers: the number
+    of channels, those of the largest range, that cross separately in fp16."""
 
     bits: int = 32
     group: int = 32
@@ -76,17 +78,16 @@ class Quantiser:
 
 @dataclass(frozen=True)
 class Scheme:
-    """One way to exchange. Exactly one of `segments`, `keep`, `stale` may differ from its default.
+    """Describe one way to exchange. At most one of `segments`, `keep`, `stale` may differ from its default.
 
-    segments: means per part, as a share of its rows, as a number, or one number a block.
-    exact_prefix: tokens from the first on (a class token, what attention sinks into) that no mean takes in.
-    keep: rows sent, as a share; `by` says which: evenly spaced ones, those farthest from the part's mean (with the
-    mean of the others as one row), or all of them in a random subspace of the channels of that share.
-    stale: only every so many-th block exchanges (`whole`), or in each block every so many-th row (`rows`), or the
-    share of rows that changed most (`changed`): receivers keep the last decoded value of the others.
-    predict: the quantised difference to the last decoded rows crosses, not the rows. `normalise`: rows cross scaled to
-    a mean square of 1, which a norm at the receiver's end undoes. `after_norm`: means are of rows after the norm.
-    first: bits of the first block when they differ."""
+    segments: means per part, as a share of its rows, as a number, or as one number per block.
+    exact_prefix: leading tokens (a class token, an attention sink) that are sent as they are and enter no mean.
+    keep: share of rows sent. `by` says which: evenly spaced ones, those farthest from the part's mean (with the mean of
+    the others as one row), or all rows in a random subspace with that share of the channels.
+    stale: only every n-th block exchanges (`whole`), or every n-th row in each block (`rows`), or the 1/n of the rows
+    that changed most (`changed`). Receivers keep the last decoded value of the others.
+    predict: send the quantised difference to the last decoded rows. normalise: scale rows to a mean square of 1, which
+    a norm at the receiver undoes. after_norm: average rows after the norm. first: bits of the first block if they differ."""
 
     quantiser: Quantiser = Quantiser()
     segments: float | int | tuple[int, ...] | None = None
@@ -106,8 +107,9 @@ class Scheme:
 
 @dataclass(frozen=True)
 class Sent:
-    """What receivers have of a part: rows [B, M, D], tokens behind each [M], their positions [M], and for the
-    second-moment correction the variance of the keys inside each segment [B, H, M]."""
+    """Hold what receivers have of a part: rows [B, M, D], tokens behind each [M], and their positions [M].
+
+    The second-moment correction adds the variance of the keys inside each segment [B, H, M]."""
 
     rows: Tensor
     counts: Tensor
@@ -116,7 +118,7 @@ class Sent:
 
 
 class Coder:
-    """A scheme on one part for one batch; `bits` counts what one sample sent, over all blocks."""
+    """Apply a scheme to one part of one batch; `bits` counts what one sample sent, over all blocks."""
 
     def __init__(self, scheme: Scheme, start: int, stop: int) -> None:
         self.scheme, self.start, self.rows = scheme, start, stop - start

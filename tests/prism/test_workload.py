@@ -19,7 +19,7 @@ from prism.spec import ModelSpec
 from prism.wire import Stream, encode
 from prism.workload import build, codec
 
-REFERENCE = Path(__file__).parents[2] / "experiments" / "reference" / "prism_compute_accuracy.csv"
+REFERENCE = Path(__file__).parents[2] / "experiments" / "lib" / "published" / "prism_compute_accuracy.csv"
 VIT = ModelSpec(
     name="vit_base", family="vit", blocks=12, width=768, heads=12, mlp_width=3072, tokens=197, prefix_tokens=1,
     patch_values=768, output_width=1000,
