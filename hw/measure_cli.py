@@ -194,7 +194,7 @@ def _status(text: str, quiet: bool) -> Iterator[None]:
 
 
 @app.command(
-    epilog="Example: prism-hw profile --config experiments/scaled_grid.toml --output out/scaled --dry-run"
+    epilog="Example: prism-hw profile --config experiments/scaled_grid/sweep.toml --output out/scaled --dry-run"
 )
 def profile(
     config: Annotated[
