@@ -75,6 +75,7 @@ def lines_of(profile: CalibratedProfile, table: AccuracyTable, spec: ModelSpec) 
 
 
 def cost_names() -> list[str]:
+    """List the costs that plans are compared by."""
     return ["bytes", "gflops", *(f"{kind}_{mbps}mbps" for kind in ("ms", "joules") for mbps in MBPS)]
 
 
@@ -85,6 +86,7 @@ def beats(one: Line, other: Line, cost: str) -> bool:
 
 
 def place(line: Line, cost: str, least: float) -> tuple[float, float]:
+    """Locate a plan in a plot of loss over cost; no loss is drawn below `least`."""
     return line[cost], max(line["loss"], least)
 
 

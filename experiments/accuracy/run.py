@@ -56,6 +56,7 @@ SUBJECTS = (
 
 
 def config(subject: Subject, devices: int, wires: tuple[Wire, ...], modes: tuple[Mode, ...], segments: tuple[int, ...]) -> EvalConfig:
+    """Make the configuration of one evaluation of a subject."""
     return EvalConfig(
         model=str(CACHE / "models" / subject.model), data=str(CACHE / "data" / subject.data), columns=subject.columns,
         tokens=subject.tokens if subject.text else None, limit=subject.limit, batch=subject.batch, devices=(devices,),
@@ -104,6 +105,7 @@ def run(subject: Subject, folder: Path) -> AccuracyTable:
 
 
 def command() -> str:
+    """Return the command that tables record."""
     return "python -m experiments.accuracy.run"
 
 

@@ -32,20 +32,24 @@ ASSETS = Path(__file__).parents[2] / "prism" / "assets"
 
 
 def read_idx(path: Path, offset: int) -> np.ndarray:
+    """Read a gzipped IDX file."""
     return np.frombuffer(gzip.open(path).read(), np.uint8, offset=offset)
 
 
 def load(data: Path, stem: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Load pixels and labels of one split."""
     pixels = read_idx(data / f"{stem}-images-idx3-ubyte.gz", 16).reshape(-1, 1, 28, 28)
     labels = read_idx(data / f"{stem}-labels-idx1-ubyte.gz", 8)
     return torch.from_numpy(pixels.copy()), torch.from_numpy(labels.astype(np.int64))
 
 
 def normalise(pixels: torch.Tensor) -> torch.Tensor:
+    """Scale pixels to the mean and deviation of the data set."""
     return (pixels.float() / 255 - MEAN) / STD
 
 
 def augment(pixels: torch.Tensor) -> torch.Tensor:
+    """Flip and shift a batch of images at random."""
     if torch.rand(()) < 0.5:
         pixels = pixels.flip(3)
     shift = torch.randint(-2, 3, (2,)).tolist()
@@ -54,12 +58,14 @@ def augment(pixels: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def accuracy(model: torch.nn.Module, pixels: torch.Tensor, labels: torch.Tensor) -> float:
+    """Compute the share of images that are classified right."""
     model.eval()
     guesses = torch.cat([model(normalise(part)).argmax(1) for part in pixels.split(500)])
     return (guesses == labels).float().mean().item()
 
 
 def train(data: Path, epochs: int, batch: int, seed: int) -> tuple[torch.nn.Module, float]:
+    """Train the model; return it with its accuracy on the test images."""
     torch.manual_seed(seed)
     x, y = load(data, "train")
     x_test, y_test = load(data, "t10k")
@@ -87,6 +93,7 @@ def train(data: Path, epochs: int, batch: int, seed: int) -> tuple[torch.nn.Modu
 
 
 def export(model: torch.nn.Module, test: float, data: Path, images: int, args: dict[str, object]) -> None:
+    """Write weights, config.json and the first test images to prism/assets."""
     folder = ASSETS / "fashion-vit"
     folder.mkdir(parents=True, exist_ok=True)
     save_file(model.state_dict(), folder / "model.safetensors")

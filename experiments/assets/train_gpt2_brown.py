@@ -26,6 +26,7 @@ STEPS, SEED = 800, 0
 
 
 def train_tokenizer(texts: list[str]) -> Any:
+    """Train a byte-level BPE on texts."""
     tokenizer = ByteLevelBPETokenizer()
     tokenizer.train_from_iterator(texts, vocab_size=VOCABULARY, special_tokens=[END], show_progress=False)
     return PreTrainedTokenizerFast(

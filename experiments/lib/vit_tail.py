@@ -80,6 +80,7 @@ def tail(model: nn.Module, plan: ExecutionPlan, x_BND: Tensor) -> Tensor:
 
 @torch.no_grad()
 def logits(model: nn.Module, plan: ExecutionPlan, features_BND: Tensor) -> Tensor:
+    """Compute the logits [B, C] of all features in batches."""
     model.eval()
     return torch.cat([tail(model, plan, part) for part in features_BND.split(100)])
 

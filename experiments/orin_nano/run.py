@@ -17,6 +17,7 @@ from prism.cost import PROFILES
 
 
 def print_terms(fitted: Fit) -> None:
+    """Print every term beside its prior."""
     print(f"{'term':22} {'value':>10} {'width':>6} {'prior':>10} {'width':>6}  origin, source of the prior")
     values = fitted.profile.values()
     for name, prior in PRIORS.items():
@@ -30,6 +31,7 @@ def print_terms(fitted: Fit) -> None:
 
 
 def print_residuals(fitted: Fit) -> None:
+    """Print every published row beside the simulated one."""
     print(f"{'row':28} " + " ".join(f"{part.removesuffix('_ms'):>22}" for part in (*PARTS, "total_ms")))
     for row in fitted.rows:
         found = cells(fitted.profile, row)

@@ -57,6 +57,7 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def cell(row: Row, what: str, published: float, simulated: float) -> Cell:
+    """Compare one published figure with the simulated one."""
     return Cell(
         mode=row.mode.value, batch=row.batch, what=what, published=published, simulated=round(simulated, 3),
         error_pct=round(100 * (simulated / published - 1), 2), held_out=row.batch not in FITTED_BATCHES,
@@ -129,6 +130,7 @@ def summary(latency: list[Cell], energy: list[Cell], crossings: dict[str, Flip])
 
 
 def print_cells(title: str, found: list[Cell]) -> None:
+    """Print a table of published and simulated figures."""
     print(
         f"\n{title}\n{'mode':14} {'batch':>5} {'what':>18} {'published':>10} {'simulated':>10} {'error':>8}"
     )

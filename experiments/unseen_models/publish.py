@@ -79,6 +79,7 @@ def traces_digest(digests: Iterable[str]) -> str:
 
 
 def pretty(value: Any) -> bytes:
+    """Encode a value as indented JSON."""
     return msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n"
 
 

@@ -80,6 +80,7 @@ def write_pages(found: Calibration, report: Report, before: bool, held_out: Held
 
 
 def print_left_out(others: dict[str, float], found: Calibration) -> None:
+    """Print the error of each model from a fit to the others."""
     print("Error of each model from a fit to the others, of the profiled models and of all:")
     for model, error in others.items():
         fitted_to = found.left_out_mape_pct.get(model)

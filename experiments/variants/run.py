@@ -63,6 +63,7 @@ def main() -> None:
 
 
 def parsed() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, default=cache_folder(), help="folder of models and data")
     parser.add_argument("--models", default="", help="some of the models, separated by commas")
@@ -91,6 +92,7 @@ def plain_segments(subject: Subject, parts: int) -> int:
 
 
 def tokens_of(subject: Subject) -> int:
+    """Count the tokens of a subject's items."""
     spec = adapter_for(subject.model).spec
     return spec.tokens if spec.family == "vit" else 256
 
