@@ -25,7 +25,11 @@ def nearest(name: str, known: list[str]) -> str:
 
 
 def convert(data: Any, type_: type[T], source: str) -> T:
-    """Build a struct from plain data. Raises ConfigError that names the key, the source and the remedy."""
+    """Build a struct from plain data. Raises ConfigError that names the key, the source and the remedy.
+
+    A struct whose files were once written otherwise has a static method `upgraded`, from any data to today's keys.
+    """
+    data = getattr(type_, "upgraded", lambda same: same)(data)
     try:
         return msgspec.convert(data, type_, strict=True)
     except msgspec.ValidationError as error:
@@ -63,7 +67,8 @@ def _explain(message: str, data: Any, type_: type) -> str:
             data = data[int(step)] if step.isdigit() else data[step]
     except (KeyError, IndexError, TypeError):
         return message
-    return f"{located[2]} {data!r}: {located[1][0].lower()}{located[1][1:]}"
+    value = "" if isinstance(data, dict) else f" {data!r}"
+    return f"{located[2]}{value}: {located[1][0].lower()}{located[1][1:]}"
 
 
 def _field_names(type_: type) -> list[str]:

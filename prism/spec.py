@@ -13,6 +13,7 @@ Positive = Annotated[int, msgspec.Meta(ge=1)]
 NonNegative = Annotated[int, msgspec.Meta(ge=0)]
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 Watts = Annotated[float, msgspec.Meta(ge=0, le=100_000)]  # an upper bound refuses inf
+LinkKind = Literal["loopback", "network", "shaper", "testbed"]
 FORM = "RATE[,LATENCY[,JITTER[,LOSS]]]"
 
 
@@ -76,7 +77,7 @@ class LinkSpec(msgspec.Struct, frozen=True, kw_only=True):
     file (time_s, mbps) that drives the rate instead.
     """
 
-    kind: Literal["loopback", "network", "shaper", "testbed"] = "loopback"
+    kind: LinkKind = "loopback"
     rate_bps: float | None = None
     latency_s: float = 0.0
     jitter_s: float = 0.0

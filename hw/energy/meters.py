@@ -11,15 +11,14 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol, get_args
 
 import msgspec
 
 from prism.errors import ConfigError
-from prism.trace import Meter, Power, Record
+from prism.trace import Meter, MeterName, Power, Record, SensorName
 
-Source = Literal["ina3221", "jtop", "rapl"]
-SOURCES: tuple[Source, ...] = ("ina3221", "jtop", "rapl")
+SOURCES: tuple[SensorName, ...] = get_args(SensorName)
 HWMON, POWERCAP, JTOP_SOCKET = Path("/sys/class/hwmon"), Path("/sys/class/powercap"), Path("/run/jtop.sock")
 JTOP_INTERVAL_S = 0.5  # below it the service's updates are unstable
 
@@ -44,15 +43,11 @@ class EnergyMeter(Protocol):
 
 
 def find_meter(
-    name: Literal["auto", "none", "ina3221", "jtop", "rapl"],
-    *,
-    hwmon: Path = HWMON,
-    powercap: Path = POWERCAP,
-    jtop_socket: Path = JTOP_SOCKET,
+    name: MeterName, *, hwmon: Path = HWMON, powercap: Path = POWERCAP, jtop_socket: Path = JTOP_SOCKET
 ) -> EnergyMeter | None:
     """The named meter; "auto" is the first usable one, or None. Raises ConfigError when a meter that was
     asked for by name can't be read."""
-    makers: dict[Source, Callable[[], EnergyMeter]] = {
+    makers: dict[SensorName, Callable[[], EnergyMeter]] = {
         "ina3221": lambda: Ina3221(hwmon),
         "jtop": lambda: Jtop(jtop_socket),
         "rapl": lambda: Rapl(powercap),
@@ -67,7 +62,7 @@ def find_meter(
     return None
 
 
-def _absent(source: Source, reason: str, remedy: str) -> ConfigError:
+def _absent(source: SensorName, reason: str, remedy: str) -> ConfigError:
     return ConfigError(f"energy meter {source!r}: {reason}; {remedy}, or choose auto or none")
 
 

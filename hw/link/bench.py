@@ -9,7 +9,6 @@ import itertools
 import random
 import time
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import msgspec
 import numpy as np
@@ -31,6 +30,7 @@ from hw.machine import facts as host
 from hw.machine.doctor import wifi_power_save
 from prism.errors import ConfigError
 from prism.nn.exchange import Exchange
+from prism.plan import Route
 from prism.spec import LinkSpec
 from prism.trace import Probe, now_text
 
@@ -201,7 +201,7 @@ class _Bench:
             barrier()
 
     def _collective_round(self, sizes: list[int], sent: int) -> None:
-        collectives: list[Literal["mesh", "ring"]] = ["mesh", "ring"]
+        collectives: list[Route] = ["mesh", "ring"]
         for size in self._order(sizes, sent):
             self._random.shuffle(collectives)
             for op in collectives:

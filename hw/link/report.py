@@ -19,6 +19,7 @@ import numpy as np
 
 from calibration.alpha_beta import AlphaBeta, fit_alpha_beta
 from prism.errors import TraceError
+from prism.plan import Route
 from prism.spec import LinkSpec
 from prism.trace import Probe
 
@@ -66,7 +67,7 @@ class PairReport(msgspec.Struct, frozen=True, kw_only=True):
 class CollectiveReport(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds of the whole collective over the bytes that each rank gives."""
 
-    collective: Literal["mesh", "ring"]
+    collective: Route
     ranks: int
     alpha_ms: float
     beta_mbps: float
@@ -172,7 +173,7 @@ def pair_report(probes: Sequence[Probe], a: int, b: int) -> PairReport:
     )
 
 
-def collective_report(probes: Sequence[Probe], op: Literal["mesh", "ring"], ranks: int) -> CollectiveReport:
+def collective_report(probes: Sequence[Probe], op: Route, ranks: int) -> CollectiveReport:
     curve = fit_alpha_beta(*collective_times(probes, op))
     return CollectiveReport(
         collective=op,

@@ -10,7 +10,6 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -20,6 +19,7 @@ from hw.link.report import BUSY, IDLE, LOADED
 from hw.link.round_trip import Pinger, Trip
 from prism.errors import PeerLostError
 from prism.nn.exchange import Exchange, Expected
+from prism.plan import Route
 from prism.trace import Probe
 
 BYTE: Expected = ((1,), torch.uint8)
@@ -89,7 +89,7 @@ class LinkTimer:
         for number, (size, (start, end)) in enumerate(zip([1, *sizes], trips, strict=False)):
             self._keep("pair", (source, target, size), size, start, end, warmup=number == 0)
 
-    def collective(self, op: Literal["mesh", "ring"], size: int, number: int) -> None:
+    def collective(self, op: Route, size: int, number: int) -> None:
         """One collective after a barrier, each rank giving `size` bytes. Probes of every rank."""
         exchange, own = self._exchange, self._payload[:size]
         peers = [rank for rank in range(exchange.world_size) if rank != exchange.rank]

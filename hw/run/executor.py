@@ -16,12 +16,15 @@ from hw.comm.recorder import SpanRecorder
 from hw.comm.staging import CudaStager, HostStager
 from hw.energy.meters import PowerSampler, find_meter
 from hw.inputs.samples import Sample
-from hw.inputs.score import Tally, score
+from hw.inputs.score import score
+from hw.inputs.tally import Tally
 from hw.machine.trace_file import trace_file
 from hw.probe.pace import Pace
-from hw.run.config import Event, Progress, RankJob, RunConfig, RunStep, Work
+from hw.run.config import RunConfig
+from hw.run.messages import Event, RankJob, RunStep, Work
 from hw.run.outcome import outcome, trace_header
 from hw.run.workpiece import Workpiece
+from prism.cli.progress import Progress
 from prism.errors import InputError, PrismError
 from prism.nn.distribute import DistributedTransformer, distribute
 from prism.nn.exchange import Exchange
@@ -76,9 +79,9 @@ class Bench:
         config = step.config
         if self._held != Workpiece.key(config):
             self._held = ()
-            self._piece = Workpiece(config, self.device, self._job.rank == 0 or config.embed == "each")
+            self._piece = Workpiece(config, self.device, self._job.rank == 0 or config.plan.embed == "each")
             self._held, self._idled = Workpiece.key(config), False
-        config.plan().partition(self._piece.tokens())
+        config.plan.partition(self._piece.tokens())
         if self._job.meter_covers and self._sampler is None:
             meter = find_meter(config.meter, hwmon=Path(self._job.hwmon))
             if meter is not None:
@@ -97,7 +100,7 @@ class Bench:
     def perform(self, step: RunStep, metered: bool) -> None:
         """Run a prepared step. `metered`, on the terminal: some device samples power, so batches go on
         until an energy figure has samples enough."""
-        model = distribute(self._piece.loaded.model, step.config.plan(), self.exchange, self.recorder)
+        model = distribute(self._piece.loaded.model, step.config.plan, self.exchange, self.recorder)
         self._power()  # what was sampled between steps belongs to none
         if self._job.rank == 0:
             self._terminal(model, step, metered)
@@ -105,14 +108,14 @@ class Bench:
             self._worker(model, step.config)
 
     def _worker(self, model: DistributedTransformer, config: RunConfig) -> None:
-        schedule = self._schedule(config, metered=True) if config.embed == "each" else None
+        schedule = self._schedule(config, metered=True) if config.plan.embed == "each" else None
         pace = self._paced(config)
-        if self._job.rank < config.plan().ranks:
-            self._clocks.refresh(config.plan().ranks)
+        if self._job.rank < config.plan.ranks:
+            self._clocks.refresh(config.plan.ranks)
         while model.follow(**(self._piece.call(next(schedule, (0, False, ()))[2]) if schedule else {})):
             spans, _, _ = self.recorder.take()
             comm.send_bytes(msgspec.msgpack.encode(spans), 0)
-            self._clocks.refresh(config.plan().ranks)
+            self._clocks.refresh(config.plan.ranks)
         tail = Tail(memory=_peak_memory(), power=self._power(), pace=[*pace, *self._paced(config)])
         comm.send_bytes(msgspec.msgpack.encode(tail), 0)
 

@@ -14,19 +14,8 @@ from typing import Any
 import msgspec
 
 from hw.link.report import LinkReport
-from hw.run.config import (
-    Checked,
-    Event,
-    Failure,
-    LinkStep,
-    Measured,
-    Outcome,
-    ProbeStep,
-    Progress,
-    RankJob,
-    RunStep,
-    Work,
-)
+from hw.run.messages import Checked, Event, Failure, LinkStep, Measured, Outcome, ProbeStep, RankJob, RunStep, Work
+from prism.cli.progress import Progress
 from prism.errors import ExchangeError, PrismError
 
 WATCH_S = 0.01
@@ -35,7 +24,7 @@ LOSER_S = 0.5  # how long a rank's error waits for the word of the rank that cau
 ENVIRONMENT = {"TORCH_CPP_LOG_LEVEL": "FATAL", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
 
 
-WITHOUT_RESULT = "the terminal ended without a result; run again with --trace FILE and look at the last spans"
+WITHOUT_RESULT = "the leader ended without a result; run again with --trace FILE and look at the last spans"
 
 
 class Ranks:
@@ -55,7 +44,7 @@ class Ranks:
         _end(self._children)
 
     def perform(self, step: RunStep, on_progress: Callable[[Progress], None]) -> Outcome:
-        """Have the terminal, which must be among the jobs, lead the ranks through a step."""
+        """Have rank 0, which must be among the jobs, lead the ranks through a step."""
         outcome = self._perform(step, on_progress)
         if not isinstance(outcome, Outcome):
             raise ExchangeError(WITHOUT_RESULT)
@@ -73,7 +62,7 @@ class Ranks:
     def _perform(self, step: Work, on_progress: Callable[[Progress], None]) -> Outcome | Measured | None:
         first = not self._children
         if first:
-            # ranks that share cores slow each other's start: none begins before the terminal has its inputs
+            # ranks that share cores slow each other's start: none begins before the leader has its inputs
             self._start(self._jobs[: 1 if self._jobs[0].oversubscribed else None])
         self._children[0].ask(step)
         if first:
@@ -133,13 +122,13 @@ class _Child:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 env={**os.environ, **ENVIRONMENT, "OMP_NUM_THREADS": str(job.threads)},
-                start_new_session=True,  # a terminal's Ctrl-C reaches us only; we end them
+                start_new_session=True,  # Ctrl-C reaches us only; we end them
             )
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()
 
     def ask(self, step: Work) -> None:
-        """Hand the terminal its next step; a dead one is found by watching it."""
+        """Hand the leader its next step. That it is dead, if it is, is noticed by watching it."""
         with contextlib.suppress(BrokenPipeError):
             if self.process.stdin is not None:
                 self.process.stdin.write(msgspec.json.encode(step) + b"\n")

@@ -12,15 +12,15 @@ from pathlib import Path
 import msgspec
 
 from hw.machine.lifetime import die_with_parent
-from hw.run.config import EndStep, Event, Failure, RankJob, Step
+from hw.run.messages import AnyStep, EndStep, Event, Failure, RankJob
 from hw.testbed.netns import enter
 from prism.errors import PeerLostError, PrismError
 
 
-def steps_from_stdin() -> Iterator[Step]:
-    """What the parent asks of the terminal, one JSON line a step, until the end."""
+def steps_from_stdin() -> Iterator[AnyStep]:
+    """Read the steps that the parent asks of the leader, one JSON line each, until the end."""
     for line in sys.stdin.buffer:
-        yield msgspec.json.decode(line, type=Step)
+        yield msgspec.json.decode(line, type=AnyStep)
     yield EndStep()
 
 

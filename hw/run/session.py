@@ -14,11 +14,11 @@ from hw.link.bench import run_link
 from hw.machine import facts as host
 from hw.machine.trace_file import trace_file
 from hw.probe.suite import run_probes
-from hw.run.config import Checked, EndStep, Event, LinkStep, Measured, ProbeStep, RankJob, RunStep, Step, Work
 from hw.run.executor import Bench
+from hw.run.messages import AnyStep, Checked, EndStep, Event, LinkStep, Measured, ProbeStep, RankJob, RunStep, Work
 from prism.errors import ExchangeError, PeerLostError, PrismError
 from prism.nn.exchange import InProcessExchange
-from prism.plan import ExecutionPlan, Mode
+from prism.plan import LOCAL
 from prism.spec import LinkSpec
 from prism.trace import Probe, TraceHeader, TraceWriter, now_text
 
@@ -31,7 +31,7 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True):
     meter: bool = False
 
 
-def run_rank(job: RankJob, steps: Iterator[Step], emit: Callable[[Event], None]) -> None:
+def run_rank(job: RankJob, steps: Iterator[AnyStep], emit: Callable[[Event], None]) -> None:
     """Run one rank to its end. Only the terminal has `steps`. Raises PrismError with what a user should read."""
     torch.set_grad_enabled(False)
     torch.set_num_threads(job.threads)
@@ -43,14 +43,14 @@ def run_rank(job: RankJob, steps: Iterator[Step], emit: Callable[[Event], None])
             _follow(job, bench)
 
 
-def _lead(job: RankJob, bench: Bench, steps: Iterator[Step], emit: Callable[[Event], None]) -> None:
+def _lead(job: RankJob, bench: Bench, steps: Iterator[AnyStep], emit: Callable[[Event], None]) -> None:
     first = next(steps)
     if isinstance(first, EndStep):
         return
     bench.prepare(first)  # what can be refused is refused before any other rank is needed
     emit(Checked())
     with _group(job, bench):
-        step: Step = first
+        step: AnyStep = first
         while not isinstance(step, EndStep):
             _order(job, step)
             bench.prepare(step)
@@ -60,7 +60,7 @@ def _lead(job: RankJob, bench: Bench, steps: Iterator[Step], emit: Callable[[Eve
         _order(job, step)
 
 
-def _order(job: RankJob, step: Step) -> None:
+def _order(job: RankJob, step: AnyStep) -> None:
     for peer in range(1, job.world_size):
         comm.send_bytes(msgspec.msgpack.encode(step), peer)
 
@@ -83,7 +83,7 @@ def _await_ready(job: RankJob, bench: Bench) -> bool:
 
 def _follow(job: RankJob, bench: Bench) -> None:
     while True:
-        step = _decode(comm.receive_bytes(0), Step, 0)
+        step = _decode(comm.receive_bytes(0), AnyStep, 0)
         if isinstance(step, EndStep):
             return
         try:
@@ -120,7 +120,7 @@ def _probe_file(job: RankJob, step: LinkStep | ProbeStep) -> Iterator[Callable[[
         created=now_text(),
         model="probe",
         weights="none",
-        plan=ExecutionPlan(mode=Mode.LOCAL),
+        plan=LOCAL,
         batch=1,
         tokens=1,
         link=step.link,

@@ -1,4 +1,4 @@
-"""A model and its inputs, loaded for a run and kept for the next step that wants the same."""
+"""Load a model and its inputs for a run, and keep them for the next step that wants the same."""
 
 import functools
 import hashlib
@@ -32,7 +32,7 @@ class Workpiece:
 
     @staticmethod
     def key(config: RunConfig) -> tuple[Any, ...]:
-        """What two configurations must share to share a workpiece."""
+        """List what two configurations must share to share a workpiece."""
         return (
             config.model,
             config.weights,
@@ -41,7 +41,7 @@ class Workpiece:
             config.text,
             config.resize,
             config.tokens,
-            config.embed,
+            config.plan.embed,
         )
 
     def tokens(self) -> int:
@@ -56,12 +56,12 @@ class Workpiece:
         return {name: tensor.to(self._device) for name, tensor in self.inputs.collate(samples).items()}
 
     def reference(self, call: dict[str, Any]) -> Any:
-        """What the model as it is says."""
+        """Run the whole model here, undistributed."""
         return self.loaded.model(**call, **self.adapter.forced)
 
 
 def fingerprint(model: torch.nn.Module) -> str:
-    """A hash of every parameter's name, shape and values."""
+    """Hash every parameter's name, shape and values."""
     digest = hashlib.blake2b(digest_size=8)
     for name, parameter in model.state_dict().items():
         digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())

@@ -14,14 +14,13 @@ from prism.decide.accuracy import AccuracyTable, Answers
 from prism.decide.interpolation import WIRE, Axes, Line, Lines, Mixed, nodes
 from prism.errors import ConfigError
 from prism.perfmap import Cell, PerformanceMap
-from prism.plan import ExecutionPlan, Mode
+from prism.plan import ExecutionPlan
 from prism.spec import Positive
+from prism.trace import TraceSource
 
-LOCAL = ExecutionPlan(mode=Mode.LOCAL)
 LEAST_DEVIATION = 0.01  # of a latency: no cell is known better than this
 PREDICTED_DEVIATION = 0.08  # of a cell that was simulated, where its profile doesn't say another
 Share = float
-Source = Literal["measured", "simulated"]
 
 
 class Objective(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -64,7 +63,7 @@ class Expected(msgspec.Struct, frozen=True, kw_only=True):
     joules: float | None
     accuracy: float | None
     agreement: float | None
-    source: Source
+    source: TraceSource
     cost: float
 
 
@@ -82,7 +81,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     joules: float | None = None
     accuracy: Share | None = None
     agreement: Share | None = None
-    source: Source = "measured"
+    source: TraceSource = "measured"
 
 
 class Place(NamedTuple):
@@ -103,7 +102,7 @@ class _Grid(NamedTuple):
     plan: ExecutionPlan
     accuracy: float | None
     agreement: float | None
-    source: Source
+    source: TraceSource
     axes: Axes
     rows: list[Row]
 
@@ -303,7 +302,7 @@ def _grid(plan: ExecutionPlan, rows: list[Row], known: dict[Axes, Axes]) -> _Gri
     lines = tuple(equal.setdefault(line, line) for line in (tuple(sorted(by_batch[batch])) for batch in batches))
     axes = Axes(batches, lines)
     ordered = [by_batch[batch][x] for batch, line in zip(batches, lines, strict=True) for x in line]
-    source: Source = "measured" if all(row.source == "measured" for row in rows) else "simulated"
+    source: TraceSource = "measured" if all(row.source == "measured" for row in rows) else "simulated"
     return _Grid(plan, rows[0].accuracy, rows[0].agreement, source, known.setdefault(axes, axes), ordered)
 
 

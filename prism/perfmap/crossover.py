@@ -10,6 +10,7 @@ import msgspec
 from prism.perfmap import Cell, PerformanceMap
 from prism.plan import ExecutionPlan
 from prism.spec import LinkSpec
+from prism.trace import TraceSource
 
 Kind = Literal["at", "never", "always"]
 Axis = Literal["bandwidth_mbps", "batch"]
@@ -26,7 +27,7 @@ class Crossover(msgspec.Struct, frozen=True, kw_only=True):
     turns the order back. ties: measured values where the two are within their noise.
     """
 
-    source: Literal["measured", "simulated"]
+    source: TraceSource
     model: str
     tokens: int
     plan: ExecutionPlan

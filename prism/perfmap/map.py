@@ -7,16 +7,16 @@ JSON file with a version. prism/perfmap/crossover.py says where the better plan 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 
 from prism.errors import TraceError
 from prism.perfmap.pooling import TraceFile, TraceSet, machine, order, pool, same, setting, whole_batches
-from prism.plan import ExecutionPlan, Mode
+from prism.plan import LOCAL, ExecutionPlan, Mode, plan_label
 from prism.spec import LinkSpec
-from prism.trace import TraceHeader, now_text
+from prism.trace import TraceHeader, TraceSource, now_text
 from prism.trace.energy import Energy
 from prism.trace.metrics import Latency, pace_ms, summarise
 
@@ -26,7 +26,7 @@ VERSION = 1
 class Workload(NamedTuple):
     """Cells of one workload answer the same question, and are compared with each other."""
 
-    source: Literal["measured", "simulated"]
+    source: TraceSource
     model: str
     tokens: int
     batch: int
@@ -57,7 +57,7 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     together; null where they are not measured, and energy_note says why.
     """
 
-    source: Literal["measured", "simulated"]
+    source: TraceSource
     model: str
     tokens: int
     weights: str
@@ -117,7 +117,7 @@ class PerformanceMap(msgspec.Struct, frozen=True, kw_only=True):
         return next((c for c in self.cells if c.workload == workload and (c.plan, c.link) == wanted), None)
 
     def local(self, workload: Workload) -> Cell | None:
-        return self.lookup(workload, ExecutionPlan(mode=Mode.LOCAL))
+        return self.lookup(workload, LOCAL)
 
     def save(self, path: Path) -> None:
         try:
@@ -235,7 +235,7 @@ def _milliseconds(file: TraceFile) -> list[float]:
 
 def canonical_plan(plan: ExecutionPlan) -> ExecutionPlan:
     """The plan without what plays no part in it: one device exchanges nothing."""
-    return ExecutionPlan(mode=Mode.LOCAL) if plan.ranks == 1 else plan
+    return LOCAL if plan.ranks == 1 else plan
 
 
 def _link(header: TraceHeader) -> LinkSpec:
@@ -265,20 +265,6 @@ def _place(cell: Cell) -> tuple[Any, ...]:
 def short(model: str) -> str:
     """A model's name without its folders."""
     return model.rstrip("/").rsplit("/", 1)[-1]
-
-
-def plan_label(plan: ExecutionPlan) -> str:
-    """What sets a plan apart from others of a map; what is left at its default is not named."""
-    if plan.ranks == 1:
-        return "local"
-    kind = "first+means" if plan.mode is Mode.FIRST_AND_MEANS else "means"
-    parts = [f"{kind} L={plan.segments}" if plan.segments else plan.mode.value, plan.wire, f"P={plan.devices}"]
-    if plan.weights:
-        parts.append("weights " + ":".join(f"{weight:g}" for weight in plan.weights))
-    parts += [plan.collective] if plan.collective != "auto" else []
-    parts += ["embed each"] if plan.embed == "each" else []
-    parts += [] if plan.overlap else ["no overlap"]
-    return " ".join(parts)
 
 
 def workloads(cells: Iterable[Cell]) -> list[Workload]:

@@ -18,6 +18,9 @@ from prism.spec import ModelSpec, PowerProfile
 
 SCHEMA_VERSION = 1
 Kind = Literal["compute", "stage_d2h", "wait", "wire", "stage_h2d"]
+TraceSource = Literal["measured", "simulated"]
+SensorName = Literal["ina3221", "jtop", "rapl"]
+MeterName = Literal["auto", "none", SensorName]  # what a run may ask for
 KINDS: tuple[Kind, ...] = ("compute", "stage_d2h", "wait", "wire", "stage_h2d")
 
 
@@ -29,7 +32,7 @@ class TraceHeader(msgspec.Struct, frozen=True, kw_only=True, tag="header", tag_f
     from which energy is modelled where no sensor was read. spec: the model's shape; null in older files."""
 
     schema: int = SCHEMA_VERSION
-    source: Literal["measured", "simulated"]
+    source: TraceSource
     created: str
     model: str
     weights: str
@@ -100,7 +103,7 @@ class Meter(msgspec.Struct, frozen=True, kw_only=True, tag="meter", tag_field="t
     """
 
     rank: int
-    source: Literal["ina3221", "jtop", "rapl"]
+    source: SensorName
     rails: tuple[str, ...]
     total: str = ""
     covers: tuple[int, ...] = ()

@@ -10,7 +10,7 @@ import msgspec
 from prism.config import load_toml
 from prism.cost import load_profile
 from prism.errors import ConfigError
-from prism.plan import Mode, Wire
+from prism.plan import Collective, Mode, Wire
 from prism.spec import Positive
 from sim.ask.point import Prediction
 from sim.engine.topology import Edge, Topology, graph_of
@@ -37,7 +37,7 @@ class Axes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     topology: tuple[Topology, ...] = ("access-point",)
     split: tuple[Literal["even", "speed"], ...] = ("even",)
     overlap: tuple[bool, ...] = ()
-    collective: tuple[Literal["auto", "mesh", "ring"], ...] = ()
+    collective: tuple[Collective, ...] = ()
 
 
 class Constraints(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
