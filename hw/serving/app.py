@@ -5,9 +5,8 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
-import msgspec
 import torch
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -20,64 +19,19 @@ from hw.machine import facts as host
 from hw.run.workpiece import fingerprint
 from hw.serving.batching import Batcher
 from hw.serving.channel import load_key
+from hw.serving.config import JoinConfig, ServeConfig
 from hw.serving.follower import follow
 from hw.serving.http import Endpoint, Server, inputs_of
 from hw.serving.leader import Meeting, Members
 from hw.serving.runtime import AdaptiveRuntime, DecisionWriter
 from prism.decide.accuracy import AccuracyTable, load_accuracy
 from prism.decide.log import LogHeader
-from prism.decide.policy import AnyPolicy, PrismPolicy
 from prism.decide.table import Objective, Row, Table, table_of
 from prism.errors import ConfigError
 from prism.nn.families import adapter_for
 from prism.nn.zoo import Loaded, load_model
 from prism.perfmap import load_map
-from prism.spec import Port
 from prism.trace import now_text
-
-Seconds = Annotated[float, msgspec.Meta(gt=0)]
-
-
-class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`prism-hw serve` as one file. accuracy: what plans cost in answers, for a floor in the objective. key_file: without
-    one nobody can join, and everything is local."""
-
-    model: str = "fashion-vit"
-    weights: str | None = None
-    seed: int = 0
-    map: str = ""
-    accuracy: str = ""
-    key_file: str = ""
-    join_address: str = "127.0.0.1"
-    join_port: Port | None = None
-    devices: Annotated[int, msgspec.Meta(ge=1, le=64)] = 2
-    http_address: str = "127.0.0.1"
-    http_port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 8000
-    token_file: str = ""
-    max_batch: Annotated[int, msgspec.Meta(ge=1)] = 8
-    max_wait_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
-    max_queue: Annotated[int, msgspec.Meta(ge=1)] = 256
-    deadline_s: Seconds | None = None
-    timeout_s: Seconds = 2.0
-    threads: Annotated[int, msgspec.Meta(ge=1)] = 1
-    policy: AnyPolicy = msgspec.field(default_factory=PrismPolicy)
-    objective: Objective = Objective()
-    learn: bool = True
-    decisions: str = ""
-
-
-class JoinConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """`prism-hw join`: where the terminal is, and what this device holds."""
-
-    address: str
-    port: int
-    name: str
-    key_file: str
-    model: str = "fashion-vit"
-    weights: str | None = None
-    seed: int = 0
-    threads: int = 1
-    timeout_s: float = 2.0
 
 
 class _Device(NamedTuple):
