@@ -4,7 +4,7 @@ import difflib
 import re
 import sys
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -16,6 +16,13 @@ else:
     import tomli as tomllib
 
 T = TypeVar("T")
+LARGEST = sys.float_info.max  # as an upper bound it refuses inf; a lower bound refuses nan
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+NonNegative = Annotated[int, msgspec.Meta(ge=0)]
+PositiveNumber = Annotated[float, msgspec.Meta(gt=0, le=LARGEST)]
+NonNegativeNumber = Annotated[float, msgspec.Meta(ge=0, le=LARGEST)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 
 
 def nearest(name: str, known: list[str]) -> str:

@@ -25,7 +25,8 @@ from hw.sweep.config import SweepConfig, Visit
 from prism.cli.entry import command_line, write_file
 from prism.config import load_toml
 from prism.errors import ConfigError, ExchangeError
-from prism.spec import ClusterSpec, LinkSpec, ModelSpec
+from prism.link import LinkSpec
+from prism.spec import ClusterSpec, ModelSpec
 from prism.trace import read_trace, write_trace
 from prism.units import format_seconds
 

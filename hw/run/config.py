@@ -7,12 +7,11 @@ import msgspec
 
 from hw.link.report import LinkConfig, LinkReport
 from hw.probe.cells import ProbeConfig
+from prism.config import NonNegative, Port, Positive
 from prism.errors import ConfigError
+from prism.link import LinkSpec
 from prism.plan import ExecutionPlan, Mode, Wire
-from prism.spec import LinkSpec, Port, Positive
 from prism.trace.energy import Energy
-
-NonNegative = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

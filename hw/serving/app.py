@@ -24,6 +24,7 @@ from hw.serving.follower import follow
 from hw.serving.http import Endpoint, Server, inputs_of
 from hw.serving.leader import Meeting, Members
 from hw.serving.runtime import AdaptiveRuntime, DecisionWriter
+from prism.config import Port
 from prism.decide.accuracy import AccuracyTable, load_accuracy
 from prism.decide.log import LogHeader
 from prism.decide.policy import AnyPolicy, PrismPolicy
@@ -32,7 +33,6 @@ from prism.errors import ConfigError
 from prism.nn.families import adapter_for
 from prism.nn.zoo import Loaded, load_model
 from prism.perfmap import load_map
-from prism.spec import Port
 from prism.trace import now_text
 
 Seconds = Annotated[float, msgspec.Meta(gt=0)]

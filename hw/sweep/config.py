@@ -7,12 +7,12 @@ from typing import Annotated, Literal
 import msgspec
 
 from hw.run.config import RunConfig
+from prism.config import NonNegative, Positive
 from prism.errors import ConfigError, PlanError
+from prism.link import LinkSpec
 from prism.plan import Mode, Wire
-from prism.spec import LinkSpec, ModelSpec, Positive
+from prism.spec import ModelSpec
 from prism.workload import build
-
-NonNegative = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class SweepConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 import msgspec
 
+from prism.link import LinkSpec
 from prism.perfmap import Cell, PerformanceMap
 from prism.plan import ExecutionPlan
-from prism.spec import LinkSpec
 
 Kind = Literal["at", "never", "always"]
 Axis = Literal["bandwidth_mbps", "batch"]
