@@ -14,9 +14,9 @@ import msgspec
 
 from prism.decide.policy import PrismPolicy, State
 from prism.decide.table import Objective, Observation, Table, table_of
+from prism.link import LinkSpec
 from prism.perfmap import Cell, PerformanceMap, Provenance
 from prism.plan import ExecutionPlan, Mode
-from prism.spec import LinkSpec
 from prism.trace.metrics import Latency
 
 PLANS, BATCHES, RATES = 25, (1, 2, 4, 8, 16, 32, 64, 128), 50

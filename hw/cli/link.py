@@ -19,8 +19,9 @@ from prism.cli.options import LINK_PANEL, MEASURE_PANEL, OUTPUT_PANEL
 from prism.cli.progress import bar
 from prism.config import load_toml
 from prism.errors import ConfigError, ExchangeError
+from prism.link import LinkSpec
 from prism.plan import ExecutionPlan, Mode
-from prism.spec import ClusterSpec, LinkSpec
+from prism.spec import ClusterSpec
 from prism.trace import Trace, read_trace, write_trace
 
 app = typer.Typer()

@@ -4,9 +4,9 @@ from typing import Annotated
 
 import msgspec
 
+from prism.config import Positive
 from prism.errors import ConfigError
 from prism.plan import LOCAL, ExecutionPlan, Mode, Wire, combinations
-from prism.spec import Positive
 from prism.units import parse_rate
 
 

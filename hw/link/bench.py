@@ -29,9 +29,9 @@ from hw.link.timer import LinkTimer, barrier, share
 from hw.machine import facts as host
 from hw.machine.doctor import wifi_power_save
 from prism.errors import ConfigError
+from prism.link import LinkSpec
 from prism.nn.exchange import Exchange
 from prism.plan import Route
-from prism.spec import LinkSpec
 from prism.trace import Probe, now_text
 
 Keep = Callable[[Sequence[Probe]], None]

@@ -19,12 +19,11 @@ import numpy as np
 
 from calibration.alpha_beta import AlphaBeta, fit_alpha_beta
 from prism.errors import TraceError
+from prism.link import CROSSINGS, LinkSpec
 from prism.plan import Route
-from prism.spec import LinkSpec
 from prism.trace import Probe
 
 IDLE, BUSY, LOADED = 0, 1, 2
-CROSSINGS = 2  # station to access point, access point to station
 RAMP = 0.2  # of a bulk transfer's time: the sender's window still grows
 SLEEPS_MS = 5.0  # idle round trips longer than busy ones by more than any CPU's own wake-up
 

@@ -5,9 +5,10 @@ from typing import Annotated, Any
 
 import msgspec
 
+from prism.config import NonNegative, Port, Positive
 from prism.errors import ConfigError
+from prism.link import LinkSpec
 from prism.plan import ExecutionPlan, Mode
-from prism.spec import LinkSpec, NonNegative, Port, Positive
 from prism.trace import MeterName
 
 USUAL = ExecutionPlan(mode=Mode.FULL, devices=2)

@@ -16,7 +16,8 @@ from hw.run.processes import Ranks
 from hw.testbed.namespaces import INTERFACE, NamespaceTestbed
 from prism.cli.progress import Progress
 from prism.errors import ConfigError
-from prism.spec import ClusterSpec, LinkSpec
+from prism.link import LinkSpec
+from prism.spec import ClusterSpec
 
 TESTBED_PORT = 29400  # a namespace has no other user
 

@@ -17,9 +17,9 @@ from hw.probe.suite import run_probes
 from hw.run.executor import Bench
 from hw.run.messages import AnyStep, Checked, EndStep, Event, LinkStep, Measured, ProbeStep, RankJob, RunStep, Work
 from prism.errors import ExchangeError, PeerLostError, PrismError
+from prism.link import LinkSpec
 from prism.nn.exchange import InProcessExchange
 from prism.plan import LOCAL
-from prism.spec import LinkSpec
 from prism.trace import Probe, TraceHeader, TraceWriter, now_text
 
 

@@ -4,9 +4,9 @@ from typing import Annotated
 
 import msgspec
 
+from prism.config import Port
 from prism.decide.policy import AnyPolicy, PrismPolicy
 from prism.decide.table import Objective
-from prism.spec import Port
 
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
 

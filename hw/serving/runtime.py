@@ -24,6 +24,7 @@ from prism.decide.log import Answered, Corrected, Entry, LogHeader, decided
 from prism.decide.policy import AnyPolicy, Decision, State
 from prism.decide.table import LOCAL, Objective, Observation, Place, Table
 from prism.errors import ConfigError, ExchangeError
+from prism.link import CROSSINGS
 from prism.nn.distribute import DistributedTransformer, distribute
 from prism.nn.families import adapter_for
 from prism.plan import ExecutionPlan
@@ -33,7 +34,6 @@ PROBE_BYTES = 65_536
 PROBE_SHARE = 0.02  # of the time that probes may take
 PROBE_EVERY_S = 0.5  # at most so often
 PROBE_DEVIATION = 0.15  # of a rate from one probe: assumed, not measured
-CROSSINGS = 2  # a byte from station to station crosses the medium twice
 RESIDUALS, ALARM = (
     12,
     0.10,

@@ -10,8 +10,9 @@ from calibration.next_visit import candidate, pick
 from hw.run.config import RunConfig
 from hw.sweep.config import SweepConfig, Visit, cells, file_name
 from hw.sweep.runner import Order
+from prism.link import LinkSpec
 from prism.perfmap.pooling import whole_batches
-from prism.spec import LinkSpec, ModelSpec
+from prism.spec import ModelSpec
 from prism.trace import read_trace
 
 OnRegret = Callable[[str, float], None]  # takes a model and the regret, in per cent, that its decisions should cost

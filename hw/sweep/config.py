@@ -7,9 +7,11 @@ from typing import Annotated, Any
 import msgspec
 
 from hw.run.config import RunConfig
+from prism.config import NonNegative, Positive
 from prism.errors import ConfigError, PlanError
+from prism.link import LinkKind, LinkSpec
 from prism.plan import Collective, ExecutionPlan, Mode, Wire
-from prism.spec import LinkKind, LinkSpec, ModelSpec, NonNegative, Positive
+from prism.spec import ModelSpec
 from prism.trace import MeterName
 from prism.workload import build
 

@@ -10,12 +10,12 @@ from typing import Literal, NamedTuple
 import msgspec
 import numpy as np
 
+from prism.config import Positive
 from prism.decide.accuracy import AccuracyTable, Answers
 from prism.decide.interpolation import WIRE, Axes, Line, Lines, Mixed, nodes
 from prism.errors import ConfigError
 from prism.perfmap import Cell, PerformanceMap
 from prism.plan import ExecutionPlan
-from prism.spec import Positive
 from prism.trace import TraceSource
 
 LEAST_DEVIATION = 0.01  # of a latency: no cell is known better than this

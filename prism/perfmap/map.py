@@ -13,9 +13,9 @@ import msgspec
 import numpy as np
 
 from prism.errors import TraceError
+from prism.link import LinkSpec
 from prism.perfmap.pooling import TraceFile, TraceSet, machine, order, pool, same, setting, whole_batches
 from prism.plan import LOCAL, ExecutionPlan, Mode, plan_label
-from prism.spec import LinkSpec
 from prism.trace import TraceHeader, TraceSource, now_text
 from prism.trace.energy import Energy
 from prism.trace.metrics import Latency, pace_ms, summarise

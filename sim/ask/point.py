@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from prism.backend import Workload
 from prism.cost import CalibratedProfile, CostModel, Tag, columns
 from prism.errors import ConfigError
+from prism.link import LinkSpec
 from prism.plan import ExecutionPlan, Mode, payload_bytes
-from prism.spec import LinkSpec, ModelSpec
+from prism.spec import ModelSpec
 from prism.trace import Trace
 from prism.trace.metrics import Summary, summarise
 from sim.engine.backend import SimBackend, identical

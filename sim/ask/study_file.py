@@ -7,11 +7,10 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from prism.config import load_toml
+from prism.config import Positive, load_toml
 from prism.cost import load_profile
 from prism.errors import ConfigError
 from prism.plan import Collective, Mode, Wire
-from prism.spec import Positive
 from sim.ask.point import Prediction
 from sim.engine.topology import Edge, Topology, graph_of
 

@@ -4,8 +4,8 @@ import numpy as np
 from support.simulated import FULL, LOCAL, MEANS, vit
 
 from calibration.next_visit import Candidate, candidate, pick
+from prism.link import LinkSpec
 from prism.plan import ExecutionPlan, Mode
-from prism.spec import LinkSpec
 
 MODEL = vit(192, 197)
 RATES = (50, 100, 200, 400, 1000)

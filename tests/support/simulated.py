@@ -7,9 +7,10 @@ import numpy as np
 
 from prism.backend import Workload
 from prism.cost import CalibratedProfile, Term
+from prism.link import LinkSpec
 from prism.perfmap.pooling import TraceFile, TraceSet
 from prism.plan import ExecutionPlan, Mode
-from prism.spec import LinkSpec, ModelSpec
+from prism.spec import ModelSpec
 from prism.trace import PACE, Batch, Probe, Span, Trace
 from sim.engine.backend import SimBackend, identical
 

@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from support.visits import FULL, HOST, LOCAL, MEANS, MS, header, powered, records, visit, write
 
 from prism.errors import TraceError
+from prism.link import LinkSpec
 from prism.perfmap import Workload, build_map, load_map, plan_label
 from prism.perfmap.crossover import chance_of_agreement, compare, crossing, crossovers, ratio
 from prism.perfmap.pooling import TraceSet, pool, read_traces
 from prism.plan import ExecutionPlan, Mode
-from prism.spec import LinkSpec, ModelSpec
+from prism.spec import ModelSpec
 from prism.trace import Batch
 from prism.trace.metrics import summarise
 

@@ -10,8 +10,8 @@ from support.profiles import SMALL, VIT, profile, terms
 
 from prism.cost import load_profile
 from prism.errors import ConfigError, PlanError
+from prism.link import LinkSpec
 from prism.plan import ExecutionPlan, Mode
-from prism.spec import LinkSpec
 from sim.ask.break_even import crossover, sensitivity
 from sim.ask.point import Point, latency_ms, plan_of, predict, summary
 from sim.ask.study import Answer, over_processes, over_ray, points, solve

@@ -12,8 +12,9 @@ from support.profiles import GPT, POWER, SMALL, VIT, profile, terms
 
 from prism.backend import Workload
 from prism.cost import CalibratedProfile, CostModel
+from prism.link import LinkSpec
 from prism.plan import ExecutionPlan, Mode
-from prism.spec import LinkSpec, ModelSpec
+from prism.spec import ModelSpec
 from prism.trace import Trace
 from prism.trace.energy import modelled_energy
 from prism.trace.metrics import summarise

@@ -9,8 +9,8 @@ from prism.backend import Workload
 from prism.decide.policy import Decision, FixedPolicy
 from prism.decide.table import LOCAL
 from prism.errors import ConfigError
+from prism.link import LinkSpec
 from prism.plan import ExecutionPlan, Mode
-from prism.spec import LinkSpec
 from prism.trace.metrics import summarise
 from sim.engine.backend import SimBackend, identical
 from sim.serving.fleet import Fault
