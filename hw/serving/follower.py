@@ -14,7 +14,7 @@ from hw.serving.leader import Meeting
 from hw.serving.rendezvous import RelayStore
 from prism.errors import ExchangeError
 from prism.nn.distribute import distribute
-from prism.plan import ExecutionPlan, Mode
+from prism.plan import LOCAL
 
 CALL_S = 0.5  # for the terminal to answer a call: a link that comes back is found soon
 AGAIN_S = 0.2
@@ -104,7 +104,7 @@ class _Membership:
     def _serve(
         self, form: Form, store: RelayStore, model: nn.Module, exchange: Callable[[], comm.GlooExchange]
     ) -> None:
-        local = ExecutionPlan(mode=Mode.LOCAL)  # each batch brings its own
+        local = LOCAL  # each batch brings its own
         with comm.process_group(
             store,
             form.rank,

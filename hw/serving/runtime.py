@@ -22,12 +22,12 @@ from hw.serving.leader import Group
 from prism.decide.link_rate import RateEstimate, Sample, updated
 from prism.decide.log import Answered, Corrected, Entry, LogHeader, decided
 from prism.decide.policy import AnyPolicy, Decision, State
-from prism.decide.table import LOCAL, Objective, Observation, Place, Table
+from prism.decide.table import Objective, Observation, Place, Table
 from prism.errors import ConfigError, ExchangeError
 from prism.link import CROSSINGS
 from prism.nn.distribute import DistributedTransformer, distribute
 from prism.nn.families import adapter_for
-from prism.plan import ExecutionPlan
+from prism.plan import LOCAL, ExecutionPlan
 
 TICK_S = 0.02
 PROBE_BYTES = 65_536

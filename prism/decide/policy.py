@@ -12,9 +12,9 @@ from typing import Protocol
 import msgspec
 
 from prism.decide.accuracy import is_exact
-from prism.decide.table import LOCAL, Expected, Objective, Observation, Table, View
+from prism.decide.table import Expected, Objective, Observation, Table, View
 from prism.errors import ConfigError
-from prism.plan import ExecutionPlan
+from prism.plan import LOCAL, ExecutionPlan
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True):

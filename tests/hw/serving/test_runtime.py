@@ -19,10 +19,11 @@ from hw.serving.rendezvous import RelayStore
 from hw.serving.runtime import PROBE_BYTES, RESIDUALS, AdaptiveRuntime
 from prism.decide.log import Answered, Corrected, Decided, read_decisions, replay
 from prism.decide.policy import PrismPolicy
-from prism.decide.table import LOCAL, Objective, Observation, table_of
+from prism.decide.table import Objective, Observation, table_of
 from prism.errors import ConfigError, ExchangeError
 from prism.nn.zoo import load_model
 from prism.perfmap import load_map
+from prism.plan import LOCAL
 
 
 class Alone:
