@@ -9,7 +9,7 @@ from rich.console import Console
 
 from hw.cli.progress import bar
 from prism.cli.entry import command_line, write_file
-from prism.config import convert, load_toml
+from prism.config import merged
 from prism.errors import ConfigError
 from prism.plan import WIRES
 
@@ -77,11 +77,7 @@ def evaluate(
         "map": map_file,
         "bandwidth": bandwidth,
     }
-    base = msgspec.to_builtins(load_toml(config, EvalConfig)) if config else {}
-    given = {key: value for key, value in flags.items() if value is not None}
-    named = {key: value for key, value in columns.items() if value is not None}
-    merged = {**base, **given, "columns": {**base.get("columns", {}), **named}}
-    resolved = convert(merged, EvalConfig, str(config) if config else "the flags")
+    resolved = merged(config, {**flags, "columns": columns}, EvalConfig)
     with bar(as_json) as on_progress:
         found = run(resolved, output, command_line(), on_progress)
     found.table.save(output / "accuracy.json")

@@ -20,7 +20,7 @@ from hw.run import config as job
 from hw.run import launch
 from prism.cli import entry as command
 from prism.cli.entry import write_file
-from prism.config import convert, load_toml
+from prism.config import load_toml, merged
 from prism.errors import ConfigError
 from prism.plan import Mode, Wire
 from prism.spec import ClusterSpec
@@ -140,7 +140,7 @@ def run(
         "power": power,
         "trace": trace,
     }
-    resolved = resolve(config, {key: value for key, value in flags.items() if value is not None})
+    resolved = resolve(config, flags)
     with _trace_for(resolved, perfetto_file) as (resolved, finish):
         outcome = _execute(resolved, cluster, quiet=as_json)
         finish()
@@ -199,13 +199,16 @@ def demo(
 
 
 def resolve(path: Path | None, flags: dict[str, Any]) -> job.RunConfig:
-    """The run's configuration: the file, and over it the flags. Raises ConfigError, PlanError."""
-    base = msgspec.to_builtins(load_toml(path, job.RunConfig)) if path else {}
-    if isinstance(flags.get("segments"), int) and "mode" not in {**base, **flags}:
-        flags["mode"] = Mode.SEGMENT_MEANS.value
-    resolved = convert({**base, **flags}, job.RunConfig, str(path) if path else "the flags")
+    """Read the run's configuration: the file, and over it the flags. Raises ConfigError, PlanError."""
+    resolved = merged(path, flags, job.RunConfig, _imply_mode)
     resolved.check()
     return resolved
+
+
+def _imply_mode(data: dict[str, Any]) -> None:
+    """Segments mean segment means where no mode is named."""
+    if "segments" in data:
+        data.setdefault("mode", Mode.SEGMENT_MEANS.value)
 
 
 def _speeds(text: str | None) -> list[float] | None:

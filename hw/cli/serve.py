@@ -7,14 +7,13 @@ import threading
 from pathlib import Path
 from typing import Annotated, Any
 
-import msgspec
 import typer
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
 from prism.cli.entry import command_line
-from prism.config import convert, load_toml
+from prism.config import merged
 from prism.errors import ConfigError
 from prism.units import parse_seconds
 
@@ -62,12 +61,9 @@ def serve(
         "timeout_s": None if timeout is None else parse_seconds(timeout),
         **_place("join_", join_at),
         **_place("http_", http),
+        "objective": {"least_agreement": least_agreement},
     }
-    base = msgspec.to_builtins(load_toml(config, ServeConfig)) if config else {}
-    given = {key: value for key, value in flags.items() if value is not None}
-    if least_agreement is not None:
-        given["objective"] = {**base.get("objective", {}), "least_agreement": least_agreement}
-    resolved = convert({**base, **given}, ServeConfig, str(config) if config else "the flags")
+    resolved = merged(config, flags, ServeConfig)
     stopped = _stopping()
     with terminal(resolved, command_line()) as service:
         members = service.members
