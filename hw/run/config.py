@@ -7,7 +7,7 @@ import msgspec
 
 from hw.link.report import LinkConfig, LinkReport
 from hw.probe.cells import ProbeConfig
-from prism.config import NonNegative, Port, Positive
+from prism.config import NonNegative, Port, Positive, PositiveNumber
 from prism.errors import ConfigError
 from prism.link import LinkSpec
 from prism.plan import ExecutionPlan, Mode, Wire
@@ -28,7 +28,7 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     devices: Annotated[int, msgspec.Meta(ge=1, le=64)] = 2
     segments: int | None = None
     wire: Wire = "fp32"
-    device_weights: tuple[float, ...] | None = None
+    device_weights: tuple[PositiveNumber, ...] | None = None
     embed: Literal["terminal", "each"] = "terminal"
     collective: Literal["auto", "mesh", "ring"] = "auto"
     overlap: bool = True
@@ -37,7 +37,7 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     warmups: NonNegative = 2
     link: str = "loopback"
     threads: Positive = 1
-    timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 60.0
+    timeout_s: PositiveNumber = 60.0
     interface: str = ""
     port: Port | None = None
     meter: Literal["auto", "none", "ina3221", "jtop", "rapl"] = "auto"

@@ -24,7 +24,7 @@ from hw.serving.follower import follow
 from hw.serving.http import Endpoint, Server, inputs_of
 from hw.serving.leader import Meeting, Members
 from hw.serving.runtime import AdaptiveRuntime, DecisionWriter
-from prism.config import Port
+from prism.config import NonNegativeNumber, Port, PositiveNumber
 from prism.decide.accuracy import AccuracyTable, load_accuracy
 from prism.decide.log import LogHeader
 from prism.decide.policy import AnyPolicy, PrismPolicy
@@ -34,8 +34,6 @@ from prism.nn.families import adapter_for
 from prism.nn.zoo import Loaded, load_model
 from prism.perfmap import load_map
 from prism.trace import now_text
-
-Seconds = Annotated[float, msgspec.Meta(gt=0)]
 
 
 class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -55,10 +53,10 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     http_port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 8000
     token_file: str = ""
     max_batch: Annotated[int, msgspec.Meta(ge=1)] = 8
-    max_wait_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    max_wait_s: NonNegativeNumber = 0.0
     max_queue: Annotated[int, msgspec.Meta(ge=1)] = 256
-    deadline_s: Seconds | None = None
-    timeout_s: Seconds = 2.0
+    deadline_s: PositiveNumber | None = None
+    timeout_s: PositiveNumber = 2.0
     threads: Annotated[int, msgspec.Meta(ge=1)] = 1
     policy: AnyPolicy = msgspec.field(default_factory=PrismPolicy)
     objective: Objective = Objective()

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from hw.run.config import RunConfig
-from prism.config import NonNegative, Positive
+from prism.config import NonNegative, Positive, PositiveNumber
 from prism.errors import ConfigError, PlanError
 from prism.link import LinkSpec
 from prism.plan import Mode, Wire
@@ -47,7 +47,7 @@ class SweepConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     overlap: bool = True
     collective: Literal["auto", "mesh", "ring"] = "auto"
     threads: Positive = 1
-    timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 60.0
+    timeout_s: PositiveNumber = 60.0
     meter: Literal["auto", "none", "ina3221", "jtop", "rapl"] = "auto"
     power: str | None = None
     seed: NonNegative = 0
