@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 import msgspec
 
+from prism.config import PositiveNumber
 from prism.errors import PlanError
 from prism.partition import Partition
 
@@ -60,7 +61,7 @@ class ExecutionPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     devices: int = 1
     segments: int | None = None
     wire: Wire = "fp32"
-    weights: tuple[float, ...] | None = None
+    weights: tuple[PositiveNumber, ...] | None = None
     embed: Embed = "terminal"
     collective: Collective = "auto"
     overlap: bool = True

@@ -1,11 +1,11 @@
 """What a run is: the options of `prism-hw run` as one file. No torch."""
 
 import hashlib
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 
-from prism.config import NonNegative, Port, Positive
+from prism.config import NonNegative, Port, Positive, PositiveNumber
 from prism.errors import ConfigError
 from prism.link import LinkSpec
 from prism.plan import ExecutionPlan, Mode
@@ -33,7 +33,7 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     warmups: NonNegative = 2
     link: str = "loopback"
     threads: Positive = 1
-    timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 60.0
+    timeout_s: PositiveNumber = 60.0
     interface: str = ""
     port: Port | None = None
     meter: MeterName = "auto"

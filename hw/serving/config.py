@@ -4,16 +4,17 @@ from typing import Annotated
 
 import msgspec
 
-from prism.config import Port
+from prism.config import NonNegativeNumber, Port, Positive, PositiveNumber
 from prism.decide.policy import AnyPolicy, PrismPolicy
 from prism.decide.table import Objective
 
-Seconds = Annotated[float, msgspec.Meta(gt=0)]
-
 
 class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`prism-hw serve` as one file. accuracy: what plans cost in answers, for a floor in the objective. key_file: without
-    one nobody can join, and everything is local."""
+    """`prism-hw serve` as one file.
+
+    accuracy: table of what plans cost in answers, for a floor in the objective.
+    key_file: without one nobody can join, and everything is local.
+    """
 
     model: str = "fashion-vit"
     weights: str | None = None
@@ -27,12 +28,12 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     http_address: str = "127.0.0.1"
     http_port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 8000
     token_file: str = ""
-    max_batch: Annotated[int, msgspec.Meta(ge=1)] = 8
-    max_wait_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
-    max_queue: Annotated[int, msgspec.Meta(ge=1)] = 256
-    deadline_s: Seconds | None = None
-    timeout_s: Seconds = 2.0
-    threads: Annotated[int, msgspec.Meta(ge=1)] = 1
+    max_batch: Positive = 8
+    max_wait_s: NonNegativeNumber = 0.0
+    max_queue: Positive = 256
+    deadline_s: PositiveNumber | None = None
+    timeout_s: PositiveNumber = 2.0
+    threads: Positive = 1
     policy: AnyPolicy = msgspec.field(default_factory=PrismPolicy)
     objective: Objective = Objective()
     learn: bool = True
@@ -40,7 +41,7 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class JoinConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """`prism-hw join`: where the terminal is, and what this device holds."""
+    """`prism-hw join`: where the leader is, and what this device holds."""
 
     address: str
     port: int

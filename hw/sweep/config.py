@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import msgspec
 
 from hw.run.config import RunConfig
-from prism.config import NonNegative, Positive
+from prism.config import NonNegative, Positive, PositiveNumber
 from prism.errors import ConfigError, PlanError
 from prism.link import LinkKind, LinkSpec
 from prism.plan import Collective, ExecutionPlan, Mode, Wire
@@ -49,7 +49,7 @@ class SweepConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     overlap: bool = True
     collective: Collective = "auto"
     threads: Positive = 1
-    timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 60.0
+    timeout_s: PositiveNumber = 60.0
     meter: MeterName = "auto"
     power: str | None = None
     seed: NonNegative = 0

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import msgspec
 import numpy as np
 
-from prism.config import Positive
+from prism.config import NonNegativeNumber, Positive, PositiveNumber, Share
 from prism.decide.accuracy import AccuracyTable, Answers
 from prism.decide.interpolation import WIRE, Axes, Line, Lines, Mixed, nodes
 from prism.errors import ConfigError
@@ -20,7 +20,6 @@ from prism.trace import TraceSource
 
 LEAST_DEVIATION = 0.01  # of a latency: no cell is known better than this
 PREDICTED_DEVIATION = 0.08  # of a cell that was simulated, where its profile doesn't say another
-Share = float
 
 
 class Objective(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -29,9 +28,9 @@ class Objective(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     it lacks keeps neither, but for one that rounds and averages nothing, which always agrees."""
 
     minimise: Literal["p50", "p95", "energy", "weighted"] = "p50"
-    joule_ms: float = 0.0
-    most_ms: float | None = None
-    most_joules: float | None = None
+    joule_ms: NonNegativeNumber = 0.0
+    most_ms: PositiveNumber | None = None
+    most_joules: PositiveNumber | None = None
     least_accuracy: Share | None = None
     least_agreement: Share | None = None
 
