@@ -11,6 +11,7 @@ from prism.cost import Tag
 from prism.errors import ConfigError
 from prism.perfmap import Cell, PerformanceMap, plan_label, short
 from prism.perfmap.crossover import Crossover, Kind, crossing, crossover, lines
+from prism.trace.quantiles import quantile
 
 
 class Guess(msgspec.Struct, frozen=True, kw_only=True):
@@ -174,7 +175,7 @@ def rule_from(clear: Sequence[bool], lost: Sequence[float]) -> Rule:
     return Rule(
         decision_accuracy_pct=100 * float(np.mean(clear)) if clear else None,
         regret_mean_pct=100 * float(np.mean(lost)),
-        regret_p95_pct=100 * float(np.percentile(lost, 95)),
+        regret_p95_pct=100 * quantile(lost, 95),
     )
 
 

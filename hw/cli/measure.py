@@ -22,9 +22,10 @@ from hw.probe.cells import ProbeConfig
 from hw.run.config import LinkStep, ProbeStep, RunConfig
 from hw.sweep import config as sweeps
 from hw.sweep.config import SweepConfig, Visit
-from prism.cli.entry import command_line, write_file
+from prism.cli.entry import command_line
 from prism.config import load_toml
 from prism.errors import ConfigError, ExchangeError
+from prism.files import write_file
 from prism.spec import ClusterSpec, LinkSpec, ModelSpec
 from prism.trace import read_trace, write_trace
 from prism.units import format_seconds

@@ -9,7 +9,8 @@ import msgspec
 
 from prism.errors import TraceError
 from prism.spec import ModelSpec
-from prism.trace import Batch, Probe, Record, Span, Trace, TraceHeader, read_trace
+from prism.trace import Batch, Probe, Record, Span, Trace, TraceHeader
+from prism.trace.files import parse_trace, read_bytes
 
 TIMES = ("start_ns", "end_ns", "at_ns")  # on the terminal's clock; a record has one or two of them
 # what makes the times of two runs comparable; the clock, read once at the start, is no setting
@@ -91,9 +92,9 @@ def _files(paths: Iterable[Path]) -> Iterator[Path]:
 
 
 def _read(path: Path) -> TraceFile:
-    trace = read_trace(path)
-    digest = hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
-    return TraceFile(name=path.name, digest=digest, trace=trace)
+    raw = read_bytes(path)
+    digest = hashlib.blake2b(raw, digest_size=8).hexdigest()
+    return TraceFile(name=path.name, digest=digest, trace=parse_trace(raw, path))
 
 
 def whole_batches(trace: Trace) -> list[Batch]:

@@ -207,6 +207,7 @@ def test_a_map_survives_its_file(tmp_path):
         (lambda raw: raw.replace(b'"batches"', b'"badges"'), "badges|batches"),
         (lambda raw: b"[]", "no performance map"),
         (lambda raw: raw.replace(b'"vit"', b'"v\xff"'), "damaged"),
+        (lambda raw: raw.replace(b'"devices": 1', b'"devices": 0'), r"map\.json.*0 devices.*\$\.cells\[0\]\.plan"),
     ],
 )
 def test_a_map_that_cannot_be_read_says_why(tmp_path, change, words):
