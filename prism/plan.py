@@ -129,20 +129,6 @@ class ExecutionPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 LOCAL = ExecutionPlan(mode=Mode.LOCAL)
 
 
-def plan_label(plan: ExecutionPlan) -> str:
-    """Name what sets a plan apart from others; what is left at its default is not named."""
-    if plan.ranks == 1:
-        return "local"
-    kind = "first+means" if plan.mode is Mode.FIRST_AND_MEANS else "means"
-    parts = [f"{kind} L={plan.segments}" if plan.segments else plan.mode.value, plan.wire, f"P={plan.devices}"]
-    if plan.weights:
-        parts.append("weights " + ":".join(f"{weight:g}" for weight in plan.weights))
-    parts += [plan.collective] if plan.collective != "auto" else []
-    parts += ["embed each"] if plan.embed == "each" else []
-    parts += [] if plan.overlap else ["no overlap"]
-    return " ".join(parts)
-
-
 def combinations(
     tokens: int, devices: Iterable[int], wires: Sequence[Wire], modes: Sequence[Mode], segments: Sequence[int]
 ) -> tuple[list[ExecutionPlan], list[str]]:

@@ -12,6 +12,7 @@ from prism.cli import entry
 from prism.cli.options import MEASURE_PANEL, MODEL_PANEL, OUTPUT_PANEL, PLAN_PANEL, numbers, takes
 from prism.cli.progress import bar
 from prism.config import merged
+from prism.files import write_file
 from prism.plan import WIRES
 
 app = typer.Typer()
@@ -112,7 +113,7 @@ def evaluate(
     table = evaluation.table
     table.save(output / "accuracy.json")
     page.write_parquet(table, output / "accuracy.parquet")
-    entry.write_file(output / "index.html", page.page(table, evaluation.misfits).encode())
+    write_file(output / "index.html", page.page(table, evaluation.misfits).encode())
     if as_json:
         print(msgspec.json.encode(table).decode())
         return

@@ -19,6 +19,7 @@ from prism.cli.options import LINK_PANEL, MEASURE_PANEL, OUTPUT_PANEL
 from prism.cli.progress import bar
 from prism.config import load_toml
 from prism.errors import ConfigError, ExchangeError
+from prism.files import write_file
 from prism.link import LinkSpec
 from prism.plan import ExecutionPlan, Mode
 from prism.spec import ClusterSpec
@@ -110,7 +111,7 @@ def measure_links(
     if report is None:
         raise ExchangeError("the ranks measured no link; run again, and see prism-hw doctor")
     if output:
-        entry.write_file(output, view.link_page(report, probes).encode())
+        write_file(output, view.link_page(report, probes).encode())
     if as_json:
         print(msgspec.json.encode(report).decode())
     else:

@@ -17,6 +17,7 @@ from prism.cli.options import takes
 from prism.cli.progress import bar
 from prism.config import load_toml, merged
 from prism.errors import ConfigError
+from prism.files import write_file
 from prism.spec import ClusterSpec
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def show(
 
     loaded = read_trace(trace)
     if perfetto_file:
-        entry.write_file(perfetto_file, perfetto(loaded))
+        write_file(perfetto_file, perfetto(loaded))
     summary = summarise(loaded)
     if as_json:
         print(msgspec.json.encode({"header": loaded.header, "summary": summary, "cut": loaded.cut}).decode())
@@ -139,7 +140,7 @@ def _trace_for(config: RunConfig, target: Path | None) -> Iterator[tuple[RunConf
 
         def finish() -> None:
             if target is not None and config.trace is not None:
-                entry.write_file(target, perfetto(read_trace(Path(config.trace))))
+                write_file(target, perfetto(read_trace(Path(config.trace))))
 
         yield config, finish
 

@@ -6,6 +6,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
 import typer
 
 from hw.cli.flags import MODEL, WEIGHTS, Config

@@ -12,7 +12,8 @@ from hw.cli.flags import Cluster, Json
 from prism.cli import entry
 from prism.cli.options import MEASURE_PANEL, OUTPUT_PANEL
 from prism.config import load_toml
-from prism.plan import plan_label
+from prism.files import write_file
+from prism.report.labels import plan_label
 from prism.spec import ClusterSpec, ModelSpec
 from prism.units import format_seconds
 
@@ -118,7 +119,7 @@ def performance_map(
     if html:
         from prism.report.map_page import page
 
-        entry.write_file(html, page(built).encode())
+        write_file(html, page(built).encode())
     if as_json:
         result = {"map": built, "crossovers": crossovers(built), "comparison": agreement}
         print(msgspec.json.encode(result).decode())

@@ -22,6 +22,7 @@ from prism.errors import TraceError
 from prism.link import CROSSINGS, LinkSpec
 from prism.plan import Route
 from prism.trace import Probe
+from prism.trace.quantiles import quantiles
 
 IDLE, BUSY, LOADED = 0, 1, 2
 RAMP = 0.2  # of a bulk transfer's time: the sender's window still grows
@@ -204,7 +205,7 @@ def goodput_ratio(pairs: Iterable[PairReport], expected_bps: float | None) -> fl
 def _round_trips(times_ms: list[float], lost: int) -> RoundTrips | None:
     if not times_ms:
         return None
-    p50, p95, p99 = (float(value) for value in np.percentile(times_ms, (50, 95, 99)))
+    p50, p95, p99 = quantiles(times_ms, 50, 95, 99)
     return RoundTrips(p50=p50, p95=p95, p99=p99, n=len(times_ms), lost=lost)
 
 

@@ -19,6 +19,7 @@ from prism.plan import LOCAL, ExecutionPlan, Mode, payload_bytes
 from prism.spec import ModelSpec
 from prism.trace import Trace
 from prism.trace.metrics import Summary, summarise
+from prism.trace.quantiles import quantiles
 from sim.engine.backend import SimBackend, identical
 from sim.engine.script import script
 from sim.engine.topology import Edge, Topology, graph_of
@@ -122,8 +123,8 @@ def predict(profile: CalibratedProfile, point: Point, costs: Sequence[CostModel]
     interval = None
     if costs:
         drawn = latencies(profile, costs, point) * scatter(profile, len(costs), point, seed)
-        low, high = np.percentile(drawn, INTERVAL)
-        interval = (min(float(low), found.latency_ms.p50), max(float(high), found.latency_ms.p50))
+        low, high = quantiles(drawn, *INTERVAL)
+        interval = (min(low, found.latency_ms.p50), max(high, found.latency_ms.p50))
     rate = point.link.rate_bps
     return Prediction(
         model=point.model.name,

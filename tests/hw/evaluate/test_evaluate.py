@@ -29,10 +29,9 @@ from hw.inputs.samples import Sample, collate_texts
 from hw.run.config import RunConfig
 from hw.run.launch import run_local
 from prism.decide.accuracy import AccuracyTable, load_accuracy
-from prism.decide.table import LOCAL
 from prism.errors import ConfigError, InputError
 from prism.nn.zoo import Loaded, load_model
-from prism.plan import ExecutionPlan, Mode
+from prism.plan import LOCAL, ExecutionPlan, Mode
 
 MEANS4 = ExecutionPlan(mode=Mode.SEGMENT_MEANS, devices=3, segments=4, wire="int4")
 CONFIG = EvalConfig(limit=40, batch=16, devices=(2, 3), segments=(4,), wires=("fp32", "int4"), threads=1)

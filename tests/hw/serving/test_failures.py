@@ -11,7 +11,7 @@ import torch
 from support.serving import FULL, Member, images, key_file, local_answer, serving, until
 
 from hw.serving.channel import Channel, ChannelError, Ping
-from prism.decide.table import LOCAL
+from prism.plan import LOCAL
 
 TIMEOUT_S = 1.0
 SOON_S = 10.0  # a hang is forever; how soon is measured by experiments/faults.py
