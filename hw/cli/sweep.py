@@ -108,12 +108,12 @@ def performance_map(
 ) -> None:
     """The performance map: latency, split and joules of every plan, batch and bandwidth, and where distributing pays."""
     from prism.perfmap import build_map, load_map
-    from prism.perfmap.crossover import compare, crossovers
+    from prism.perfmap.crossover import compare_maps, crossovers
     from prism.perfmap.pooling import read_traces
 
     built = build_map(read_traces(traces), entry.command_line())
     other = load_map(against) if against else None
-    agreement = compare(built, other) if other else None
+    agreement = compare_maps(built, other) if other else None
     if output:
         built.save(output)
     if html:
