@@ -1,5 +1,7 @@
-"""The options of both command lines, frozen: a changed name breaks scripts. `python tests/contract/test_command_lines.py`
-writes the list anew, where a change is meant."""
+"""The options of both command lines, frozen: a changed name breaks scripts.
+
+`python tests/contract/test_command_lines.py` writes the list anew, where a change is meant.
+"""
 
 from pathlib import Path
 
