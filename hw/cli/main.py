@@ -19,12 +19,13 @@ from hw.machine.scratch import scratch
 from hw.run import config as job
 from hw.run import launch
 from prism.cli import entry as command
-from prism.cli.entry import write_file
+from prism.cli import logs
+from prism.cli.entry import Verbose, write_file
 from prism.config import convert, load_toml
 from prism.errors import ConfigError
 from prism.plan import Mode, Wire
 from prism.spec import ClusterSpec
-from prism.trace import perfetto, read_trace
+from prism.trace import MeterName, perfetto, read_trace
 from prism.trace.metrics import summarise
 
 app = typer.Typer(
@@ -101,17 +102,17 @@ def run(
     ] = None,
     port: Annotated[int | None, typer.Option(help="Port where the ranks meet; default: a free one.")] = None,
     cluster: Annotated[Path | None, typer.Option(help="cluster.toml: run over several machines.")] = None,
-    meter: Annotated[
-        Literal["auto", "none", "ina3221", "jtop", "rapl"] | None, typer.Option(help="Power sensor to read.")
-    ] = None,
+    meter: Annotated[MeterName | None, typer.Option(help="Power sensor to read.")] = None,
     power: Annotated[
         str | None, typer.Option(help="TOML of watts per state, for modelled energy where no sensor is.")
     ] = None,
     trace: Annotated[str | None, typer.Option(help="Write the trace (JSON lines).")] = None,
     perfetto_file: Annotated[Path | None, typer.Option("--perfetto", help="Write Chrome/Perfetto JSON.")] = None,
     as_json: Json = False,
+    verbose: Verbose = 0,
 ) -> None:
     """Run a model across devices: predictions, agreement with the local model, and the latency split."""
+    logs.configure(verbose)
     flags = {
         "model": model,
         "images": images,
@@ -159,9 +160,11 @@ def worker(
     cluster: Annotated[Path, typer.Option(help="The same cluster.toml as on the terminal.")],
     name: Annotated[str, typer.Option(help="This device's name in it.")],
     threads: Annotated[int, typer.Option(help="Threads to compute with.")] = 1,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait for the terminal.")] = 60.0,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for the leader.")] = 60.0,
+    verbose: Verbose = 0,
 ) -> None:
     """Serve one run of a cluster as one of its devices; the terminal says what to run."""
+    logs.configure(verbose)
     spec = load_toml(cluster, ClusterSpec)
     rank = spec.rank(name)
     if rank == 0:

@@ -1,5 +1,6 @@
 """prism-hw serve and join: a model behind an endpoint, on one device or several, whichever is quicker just now."""
 
+import logging
 import signal
 import socket
 import sys
@@ -13,7 +14,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from prism.cli.entry import command_line
+from prism.cli import logs
+from prism.cli.entry import Verbose, command_line
 from prism.config import convert, load_toml
 from prism.errors import ConfigError
 from prism.units import parse_seconds
@@ -42,10 +44,12 @@ def serve(
     learn: Annotated[bool | None, typer.Option("--learn/--no-learn", help="Correct the map by what is served.")] = None,
     decisions: Annotated[str | None, typer.Option(help="Log of decisions (JSON lines), for prism-sim replay.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads to compute with.")] = None,
+    verbose: Verbose = 0,
 ) -> None:
     """Serve a model: each batch runs on one device or on several, whichever is expected to be better."""
-    from hw.serving.app import ServeConfig, terminal
+    from hw.serving.app import ServeConfig, open_service
 
+    logs.configure(verbose)
     flags: dict[str, Any] = {
         "model": model,
         "map": map_file,
@@ -69,40 +73,39 @@ def serve(
         given["objective"] = {**base.get("objective", {}), "least_agreement": least_agreement}
     resolved = convert({**base, **given}, ServeConfig, str(config) if config else "the flags")
     stopped = _stopping()
-    with terminal(resolved, command_line()) as service:
-        members = service.members
+    with open_service(resolved, command_line()) as service:
         print(f"serving {resolved.model} at http://{resolved.http_address}:{service.server.port}/v2", flush=True)
-        if members is not None:
-            print(f"devices join at {resolved.join_address}:{members.port}", flush=True)
+        if service.leader is not None:
+            print(f"devices join at {resolved.join_address}:{service.leader.port}", flush=True)
         console = Console(stderr=True)
         if not console.is_terminal:
             stopped.wait()
             return
+        events = _LastEvent()
         with Live(console=console, auto_refresh=False) as live:
             while not stopped.wait(0.5):
-                live.update(_view(service), refresh=True)
+                live.update(_view(service, events.text), refresh=True)
 
 
 @app.command(epilog="Example: prism-hw join 10.0.0.1:29500 --model fashion-vit --key-file key")
 def join(
-    place: Annotated[str, typer.Argument(metavar="ADDRESS:PORT", help="Where the terminal lets devices join.")],
+    place: Annotated[str, typer.Argument(metavar="ADDRESS:PORT", help="Where the leader lets devices join.")],
     key_file: Annotated[str, typer.Option(help="The key that devices share.")],
-    model: Annotated[str, typer.Option(help="The model that the terminal serves.")] = "fashion-vit",
+    model: Annotated[str, typer.Option(help="The model that the leader serves.")] = "fashion-vit",
     weights: Annotated[str | None, typer.Option(help='"random", or a .safetensors or .pt file.')] = None,
     name: Annotated[str, typer.Option(help="This device's name.")] = socket.gethostname(),
     threads: Annotated[int, typer.Option(help="Threads to compute with.")] = 1,
     timeout: Annotated[str, typer.Option(help="For one message of a batch.")] = "2s",
+    verbose: Verbose = 0,
 ) -> None:
-    """Serve with a terminal: join it, follow, and join again after whatever went wrong."""
+    """Serve under a leader: join it, follow, and join again after whatever went wrong."""
     from hw.serving.app import JoinConfig
     from hw.serving.app import join as serve_with
 
-    found = _place("", place)
-    say = Console(stderr=True).print
+    logs.configure(verbose, quiet=logging.INFO)  # a command that joins and rejoins says so
     serve_with(
         JoinConfig(
-            address=found["address"],
-            port=found["port"],
+            **_place("", place),
             name=name,
             key_file=key_file,
             model=model,
@@ -110,7 +113,6 @@ def join(
             threads=threads,
             timeout_s=parse_seconds(timeout),
         ),
-        lambda text: say(text, highlight=False),
         _stopping(),
     )
 
@@ -137,10 +139,24 @@ def _place(prefix: str, text: str | None) -> dict[str, Any]:
     return {f"{prefix}address": address, f"{prefix}port": int(port)}
 
 
-def _view(service: Any) -> Table:
-    """What is going on, for a person who looks on."""
-    runtime, members = service.runtime, service.members
-    group, estimate = members.group() if members else None, runtime.estimate
+class _LastEvent(logging.Handler):
+    """Keeps the last log line of the service, for the live view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text = ""
+        logger = logging.getLogger("hw.serving")
+        logger.setLevel(min(logger.getEffectiveLevel(), logging.INFO))
+        logger.addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.text = record.getMessage()
+
+
+def _view(service: Any, event: str) -> Table:
+    """Show the present state of a service."""
+    runtime, estimate = service.runtime, service.runtime.estimate
+    group = service.leader.group() if service.leader else None
     table = Table(show_header=False, box=None)
     served = ", ".join(f"{mode} {count}" for mode, count in runtime.served.items()) or "none yet"
     table.add_row("batches", served)
@@ -148,11 +164,11 @@ def _view(service: Any) -> Table:
         expected = "" if last.decision.expected is None else f" of {last.decision.expected.ms:.0f} expected"
         table.add_row("the last one", f"{last.ran.mode.value}, {last.ms:.0f} ms{expected} ({last.decision.why})")
     table.add_row("answered locally after a failure", str(runtime.failures))
-    table.add_row("devices", f"terminal, {', '.join(group.names)} (epoch {group.epoch})" if group else "terminal")
+    table.add_row("devices", f"leader, {', '.join(group.names)} (epoch {group.epoch})" if group else "leader")
     rate = "not known" if estimate is None else f"{estimate.rate_bps / 1e6:.0f} Mbps (by {estimate.source})"
     table.add_row("medium", rate)
     table.add_row("waiting", str(service.batcher.waiting))
     table.add_row("corrections of the map", str(runtime.corrections))
-    if members is not None and members.history:
-        table.add_row("last event", members.history[-1][1])
+    if event:
+        table.add_row("last event", event)
     return table

@@ -10,6 +10,7 @@ from hw.probe.cells import ProbeConfig
 from prism.errors import ConfigError
 from prism.plan import ExecutionPlan, Mode, Wire
 from prism.spec import LinkSpec, Port, Positive
+from prism.trace import MeterName
 from prism.trace.energy import Energy
 
 NonNegative = Annotated[int, msgspec.Meta(ge=0)]
@@ -41,7 +42,7 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 60.0
     interface: str = ""
     port: Port | None = None
-    meter: Literal["auto", "none", "ina3221", "jtop", "rapl"] = "auto"
+    meter: MeterName = "auto"
     power: str | None = None
     trace: str | None = None
 

@@ -10,6 +10,7 @@ from hw.run.config import RunConfig
 from prism.errors import ConfigError, PlanError
 from prism.plan import Mode, Wire
 from prism.spec import LinkSpec, ModelSpec, Positive
+from prism.trace import MeterName
 from prism.workload import build
 
 NonNegative = Annotated[int, msgspec.Meta(ge=0)]
@@ -48,7 +49,7 @@ class SweepConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     collective: Literal["auto", "mesh", "ring"] = "auto"
     threads: Positive = 1
     timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 60.0
-    meter: Literal["auto", "none", "ina3221", "jtop", "rapl"] = "auto"
+    meter: MeterName = "auto"
     power: str | None = None
     seed: NonNegative = 0
 

@@ -5,10 +5,13 @@ import errno
 import shlex
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from prism.errors import ConfigError, PrismError
+
+Verbose = Annotated[int, typer.Option("--verbose", "-v", count=True, help="Log on stderr; -vv logs more.")]
 
 
 def command_line() -> str:

@@ -17,6 +17,8 @@ from prism.plan import ExecutionPlan
 from prism.spec import ModelSpec, PowerProfile
 
 SCHEMA_VERSION = 1
+SensorName = Literal["ina3221", "jtop", "rapl"]  # each has its module in hw/energy; "auto" tries them in this order
+MeterName = Literal["auto", "none", SensorName]  # what a run may ask for
 Kind = Literal["compute", "stage_d2h", "wait", "wire", "stage_h2d"]
 KINDS: tuple[Kind, ...] = ("compute", "stage_d2h", "wait", "wire", "stage_h2d")
 
@@ -100,7 +102,7 @@ class Meter(msgspec.Struct, frozen=True, kw_only=True, tag="meter", tag_field="t
     """
 
     rank: int
-    source: Literal["ina3221", "jtop", "rapl"]
+    source: SensorName
     rails: tuple[str, ...]
     total: str = ""
     covers: tuple[int, ...] = ()
