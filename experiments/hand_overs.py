@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
-from prism.spec import LinkSpec
+from prism.link import LinkSpec
 from prism.trace import Trace, read_trace
 
 TRACES = Path(__file__).parent / "results" / "unseen_models" / "held_out.tar.xz"

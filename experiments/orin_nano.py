@@ -21,8 +21,9 @@ from scipy.optimize import least_squares
 
 from prism.backend import Workload
 from prism.cost import PROFILES, CalibratedProfile, Taken, Term, columns
+from prism.link import LinkSpec
 from prism.plan import ExecutionPlan, Mode
-from prism.spec import LinkSpec, ModelSpec, PowerProfile
+from prism.spec import ModelSpec, PowerProfile
 from prism.trace.energy import modelled_energy
 from prism.trace.metrics import Summary, summarise
 from sim.engine.backend import SimBackend, identical

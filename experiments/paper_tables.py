@@ -29,8 +29,8 @@ from orin_nano import (
     table4,
 )  # fmt: skip
 
+from prism.link import LinkSpec
 from prism.plan import Mode
-from prism.spec import LinkSpec
 from sim.ask.break_even import Flip, crossover
 from sim.ask.point import Point, plan_of
 

@@ -35,10 +35,11 @@ from prism.cli.entry import run
 from prism.config import load_json, load_toml
 from prism.cost import PROFILES, CalibratedProfile
 from prism.errors import PrismError
+from prism.link import LinkSpec
 from prism.nn.zoo import describe
 from prism.perfmap import Cell, PerformanceMap, build_map
 from prism.perfmap.pooling import TraceSet, read_traces
-from prism.spec import LinkSpec, ModelSpec
+from prism.spec import ModelSpec
 from prism.trace import now_text, read_trace
 from sim.ask.for_calibration import guess_of, pooled, simulate
 from sim.ask.point import Point

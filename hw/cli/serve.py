@@ -5,75 +5,106 @@ import signal
 import socket
 import sys
 import threading
-from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
-from rich.console import Console
-from rich.live import Live
-from rich.table import Table
 
-from prism.cli import logs
-from prism.cli.entry import Verbose, command_line
-from prism.config import convert, load_toml
+from hw.cli.flags import MODEL, WEIGHTS, Config
+from hw.serving.config import JoinConfig, ServeConfig
+from prism.cli import entry, logs
+from prism.cli.options import MODEL_PANEL, OUTPUT_PANEL, takes
+from prism.config import merged
 from prism.errors import ConfigError
 from prism.units import parse_seconds
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 app = typer.Typer()
+SERVE_PANEL, NET_PANEL = "Serving", "Addresses and keys"
+
+
+def _seconds(text: str | None) -> float | None:
+    return None if text is None else parse_seconds(text)
+
+
+SERVE: dict[str, Any] = {
+    **MODEL,
+    **WEIGHTS,
+    "map": Annotated[
+        str | None,
+        typer.Option("--map", help="Performance map of the model (prism-hw map).", rich_help_panel=MODEL_PANEL),
+    ],
+    "accuracy": Annotated[
+        str | None, typer.Option(help="Accuracy table of the model (prism-hw evaluate).", rich_help_panel=MODEL_PANEL)
+    ],
+    "least_agreement": Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="With the uncompressed model, by the accuracy table.", rich_help_panel=SERVE_PANEL
+        ),
+    ],
+    "devices": Annotated[int | None, typer.Option(help="That serve together at most.", rich_help_panel=SERVE_PANEL)],
+    "max_batch": Annotated[
+        int | None, typer.Option(help="Samples that go together at most.", rich_help_panel=SERVE_PANEL)
+    ],
+    "max_wait_s": Annotated[
+        str | None,
+        typer.Option(
+            "--max-wait",
+            callback=_seconds,
+            help="How long the first of a batch waits for others, as in 5ms.",
+            rich_help_panel=SERVE_PANEL,
+        ),
+    ],
+    "timeout_s": Annotated[
+        str | None,
+        typer.Option(
+            "--timeout",
+            callback=_seconds,
+            help="For the other devices, before a batch is answered here, as in 2s.",
+            rich_help_panel=SERVE_PANEL,
+        ),
+    ],
+    "learn": Annotated[
+        bool | None,
+        typer.Option("--learn/--no-learn", help="Correct the map by what is served.", rich_help_panel=SERVE_PANEL),
+    ],
+    "threads": Annotated[int | None, typer.Option(help="Threads to compute with.", rich_help_panel=SERVE_PANEL)],
+    "join_at": Annotated[
+        str | None, typer.Option("--join", help="ADDRESS:PORT where devices join.", rich_help_panel=NET_PANEL)
+    ],
+    "key_file": Annotated[
+        str | None, typer.Option(help="The key that devices share; without it, local only.", rich_help_panel=NET_PANEL)
+    ],
+    "http": Annotated[
+        str | None, typer.Option(help="ADDRESS:PORT of the v2 endpoint and /metrics.", rich_help_panel=NET_PANEL)
+    ],
+    "token_file": Annotated[str | None, typer.Option(help="Token that requests must show.", rich_help_panel=NET_PANEL)],
+    "decisions": Annotated[
+        str | None,
+        typer.Option(help="Log of decisions (JSON lines), for prism-sim replay.", rich_help_panel=OUTPUT_PANEL),
+    ],
+}
+DEFAULTS = {**msgspec.to_builtins(ServeConfig()), "http": f"{ServeConfig().http_address}:{ServeConfig().http_port}"}
 
 
 @app.command(epilog="Example: prism-hw serve fashion-vit --map map.json --join 10.0.0.1:29500 --key-file key")
-def serve(
-    model: Annotated[str | None, typer.Argument(help="fashion-vit, a timm or transformers name, or a folder.")] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file; flags go over it.")] = None,
-    map_file: Annotated[str | None, typer.Option("--map", help="Performance map of the model (prism-hw map).")] = None,
-    accuracy: Annotated[str | None, typer.Option(help="Accuracy table of the model (prism-hw evaluate).")] = None,
-    least_agreement: Annotated[
-        float | None, typer.Option(min=0, max=1, help="With the uncompressed model, by the accuracy table.")
-    ] = None,
-    join_at: Annotated[str | None, typer.Option("--join", help="ADDRESS:PORT where devices join.")] = None,
-    key_file: Annotated[str | None, typer.Option(help="The key that devices share; without it, local only.")] = None,
-    devices: Annotated[int | None, typer.Option(help="That serve together at most.")] = None,
-    http: Annotated[str | None, typer.Option(help="ADDRESS:PORT of the v2 endpoint and /metrics.")] = None,
-    token_file: Annotated[str | None, typer.Option(help="Token that requests must show.")] = None,
-    weights: Annotated[str | None, typer.Option(help='"random", or a .safetensors or .pt file.')] = None,
-    max_batch: Annotated[int | None, typer.Option(help="Samples that go together at most.")] = None,
-    max_wait: Annotated[str | None, typer.Option(help="How long the first of a batch waits for others.")] = None,
-    timeout: Annotated[str | None, typer.Option(help="For the other devices, before a batch is answered here.")] = None,
-    learn: Annotated[bool | None, typer.Option("--learn/--no-learn", help="Correct the map by what is served.")] = None,
-    decisions: Annotated[str | None, typer.Option(help="Log of decisions (JSON lines), for prism-sim replay.")] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads to compute with.")] = None,
-    verbose: Verbose = 0,
-) -> None:
+@takes(SERVE, DEFAULTS)
+def serve(flags: dict[str, Any], config: Config = None, verbose: entry.Verbose = 0) -> None:
     """Serve a model: each batch runs on one device or on several, whichever is expected to be better."""
-    from hw.serving.app import ServeConfig, open_service
-
     logs.configure(verbose)
-    flags: dict[str, Any] = {
-        "model": model,
-        "map": map_file,
-        "accuracy": accuracy,
-        "key_file": key_file,
-        "devices": devices,
-        "token_file": token_file,
-        "weights": weights,
-        "max_batch": max_batch,
-        "learn": learn,
-        "decisions": decisions,
-        "threads": threads,
-        "max_wait_s": None if max_wait is None else parse_seconds(max_wait),
-        "timeout_s": None if timeout is None else parse_seconds(timeout),
-        **_place("join_", join_at),
-        **_place("http_", http),
-    }
-    base = msgspec.to_builtins(load_toml(config, ServeConfig)) if config else {}
-    given = {key: value for key, value in flags.items() if value is not None}
-    if least_agreement is not None:
-        given["objective"] = {**base.get("objective", {}), "least_agreement": least_agreement}
-    resolved = convert({**base, **given}, ServeConfig, str(config) if config else "the flags")
+    places = {**_place("join_", flags.pop("join_at")), **_place("http_", flags.pop("http"))}
+    objective = {"least_agreement": flags.pop("least_agreement")}
+    resolved = merged(config, {**flags, **places, "objective": objective}, ServeConfig)
+    from rich.console import Console
+    from rich.live import Live
+
+    from hw.serving.app import open_service
+
     stopped = _stopping()
-    with open_service(resolved, command_line()) as service:
+    with open_service(resolved, entry.command_line()) as service:
         print(f"serving {resolved.model} at http://{resolved.http_address}:{service.server.port}/v2", flush=True)
         if service.leader is not None:
             print(f"devices join at {resolved.join_address}:{service.leader.port}", flush=True)
@@ -96,13 +127,13 @@ def join(
     name: Annotated[str, typer.Option(help="This device's name.")] = socket.gethostname(),
     threads: Annotated[int, typer.Option(help="Threads to compute with.")] = 1,
     timeout: Annotated[str, typer.Option(help="For one message of a batch.")] = "2s",
-    verbose: Verbose = 0,
+    verbose: entry.Verbose = 0,
 ) -> None:
-    """Serve under a leader: join it, follow, and join again after whatever went wrong."""
-    from hw.serving.app import JoinConfig
+    """Serve with a leader: join it, follow, and join again after whatever went wrong."""
+    logs.configure(verbose, quiet=logging.INFO)  # a command that joins and rejoins says so
+    timeout_s = parse_seconds(timeout)
     from hw.serving.app import join as serve_with
 
-    logs.configure(verbose, quiet=logging.INFO)  # a command that joins and rejoins says so
     serve_with(
         JoinConfig(
             **_place("", place),
@@ -111,14 +142,14 @@ def join(
             model=model,
             weights=weights,
             threads=threads,
-            timeout_s=parse_seconds(timeout),
+            timeout_s=timeout_s,
         ),
         _stopping(),
     )
 
 
 def _stopping() -> threading.Event:
-    """Set when the process is asked to end."""
+    """Make an event that is set when the process is asked to end."""
     stopped = threading.Event()
 
     def stop(*_: object) -> None:
@@ -130,7 +161,7 @@ def _stopping() -> threading.Event:
 
 
 def _place(prefix: str, text: str | None) -> dict[str, Any]:
-    """From ADDRESS:PORT. Raises ConfigError."""
+    """Read ADDRESS:PORT as two fields. Raises ConfigError."""
     if text is None:
         return {}
     address, _, port = text.rpartition(":")
@@ -153,8 +184,10 @@ class _LastEvent(logging.Handler):
         self.text = record.getMessage()
 
 
-def _view(service: Any, event: str) -> Table:
-    """Show the present state of a service."""
+def _view(service: Any, event: str) -> "Table":
+    """Show the state of serving to a person who looks on."""
+    from rich.table import Table
+
     runtime, estimate = service.runtime, service.runtime.estimate
     group = service.leader.group() if service.leader else None
     table = Table(show_header=False, box=None)

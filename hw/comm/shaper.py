@@ -13,8 +13,8 @@ import time
 import numpy as np
 
 from prism.errors import ConfigError
+from prism.link import CROSSINGS
 
-CROSSINGS = 2
 CLOCK, RATE, LATENCY, HEAD = 0, 1, 2, 3  # before the rows: ns, bit/s, s
 SLOTS = 256  # messages of one pair that may be under way: more than any model has blocks
 

@@ -9,7 +9,6 @@ import itertools
 import random
 import time
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import msgspec
 import numpy as np
@@ -30,8 +29,9 @@ from hw.link.round_trip import Echo
 from hw.link.timer import LinkTimer
 from hw.machine import facts
 from prism.errors import ConfigError
+from prism.link import LinkSpec
 from prism.nn.exchange import Exchange
-from prism.spec import LinkSpec
+from prism.plan import Route
 from prism.trace import Probe, now_text
 
 Keep = Callable[[Sequence[Probe]], None]
@@ -205,7 +205,7 @@ class _LinkBench:
             self._control.barrier()
 
     def _collective_round(self, sizes: list[int], sent: int) -> None:
-        collectives: list[Literal["mesh", "ring"]] = ["mesh", "ring"]
+        collectives: list[Route] = ["mesh", "ring"]
         for size in self._order(sizes, sent):
             self._random.shuffle(collectives)
             for op in collectives:

@@ -9,7 +9,6 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import torch
 
@@ -17,6 +16,7 @@ from hw.comm.control import Control
 from hw.link.report import BUSY, IDLE, LOADED
 from hw.link.round_trip import Pinger, Trip
 from prism.nn.exchange import Exchange, Expected
+from prism.plan import Route
 from prism.trace import Probe
 
 BYTE: Expected = ((1,), torch.uint8)
@@ -94,7 +94,7 @@ class LinkTimer:
         for number, (size, (start, end)) in enumerate(zip([1, *sizes], trips, strict=False)):
             self._keep("pair", (source, target, size), size, start, end, warmup=number == 0)
 
-    def collective(self, op: Literal["mesh", "ring"], size: int, number: int) -> None:
+    def collective(self, op: Route, size: int, number: int) -> None:
         """Record one collective after a barrier, each rank giving `size` bytes. Probes of every rank."""
         exchange, own = self._exchange, self._payload[:size]
         peers = [rank for rank in range(exchange.world_size) if rank != exchange.rank]

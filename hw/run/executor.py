@@ -15,17 +15,20 @@ from hw.comm.control import Control
 from hw.comm.shaper import SharedMedium
 from hw.comm.staging import HostStager
 from hw.inputs.samples import Sample
-from hw.inputs.score import Tally, score
-from hw.machine.trace_file import trace_file
+from hw.inputs.score import score
+from hw.inputs.tally import Tally
 from hw.probe.pace import Pace
-from hw.run.config import Event, Progress, RankJob, RunConfig, RunStep
+from hw.run.config import RunConfig
+from hw.run.messages import Event, RankJob, RunStep
 from hw.run.outcome import outcome, trace_header
 from hw.run.preparation import PERIOD_S, Preparation
 from hw.run.workpiece import Workpiece
+from prism.cli.progress import Progress
 from prism.errors import InputError, PrismError
 from prism.nn.distribute import DistributedTransformer, distribute
 from prism.nn.exchange import Exchange
 from prism.trace import Batch, Idle, Record, Span, Trace, TraceWriter, aligned, aligned_power
+from prism.trace.files import trace_file
 from prism.trace.metrics import summarise
 
 log = logging.getLogger(__name__)
@@ -85,9 +88,7 @@ class Executor:
         metered: some device samples power, so the leader goes on until an energy figure has samples enough.
         """
         piece = self._preparation.workpiece(step.config)
-        model = distribute(
-            piece.loaded.model, step.config.plan(), self._exchange, self._recorder, adapter=piece.adapter
-        )
+        model = distribute(piece.loaded.model, step.config.plan, self._exchange, self._recorder, adapter=piece.adapter)
         task = _Task(step, piece, model, metered)
         self._preparation.power()  # what was sampled between steps belongs to none
         if self._job.rank == 0:
@@ -96,8 +97,8 @@ class Executor:
             self._follow(task)
 
     def _follow(self, task: _Task) -> None:
-        config, control, ranks = task.config, self._control, task.config.plan().ranks
-        schedule = self._schedule(task._replace(metered=True)) if config.embed == "each" else None
+        config, control, ranks = task.config, self._control, task.config.plan.ranks
+        schedule = self._schedule(task._replace(metered=True)) if config.plan.embed == "each" else None
         pace = self._paced(config)
         if self._job.rank < ranks:
             self._clocks.refresh(ranks)
@@ -146,7 +147,7 @@ class Executor:
         config, scored = task.config, set[str]()
         total = config.warmups + _measured(config, task.piece)
         unscored: list[_Answered] = []
-        log.info("%d batches of %d in mode %s", total, config.batch, config.plan().mode.value)
+        log.info("%d batches of %d in mode %s", total, config.batch, config.plan.mode.value)
         for number, warmup, samples in self._schedule(task):
             call = task.piece.call(samples)
             output = self._measure(task.model, call, len(samples), warmup, keep)

@@ -12,7 +12,8 @@ from hw.comm.recorder import recorder_for
 from hw.comm.staging import stager_for
 from hw.energy.meter import find_meter
 from hw.energy.sampler import PowerSampler
-from hw.run.config import RankJob, RunConfig, RunStep, Work
+from hw.run.config import RunConfig
+from hw.run.messages import RankJob, RunStep, Work
 from hw.run.workpiece import Workpiece
 from prism.trace import Record
 
@@ -47,7 +48,7 @@ class Preparation:
         if not isinstance(step, RunStep):
             return
         piece = self.workpiece(step.config)
-        step.config.plan().partition(piece.tokens)
+        step.config.plan.partition(piece.tokens)
         if self._job.meter_covers and self._sampler is None:
             self._start_sampling(step.config)
 
@@ -56,7 +57,7 @@ class Preparation:
         key = Workpiece.key(config)
         if self._piece is None or self._key != key:
             self._piece = None  # two models need not fit at once
-            self._piece = Workpiece(config, self.device, self._job.rank == 0 or config.embed == "each")
+            self._piece = Workpiece(config, self.device, self._job.rank == 0 or config.plan.embed == "each")
             self._key = key
         return self._piece
 

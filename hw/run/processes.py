@@ -16,20 +16,9 @@ from typing import Any
 import msgspec
 
 from hw.link.report import LinkReport
-from hw.run.config import (
-    Checked,
-    Event,
-    Failure,
-    LinkStep,
-    Measured,
-    Outcome,
-    ProbeStep,
-    Progress,
-    RankJob,
-    RunStep,
-    Work,
-)
+from hw.run.messages import Checked, Event, Failure, LinkStep, Measured, Outcome, ProbeStep, RankJob, RunStep, Work
 from prism.cli.logs import pass_on
+from prism.cli.progress import Progress
 from prism.errors import ExchangeError, PrismError
 
 log = logging.getLogger(__name__)

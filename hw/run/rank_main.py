@@ -12,16 +12,16 @@ from pathlib import Path
 import msgspec
 
 from hw.machine.lifetime import die_with_parent
-from hw.run.config import EndStep, Event, Failure, RankJob, Step
+from hw.run.messages import AnyStep, EndStep, Event, Failure, RankJob
 from hw.testbed.netns import enter
 from prism.cli.logs import configure_rank
 from prism.errors import PeerLostError, PrismError
 
 
-def steps_from_stdin() -> Iterator[Step]:
+def steps_from_stdin() -> Iterator[AnyStep]:
     """Read the steps that the parent asks of the leader, one JSON line each, until the end."""
     for line in sys.stdin.buffer:
-        yield msgspec.json.decode(line, type=Step)
+        yield msgspec.json.decode(line, type=AnyStep)
     yield EndStep()
 
 

@@ -13,15 +13,15 @@ from hw.comm.group import joined_group
 from hw.comm.interfaces import address_of
 from hw.link.bench import run_link
 from hw.machine import facts
-from hw.machine.trace_file import trace_file
 from hw.probe.suite import run_probes
-from hw.run.config import Checked, EndStep, Event, LinkStep, Measured, ProbeStep, RankJob, RunStep, Step, Work
 from hw.run.executor import Executor
+from hw.run.messages import AnyStep, Checked, EndStep, Event, LinkStep, Measured, ProbeStep, RankJob, RunStep, Work
 from hw.run.preparation import Preparation
 from prism.errors import ExchangeError, PrismError
-from prism.plan import ExecutionPlan, Mode
-from prism.spec import LinkSpec
+from prism.link import LinkSpec
+from prism.plan import LOCAL
 from prism.trace import Probe, TraceHeader, TraceWriter, now_text
+from prism.trace.files import trace_file
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True):
     meter: bool = False
 
 
-def run_rank(job: RankJob, steps: Iterator[Step], emit: Callable[[Event], None]) -> None:
+def run_rank(job: RankJob, steps: Iterator[AnyStep], emit: Callable[[Event], None]) -> None:
     """Run one rank to its end. Only the leader has `steps`. Raises PrismError with what a user should read."""
     torch.set_grad_enabled(False)
     torch.set_num_threads(job.threads)
@@ -49,7 +49,7 @@ def run_rank(job: RankJob, steps: Iterator[Step], emit: Callable[[Event], None])
         _follow(job, preparation, control)
 
 
-def _lead(job: RankJob, preparation: Preparation, steps: Iterator[Step], emit: Callable[[Event], None]) -> None:
+def _lead(job: RankJob, preparation: Preparation, steps: Iterator[AnyStep], emit: Callable[[Event], None]) -> None:
     step = next(steps)
     if isinstance(step, EndStep):
         return
@@ -66,7 +66,7 @@ def _lead(job: RankJob, preparation: Preparation, steps: Iterator[Step], emit: C
         _order(control, step)
 
 
-def _order(control: Control, step: Step) -> None:
+def _order(control: Control, step: AnyStep) -> None:
     log.debug("ordering %s", type(step).__name__)
     for peer in range(1, control.world_size):
         control.send(msgspec.msgpack.encode(step), peer)
@@ -94,7 +94,7 @@ def _await_ready(control: Control, preparation: Preparation) -> bool:
 def _follow(job: RankJob, preparation: Preparation, control: Control) -> None:
     executor = Executor(job, preparation, control, lambda _: None)
     while True:
-        step = _decode(control.receive(0), Step, 0)
+        step = _decode(control.receive(0), AnyStep, 0)
         if isinstance(step, EndStep):
             return
         try:
@@ -134,7 +134,7 @@ def _probe_file(job: RankJob, step: LinkStep | ProbeStep) -> Iterator[Callable[[
         created=now_text(),
         model="probe",
         weights="none",
-        plan=ExecutionPlan(mode=Mode.LOCAL),
+        plan=LOCAL,
         batch=1,
         tokens=1,
         link=step.link,

@@ -50,7 +50,7 @@ class Workpiece:
             config.text,
             config.resize,
             config.tokens,
-            config.embed,
+            config.plan.embed,
         )
 
     def call(self, samples: Sequence[Sample]) -> dict[str, Any]:

@@ -5,9 +5,8 @@ import hashlib
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
-import msgspec
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
@@ -15,6 +14,7 @@ from hw.comm.interfaces import interface_to
 from hw.machine import facts
 from hw.serving.batching import Batcher
 from hw.serving.channel import load_key
+from hw.serving.config import JoinConfig, ServeConfig
 from hw.serving.device import ServedModel, load_served
 from hw.serving.follower import Follower
 from hw.serving.http import Endpoint, Server, inputs_of
@@ -23,61 +23,11 @@ from hw.serving.membership import Alone, Meeting
 from hw.serving.runtime import AdaptiveRuntime, DecisionWriter, Strategy
 from prism.decide.accuracy import AccuracyTable, load_accuracy
 from prism.decide.log import LogHeader
-from prism.decide.policy import AnyPolicy, PrismPolicy
 from prism.decide.table import Objective, Row, Table, table_of
 from prism.errors import ConfigError
 from prism.nn.zoo import Loaded
 from prism.perfmap import load_map
-from prism.spec import Port
 from prism.trace import now_text
-
-Seconds = Annotated[float, msgspec.Meta(gt=0)]
-
-
-class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`prism-hw serve` as one file.
-
-    accuracy: table of what plans cost in answers, for a floor in the objective. key_file: without one nobody can join,
-    and everything is local. max_wait_s: of the first request of a batch, for others. deadline_s: of a request.
-    timeout_s: of the other devices, before a batch is answered here. learn: correct the map by what is served.
-    """
-
-    model: str = "fashion-vit"
-    weights: str | None = None
-    seed: int = 0
-    map: str = ""
-    accuracy: str = ""
-    key_file: str = ""
-    join_address: str = "127.0.0.1"
-    join_port: Port | None = None
-    devices: Annotated[int, msgspec.Meta(ge=1, le=64)] = 2
-    http_address: str = "127.0.0.1"
-    http_port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 8000
-    token_file: str = ""
-    max_batch: Annotated[int, msgspec.Meta(ge=1)] = 8
-    max_wait_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
-    max_queue: Annotated[int, msgspec.Meta(ge=1)] = 256
-    deadline_s: Seconds | None = None
-    timeout_s: Seconds = 2.0
-    threads: Annotated[int, msgspec.Meta(ge=1)] = 1
-    policy: AnyPolicy = msgspec.field(default_factory=PrismPolicy)
-    objective: Objective = Objective()
-    learn: bool = True
-    decisions: str = ""
-
-
-class JoinConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """`prism-hw join`: where the leader is, and what this device holds."""
-
-    address: str
-    port: int
-    name: str
-    key_file: str
-    model: str = "fashion-vit"
-    weights: str | None = None
-    seed: int = 0
-    threads: int = 1
-    timeout_s: float = 2.0
 
 
 class Service(NamedTuple):

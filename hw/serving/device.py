@@ -8,12 +8,12 @@ from torch import nn
 from hw.comm.control import BatchExchange, Control
 from hw.comm.recorder import SpanRecorder, recorder_for
 from hw.comm.staging import stager_for
-from prism.decide.table import LOCAL
 from prism.nn.distribute import DistributedTransformer, distribute
 from prism.nn.exchange import Exchange
 from prism.nn.families import adapter_for
 from prism.nn.families.base import ModelAdapter
 from prism.nn.zoo import Loaded, fingerprint, load_model
+from prism.plan import LOCAL
 
 
 class ServedModel(NamedTuple):

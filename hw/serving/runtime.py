@@ -17,16 +17,17 @@ import msgspec
 import torch
 from torch import Tensor
 
-from hw.serving.corrections import Corrections
 from hw.serving.device import ServedModel
 from hw.serving.membership import LiveGroup, Membership
+from prism.decide.corrections import Corrections
 from prism.decide.link_rate import RateEstimate, Sample, updated
 from prism.decide.log import Answered, Entry, LogHeader, decided
 from prism.decide.policy import AnyPolicy, Decision, State
-from prism.decide.table import LOCAL, Objective, Observation, Table
+from prism.decide.table import Objective, Observation, Table
 from prism.errors import ConfigError, ExchangeError
+from prism.link import CROSSINGS
 from prism.nn.distribute import DistributedTransformer
-from prism.plan import ExecutionPlan
+from prism.plan import LOCAL, ExecutionPlan
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,6 @@ PROBE_BYTES = 65_536
 PROBE_SHARE = 0.02  # of the time that probes may take
 PROBE_EVERY_S = 0.5  # between two probes at least
 PROBE_DEVIATION = 0.15  # of a rate from one probe: assumed, not measured
-CROSSINGS = 2  # a byte from station to station crosses the medium twice
 
 
 class ServedBatch(msgspec.Struct, frozen=True):

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from prism.decide.table import LOCAL, Observation, Row, Table
-from prism.plan import ExecutionPlan, Mode
+from prism.decide.table import Observation, Row, Table
+from prism.plan import LOCAL, ExecutionPlan, Mode
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 from coarser_maps import on_every_map

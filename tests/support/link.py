@@ -14,7 +14,7 @@ import msgspec
 
 from hw.link.report import LinkConfig, LinkReport
 from hw.testbed.namespaces import INTERFACE, NamespaceTestbed
-from prism.spec import LinkSpec
+from prism.link import LinkSpec
 from prism.trace import Probe
 
 TIMEOUT_S = 60

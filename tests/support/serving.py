@@ -16,11 +16,10 @@ import torch
 from hw.inputs.samples import load_images
 from hw.serving.app import ServeConfig, Service, open_service
 from prism.decide.policy import FixedPolicy
-from prism.decide.table import LOCAL
+from prism.link import LinkSpec
 from prism.nn.zoo import load_model
 from prism.perfmap import Cell, PerformanceMap, Provenance
-from prism.plan import ExecutionPlan, Mode
-from prism.spec import LinkSpec
+from prism.plan import LOCAL, ExecutionPlan, Mode
 from prism.trace.metrics import Latency
 
 MODEL = "fashion-vit"

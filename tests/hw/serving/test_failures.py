@@ -12,7 +12,7 @@ from support.serving import FULL, Member, images, key_file, local_answer, servin
 
 from hw.serving.channel import FOLLOWER, LEADER, Channel, ChannelError
 from hw.serving.messages import Ping
-from prism.decide.table import LOCAL
+from prism.plan import LOCAL
 
 TIMEOUT_S = 1.0
 SOON_S = 10.0  # a hang is forever; how soon is measured by experiments/faults.py

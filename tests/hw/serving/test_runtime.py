@@ -14,15 +14,16 @@ from hw.comm.group import process_group
 from hw.comm.rendezvous import RelayStore
 from hw.serving.backoff import FAILURES
 from hw.serving.channel import respond
-from hw.serving.corrections import RESIDUALS
 from hw.serving.device import load_served
 from hw.serving.messages import Form, Hello, Refused, Welcome
 from hw.serving.runtime import PROBE_BYTES, AdaptiveRuntime, Strategy
+from prism.decide.corrections import RESIDUALS
 from prism.decide.log import Answered, Corrected, Decided, read_decisions, replay
 from prism.decide.policy import PrismPolicy
-from prism.decide.table import LOCAL, Objective, Observation, table_of
+from prism.decide.table import Objective, Observation, table_of
 from prism.errors import ConfigError, ExchangeError
 from prism.perfmap import load_map
+from prism.plan import LOCAL
 
 
 class Alone:
