@@ -1,4 +1,7 @@
-"""How one batch is executed: the only spelling of a plan's words. Rank 0 leads: it owns part 0, the input and the answer."""
+"""Say how one batch is executed: the only spelling of a plan's words.
+
+Rank 0 leads: it owns part 0, the input and the answer.
+"""
 
 import itertools
 from collections.abc import Iterable, Sequence
@@ -132,7 +135,7 @@ LOCAL = ExecutionPlan(mode=Mode.LOCAL)
 def combinations(
     tokens: int, devices: Iterable[int], wires: Sequence[Wire], modes: Sequence[Mode], segments: Sequence[int]
 ) -> tuple[list[ExecutionPlan], list[str]]:
-    """Combine modes, devices, codecs and L into the plans that fit so many tokens; also the reasons why others don't."""
+    """Combine modes, devices, codecs and L into the plans that fit so many tokens; also say why others don't."""
     kinds = [(mode, rows) for mode in modes for rows in (segments if mode.averages else (None,))]
     plans, misfits = list[ExecutionPlan](), dict[str, None]()
     for count, wire, (mode, rows) in itertools.product(devices, wires, kinds):

@@ -9,7 +9,7 @@ import typer
 from hw.cli.flags import MODEL, TOKENS, WEIGHTS, Config, Json
 from hw.evaluate.config import Columns, EvalConfig
 from prism.cli import entry
-from prism.cli.options import MEASURE_PANEL, MODEL_PANEL, OUTPUT_PANEL, PLAN_PANEL, numbers, takes
+from prism.cli.options import MEASURE_PANEL, MODEL_PANEL, OUTPUT_PANEL, PLAN_PANEL, numbers, option, takes
 from prism.cli.progress import bar
 from prism.config import merged
 from prism.files import write_file
@@ -31,52 +31,28 @@ def _segments(text: str | None) -> list[int] | None:
 
 
 def _column(help_text: str) -> Any:
-    return Annotated[str | None, typer.Option(help=help_text, rich_help_panel="Columns")]
+    return Annotated[str | None, option(help_text, "Columns")]
 
 
 EVALUATE: dict[str, Any] = {
     **MODEL,
-    "data": Annotated[
-        str | None,
-        typer.Option(help="Folder of LABEL/IMAGE, or a .csv, .jsonl or .txt file.", rich_help_panel=MODEL_PANEL),
-    ],
-    "limit": Annotated[int | None, typer.Option(help="Items of the data at most.", rich_help_panel=MODEL_PANEL)],
+    "data": Annotated[str | None, option("Folder of LABEL/IMAGE, or a .csv, .jsonl or .txt file.", MODEL_PANEL)],
+    "limit": Annotated[int | None, option("Items of the data at most.", MODEL_PANEL)],
     **TOKENS,
     **WEIGHTS,
-    "seed": Annotated[
-        int | None, typer.Option(help="Of random weights and of the bootstrap.", rich_help_panel=MODEL_PANEL)
-    ],
-    "modes": Annotated[
-        str | None,
-        typer.Option(callback=_words, help="As in full,segment_means,first_and_means.", rich_help_panel=PLAN_PANEL),
-    ],
-    "devices": Annotated[
-        str | None, typer.Option(callback=_devices, help="Numbers of devices, as in 2,3,4.", rich_help_panel=PLAN_PANEL)
-    ],
+    "seed": Annotated[int | None, option("Of random weights and of the bootstrap.", MODEL_PANEL)],
+    "modes": Annotated[str | None, option("As in full,segment_means,first_and_means.", PLAN_PANEL, callback=_words)],
+    "devices": Annotated[str | None, option("Numbers of devices, as in 2,3,4.", PLAN_PANEL, callback=_devices)],
     "segments": Annotated[
-        str | None,
-        typer.Option(
-            callback=_segments, help="Numbers of means a part sends, as in 1,4,10.", rich_help_panel=PLAN_PANEL
-        ),
+        str | None, option("Numbers of means a part sends, as in 1,4,10.", PLAN_PANEL, callback=_segments)
     ],
     "wires": Annotated[
-        str | None,
-        typer.Option(
-            callback=_words, help=f"What crosses the link, of {', '.join(WIRES)}.", rich_help_panel=PLAN_PANEL
-        ),
+        str | None, option(f"What crosses the link, of {', '.join(WIRES)}.", PLAN_PANEL, callback=_words)
     ],
-    "batch": Annotated[int | None, typer.Option(help="Samples at once.", rich_help_panel=MEASURE_PANEL)],
-    "threads": Annotated[
-        int | None,
-        typer.Option(help="Of each part; default: the parts share the cores.", rich_help_panel=MEASURE_PANEL),
-    ],
-    "map": Annotated[
-        str | None,
-        typer.Option("--map", help="Performance map: adds milliseconds and joules.", rich_help_panel=MEASURE_PANEL),
-    ],
-    "bandwidth": Annotated[
-        str | None, typer.Option(help="Of the medium, for --map, as in 100Mbps.", rich_help_panel=MEASURE_PANEL)
-    ],
+    "batch": Annotated[int | None, option("Samples at once.", MEASURE_PANEL)],
+    "threads": Annotated[int | None, option("Of each part; default: the parts share the cores.", MEASURE_PANEL)],
+    "map": Annotated[str | None, option("Performance map: adds milliseconds and joules.", MEASURE_PANEL, "--map")],
+    "bandwidth": Annotated[str | None, option("Of the medium, for --map, as in 100Mbps.", MEASURE_PANEL)],
     "path_column": _column("Of image files, in a .csv or .jsonl."),
     "text_column": _column("Of texts."),
     "label_column": _column("Of labels, by their names."),
@@ -96,9 +72,9 @@ DEFAULTS = {
 def evaluate(
     flags: dict[str, Any],
     config: Config = None,
-    output: Annotated[
-        Path, typer.Option(help="Folder of the results; a killed run goes on there.", rich_help_panel=OUTPUT_PANEL)
-    ] = Path("out/evaluate"),
+    output: Annotated[Path, option("Folder of the results; a killed run goes on there.", OUTPUT_PANEL)] = Path(
+        "out/evaluate"
+    ),
     as_json: Json = False,
 ) -> None:
     """Run every plan over labelled data, against the model as it is: accuracy, agreement, and what they cost."""

@@ -15,7 +15,7 @@ import typer
 from hw.cli.flags import Cluster, Json
 from hw.run.config import RunConfig
 from prism.cli import entry
-from prism.cli.options import LINK_PANEL, MEASURE_PANEL, OUTPUT_PANEL
+from prism.cli.options import LINK_PANEL, MEASURE_PANEL, OUTPUT_PANEL, option
 from prism.cli.progress import bar
 from prism.config import load_toml
 from prism.errors import ConfigError, ExchangeError
@@ -71,27 +71,14 @@ def _show_stations(rows: Sequence[dict[str, str]], title: str) -> None:
 
 @app.command("link", epilog="Example: prism-hw link --link testbed:100Mbps,2ms --devices 3 --output link.html")
 def measure_links(
-    link: Annotated[
-        str, typer.Option(help="loopback, shaper:RATE[,...] or testbed:RATE[,...].", rich_help_panel=LINK_PANEL)
-    ] = "loopback",
-    devices: Annotated[int, typer.Option(min=2, max=16, help="Ranks on this machine.", rich_help_panel=LINK_PANEL)] = 2,
+    link: Annotated[str, option("loopback, shaper:RATE[,...] or testbed:RATE[,...].", LINK_PANEL)] = "loopback",
+    devices: Annotated[int, option("Ranks on this machine.", LINK_PANEL, min=2, max=16)] = 2,
     cluster: Cluster = None,
-    budget: Annotated[
-        float, typer.Option(min=1, max=600, help="Seconds to measure for.", rich_help_panel=MEASURE_PANEL)
-    ] = 30.0,
-    timeout: Annotated[
-        float, typer.Option(min=1, help="Seconds to wait for a silent peer.", rich_help_panel=LINK_PANEL)
-    ] = 60.0,
-    seed: Annotated[
-        int, typer.Option(min=0, help="Seed of the order of measurements.", rich_help_panel=MEASURE_PANEL)
-    ] = 0,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="Write the page with plots (HTML).", rich_help_panel=OUTPUT_PANEL),
-    ] = None,
-    trace: Annotated[
-        Path | None, typer.Option(help="Write every raw measurement (JSON lines).", rich_help_panel=OUTPUT_PANEL)
-    ] = None,
+    budget: Annotated[float, option("Seconds to measure for.", MEASURE_PANEL, min=1, max=600)] = 30.0,
+    timeout: Annotated[float, option("Seconds to wait for a silent peer.", LINK_PANEL, min=1)] = 60.0,
+    seed: Annotated[int, option("Seed of the order of measurements.", MEASURE_PANEL, min=0)] = 0,
+    output: Annotated[Path | None, option("Write the page with plots (HTML).", OUTPUT_PANEL, "--output", "-o")] = None,
+    trace: Annotated[Path | None, option("Write every raw measurement (JSON lines).", OUTPUT_PANEL)] = None,
     as_json: Json = False,
 ) -> None:
     """Measure the links: alpha, beta and break of each pair and collective, round trips idle and loaded, goodput."""
@@ -120,29 +107,20 @@ def measure_links(
 
 @app.command(epilog="Example: prism-hw probe --output probe.jsonl --link testbed:400Mbps")
 def probe(
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Raw measurements (JSON lines).", rich_help_panel=OUTPUT_PANEL)
-    ] = Path("probe.jsonl"),
+    output: Annotated[Path, option("Raw measurements (JSON lines).", OUTPUT_PANEL, "--output", "-o")] = Path(
+        "probe.jsonl"
+    ),
     link: Annotated[
-        str,
-        typer.Option(help="Link of the exchanges: loopback, shaper:... or testbed:....", rich_help_panel=LINK_PANEL),
+        str, option("Link of the exchanges: loopback, shaper:... or testbed:....", LINK_PANEL)
     ] = "loopback",
-    devices: Annotated[
-        int,
-        typer.Option(min=1, max=16, help="Ranks on this machine; 1 leaves exchanges out.", rich_help_panel=LINK_PANEL),
-    ] = 2,
+    devices: Annotated[int, option("Ranks on this machine; 1 leaves exchanges out.", LINK_PANEL, min=1, max=16)] = 2,
     cluster: Cluster = None,
     budget: Annotated[
-        float,
-        typer.Option(
-            min=1, max=600, help="Seconds for operations; exchanges take a quarter.", rich_help_panel=MEASURE_PANEL
-        ),
+        float, option("Seconds for operations; exchanges take a quarter.", MEASURE_PANEL, min=1, max=600)
     ] = 120.0,
-    threads: Annotated[int, typer.Option(min=1, help="Threads to compute with.", rich_help_panel=MEASURE_PANEL)] = 1,
-    timeout: Annotated[
-        float, typer.Option(min=1, help="Seconds to wait for a silent peer.", rich_help_panel=LINK_PANEL)
-    ] = 600.0,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of values and order.", rich_help_panel=MEASURE_PANEL)] = 0,
+    threads: Annotated[int, option("Threads to compute with.", MEASURE_PANEL, min=1)] = 1,
+    timeout: Annotated[float, option("Seconds to wait for a silent peer.", LINK_PANEL, min=1)] = 600.0,
+    seed: Annotated[int, option("Seed of values and order.", MEASURE_PANEL, min=0)] = 0,
     as_json: Json = False,
 ) -> None:
     """Time operations of many shapes, copies, codecs and exchanges: raw material for models nobody ran."""

@@ -13,7 +13,7 @@ import typer
 from hw.cli.flags import MODEL, WEIGHTS, Config
 from hw.serving.config import JoinConfig, ServeConfig
 from prism.cli import entry, logs
-from prism.cli.options import MODEL_PANEL, OUTPUT_PANEL, takes
+from prism.cli.options import MODEL_PANEL, OUTPUT_PANEL, option, takes
 from prism.config import merged
 from prism.errors import ConfigError
 from prism.units import parse_seconds
@@ -32,60 +32,35 @@ def _seconds(text: str | None) -> float | None:
 SERVE: dict[str, Any] = {
     **MODEL,
     **WEIGHTS,
-    "map": Annotated[
-        str | None,
-        typer.Option("--map", help="Performance map of the model (prism-hw map).", rich_help_panel=MODEL_PANEL),
-    ],
-    "accuracy": Annotated[
-        str | None, typer.Option(help="Accuracy table of the model (prism-hw evaluate).", rich_help_panel=MODEL_PANEL)
-    ],
+    "map": Annotated[str | None, option("Performance map of the model (prism-hw map).", MODEL_PANEL, "--map")],
+    "accuracy": Annotated[str | None, option("Accuracy table of the model (prism-hw evaluate).", MODEL_PANEL)],
     "least_agreement": Annotated[
-        float | None,
-        typer.Option(
-            min=0, max=1, help="With the uncompressed model, by the accuracy table.", rich_help_panel=SERVE_PANEL
-        ),
+        float | None, option("With the uncompressed model, by the accuracy table.", SERVE_PANEL, min=0, max=1)
     ],
-    "devices": Annotated[int | None, typer.Option(help="That serve together at most.", rich_help_panel=SERVE_PANEL)],
-    "max_batch": Annotated[
-        int | None, typer.Option(help="Samples that go together at most.", rich_help_panel=SERVE_PANEL)
-    ],
+    "devices": Annotated[int | None, option("That serve together at most.", SERVE_PANEL)],
+    "max_batch": Annotated[int | None, option("Samples that go together at most.", SERVE_PANEL)],
     "max_wait_s": Annotated[
         str | None,
-        typer.Option(
-            "--max-wait",
-            callback=_seconds,
-            help="How long the first of a batch waits for others, as in 5ms.",
-            rich_help_panel=SERVE_PANEL,
+        option(
+            "How long the first of a batch waits for others, as in 5ms.", SERVE_PANEL, "--max-wait", callback=_seconds
         ),
     ],
     "timeout_s": Annotated[
         str | None,
-        typer.Option(
+        option(
+            "For the other devices, before a batch is answered here, as in 2s.",
+            SERVE_PANEL,
             "--timeout",
             callback=_seconds,
-            help="For the other devices, before a batch is answered here, as in 2s.",
-            rich_help_panel=SERVE_PANEL,
         ),
     ],
-    "learn": Annotated[
-        bool | None,
-        typer.Option("--learn/--no-learn", help="Correct the map by what is served.", rich_help_panel=SERVE_PANEL),
-    ],
-    "threads": Annotated[int | None, typer.Option(help="Threads to compute with.", rich_help_panel=SERVE_PANEL)],
-    "join_at": Annotated[
-        str | None, typer.Option("--join", help="ADDRESS:PORT where devices join.", rich_help_panel=NET_PANEL)
-    ],
-    "key_file": Annotated[
-        str | None, typer.Option(help="The key that devices share; without it, local only.", rich_help_panel=NET_PANEL)
-    ],
-    "http": Annotated[
-        str | None, typer.Option(help="ADDRESS:PORT of the v2 endpoint and /metrics.", rich_help_panel=NET_PANEL)
-    ],
-    "token_file": Annotated[str | None, typer.Option(help="Token that requests must show.", rich_help_panel=NET_PANEL)],
-    "decisions": Annotated[
-        str | None,
-        typer.Option(help="Log of decisions (JSON lines), for prism-sim replay.", rich_help_panel=OUTPUT_PANEL),
-    ],
+    "learn": Annotated[bool | None, option("Correct the map by what is served.", SERVE_PANEL, "--learn/--no-learn")],
+    "threads": Annotated[int | None, option("Threads to compute with.", SERVE_PANEL)],
+    "join_at": Annotated[str | None, option("ADDRESS:PORT where devices join.", NET_PANEL, "--join")],
+    "key_file": Annotated[str | None, option("The key that devices share; without it, local only.", NET_PANEL)],
+    "http": Annotated[str | None, option("ADDRESS:PORT of the v2 endpoint and /metrics.", NET_PANEL)],
+    "token_file": Annotated[str | None, option("Token that requests must show.", NET_PANEL)],
+    "decisions": Annotated[str | None, option("Log of decisions (JSON lines), for prism-sim replay.", OUTPUT_PANEL)],
 }
 DEFAULTS = {**msgspec.to_builtins(ServeConfig()), "http": f"{ServeConfig().http_address}:{ServeConfig().http_port}"}
 

@@ -10,7 +10,7 @@ import typer
 
 from hw.cli.flags import Cluster, Json
 from prism.cli import entry
-from prism.cli.options import MEASURE_PANEL, OUTPUT_PANEL
+from prism.cli.options import MEASURE_PANEL, OUTPUT_PANEL, option
 from prism.config import load_toml
 from prism.files import write_file
 from prism.report.labels import plan_label
@@ -27,40 +27,20 @@ app = typer.Typer()
 @app.command(epilog="Example: prism-hw profile --config experiments/scaled_grid.toml --output out/scaled --dry-run")
 def profile(
     config: Annotated[
-        Path,
-        typer.Option(
-            help="TOML file of the sweep: models, modes, segments, batches, rates, ...", rich_help_panel=MEASURE_PANEL
-        ),
+        Path, option("TOML file of the sweep: models, modes, segments, batches, rates, ...", MEASURE_PANEL)
     ],
     output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", help="Folder of the traces; default: out/NAME of the file.", rich_help_panel=OUTPUT_PANEL
-        ),
+        Path | None, option("Folder of the traces; default: out/NAME of the file.", OUTPUT_PANEL, "--output", "-o")
     ] = None,
     cluster: Cluster = None,
-    repeats: Annotated[
-        int | None, typer.Option(min=1, help="Visits of each cell; default: the file's.", rich_help_panel=MEASURE_PANEL)
-    ] = None,
+    repeats: Annotated[int | None, option("Visits of each cell; default: the file's.", MEASURE_PANEL, min=1)] = None,
     active: Annotated[
-        bool,
-        typer.Option(
-            "--active",
-            help="Choose each next visit by the regret it is expected to save.",
-            rich_help_panel=MEASURE_PANEL,
-        ),
+        bool, option("Choose each next visit by the regret it is expected to save.", MEASURE_PANEL, "--active")
     ] = False,
     target: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            help="With --active: stop a model at this expected regret, in per cent.",
-            rich_help_panel=MEASURE_PANEL,
-        ),
+        float, option("With --active: stop a model at this expected regret, in per cent.", MEASURE_PANEL, min=0)
     ] = 1.0,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the cells and the estimated time.", rich_help_panel=MEASURE_PANEL)
-    ] = False,
+    dry_run: Annotated[bool, option("Print the cells and the estimated time.", MEASURE_PANEL, "--dry-run")] = False,
     as_json: Json = False,
 ) -> None:
     """Measure a sweep, cell by cell, repeats interleaved; killed at any point it goes on where it stopped."""
@@ -86,16 +66,18 @@ def profile(
     with _visit_bar(estimates, done, quiet=as_json) as on_done:
         run_sweep(sweep, folder, spec, entry.command_line(), on_done, order)
     left, now = pending(sweep, folder)
-    result: dict[str, object] = {"folder": str(folder), "cells": len(cells(sweep)), "visits": now, "new": now - done}
-    if active:
-        result |= {"not_needed": len(left), "expected_regret_pct": regrets}
+    result = {"folder": str(folder), "cells": len(cells(sweep)), "visits": now, "new": now - done}
+    _print_result({**result, "not_needed": len(left), "expected_regret_pct": regrets} if active else result, as_json)
+
+
+def _print_result(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(msgspec.json.encode(result).decode())
         return
-    print(f"{result['cells']} cells, {result['visits']} visits ({result['new']} new) in {folder}")
-    for model, regret in regrets.items():
+    print(f"{result['cells']} cells, {result['visits']} visits ({result['new']} new) in {result['folder']}")
+    for model, regret in result.get("expected_regret_pct", {}).items():
         print(f"{model}: its decisions are expected to cost {regret:.2f} % of latency")
-    print(f"Next: prism-hw map {folder} --output map.json")
+    print(f"Next: prism-hw map {result['folder']} --output map.json")
 
 
 @app.command("map", epilog="Example: prism-hw map out/scaled_grid --output map.json --html map.html")
@@ -106,14 +88,14 @@ def performance_map(
     against: Annotated[Path | None, typer.Option(help="Another map: do the medians agree?")] = None,
     as_json: Json = False,
 ) -> None:
-    """The performance map: latency, split and joules of every plan, batch and bandwidth, and where distributing pays."""
+    """Show latency, split and joules of every plan, batch and bandwidth, and where distributing pays."""
     from prism.perfmap import build_map, load_map
-    from prism.perfmap.crossover import compare, crossovers
+    from prism.perfmap.crossover import compare_maps, crossovers
     from prism.perfmap.pooling import read_traces
 
     built = build_map(read_traces(traces), entry.command_line())
     other = load_map(against) if against else None
-    agreement = compare(built, other) if other else None
+    agreement = compare_maps(built, other) if other else None
     if output:
         built.save(output)
     if html:

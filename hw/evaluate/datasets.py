@@ -137,7 +137,7 @@ def _texts(data: Path, loaded: Loaded, tokens: int | None, columns: Columns, lim
     pairs: list[RatedPair] = []
 
     def number(text: str, label: str | None) -> int:
-        """Number a text; one of pairs stands once, however many pairs it is in. Raises InputError for what is no text."""
+        """Number a text; one of pairs stands once, however many pairs have it. Raises InputError for an empty one."""
         if columns.pair and text in numbers:
             return numbers[text]
         content = encode(text)

@@ -63,7 +63,7 @@ class Likelihood:
 
 
 def windows(ids: Ids, prefix: int, size: int) -> Iterator[tuple[Ids, Ids]]:
-    """Cut a text into contexts and continuations that predict each token once; the last window reaches back to be full."""
+    """Cut a text into contexts and continuations that predict each token once; the last reaches back to be full."""
     before = [prefix, *ids]
     for start in range(0, len(ids), size):
         stop = min(start + size, len(ids))

@@ -202,8 +202,10 @@ def _averaged(rows: Sequence[SampleScore], metric: Metric, picks_Kn: NDArray[np.
         with np.errstate(invalid="ignore"):  # a resample may hold none
             labelled_K = labelled[picks_Kn].sum(1)
             right, lost = (np.where(labelled, values, 0.0) for values in (ours, theirs - ours))
-            mean, loss = ((float(v.sum() / labelled.sum()), v[picks_Kn].sum(1) / labelled_K) for v in (right, lost))
-        return mean, loss
+            right_share, lost_share = (
+                (float(v.sum() / labelled.sum()), v[picks_Kn].sum(1) / labelled_K) for v in (right, lost)
+            )
+        return right_share, lost_share
     tokens = np.array([row.tokens for row in rows])
     counts_K = tokens[picks_Kn].sum(1)
     value, values = np.exp(ours.sum() / tokens.sum()), np.exp(ours[picks_Kn].sum(1) / counts_K)

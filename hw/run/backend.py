@@ -28,7 +28,8 @@ class GlooBackend:
         """Raises PlanError for another model's workload, or a plan that doesn't fit; ExchangeError."""
         if workload.model != self._spec:
             raise PlanError(
-                f"the workload is of {workload.model.name}, this backend runs {self._spec.name}; make one for each model"
+                f"the workload is of {workload.model.name}, this backend runs {self._spec.name}; "
+                f"make one for each model"
             )
         plan.partition(self._config.tokens or workload.model.tokens)
         with scratch() as folder:

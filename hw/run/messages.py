@@ -112,7 +112,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, tag="outcome"):
     command: str
 
     def flat(self) -> dict[str, Any]:
-        """The object that `prism-hw run --json` prints: the plan's fields beside the others, the collective resolved."""
+        """Make the object that `prism-hw run --json` prints: one level of keys, the collective resolved."""
         fields = flattened(msgspec.to_builtins(self))
         route, _ = fields.pop("route"), fields.pop("device_weights")  # these stand in the configuration
         return {**fields, "devices": self.plan.ranks, "collective": route}

@@ -17,6 +17,11 @@ MEASURE_PANEL, OUTPUT_PANEL = "Measurement", "Output"
 N = TypeVar("N", int, float)
 
 
+def option(text: str, panel: str, *names: str, **fields: Any) -> Any:
+    """Make an option with its help text, in a panel of --help."""
+    return typer.Option(*names, help=text, rich_help_panel=panel, **fields)
+
+
 def numbers(text: str | None, kind: Callable[[str], N], flag: str, example: str) -> list[N] | None:
     """Read numbers between commas; None for no text. Raises ConfigError."""
     try:
@@ -30,16 +35,14 @@ def _weights(text: str | None) -> list[float] | None:
     return numbers(text, float, "device weights", "2,1, one a device")
 
 
-MODE = typer.Option(help="What crosses in each block.", rich_help_panel=PLAN_PANEL)
-DEVICES = typer.Option(min=1, max=64, help="P, the devices.", rich_help_panel=PLAN_PANEL)
-SEGMENTS = typer.Option(min=1, help="L, means per part, in the modes that average.", rich_help_panel=PLAN_PANEL)
-WIRE = typer.Option(help="What a value is sent as.", rich_help_panel=PLAN_PANEL)
-WEIGHTS = typer.Option(
-    "--device-weights", callback=_weights, help="Relative speeds, as in 2,1.", rich_help_panel=PLAN_PANEL
-)
-EMBED = typer.Option(help="Who embeds the input: the first device, or each.", rich_help_panel=PLAN_PANEL)
-COLLECTIVE = typer.Option(help="How a block's rows go round.", rich_help_panel=PLAN_PANEL)
-OVERLAP = typer.Option(help="Project the own part while the exchange is under way.", rich_help_panel=PLAN_PANEL)
+MODE = option("What crosses in each block.", PLAN_PANEL)
+DEVICES = option("P, the devices.", PLAN_PANEL, min=1, max=64)
+SEGMENTS = option("L, means per part, in the modes that average.", PLAN_PANEL, min=1)
+WIRE = option("What a value is sent as.", PLAN_PANEL)
+WEIGHTS = option("Relative speeds, as in 2,1.", PLAN_PANEL, "--device-weights", callback=_weights)
+EMBED = option("Who embeds the input: the first device, or each.", PLAN_PANEL)
+COLLECTIVE = option("How a block's rows go round.", PLAN_PANEL)
+OVERLAP = option("Project the own part while the exchange is under way.", PLAN_PANEL)
 
 # by the flag that names a plan's field (device_weights: weights)
 PLAN: dict[str, Any] = {
