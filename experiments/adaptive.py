@@ -38,8 +38,8 @@ from coarser_maps import on_every_map
 from rich.progress import track
 
 from hw.evaluate.run import EvalConfig, evaluate
-from hw.serving.app import ServeConfig, terminal
-from hw.serving.runtime import PROBE_DEVIATION, PROBE_EVERY_S, AdaptiveRuntime
+from hw.serving.app import ServeConfig, open_service
+from hw.serving.runtime import PROBE_DEVIATION, PROBE_EVERY_S, AdaptiveRuntime, Strategy
 from hw.testbed.namespaces import NamespaceTestbed
 from hw.testbed.netns import enter
 from prism.cli.entry import command_line
@@ -121,14 +121,14 @@ def serve(netns: str, folder: Path, slots: int) -> None:
         accuracy=str(folder / "accuracy.json") if answers_of(folder) else "",
     )  # fmt: skip
     rng = random.Random(1)
-    with terminal(config, "experiments/adaptive.py") as service:
-        if service.members is None or not service.members.wait(120):
+    with open_service(config, "experiments/adaptive.py") as service:
+        if service.leader is None or not service.leader.wait(120):
             raise SystemExit("the other device never joined")
         table = table_of([known_map()], MODEL)
         fixed = {
             name: AdaptiveRuntime(
-                service.model, service.members, service.runtime._recorder, table, FixedPolicy(plan), Objective(),
-                timeout_s=TIMEOUT_S, learn=False,
+                service.served, service.leader, Strategy(table, FixedPolicy(plan), Objective(), learn=False),
+                timeout_s=TIMEOUT_S,
             )
             for name, plan in STATIC.items()
         }  # fmt: skip
@@ -148,7 +148,7 @@ def serve(netns: str, folder: Path, slots: int) -> None:
                     row["modes"].append(served.ran.mode.value)
                     row["failed"] += bool(served.failed)
                 else:
-                    with service.members.using if name == "local" else contextlib.nullcontext():
+                    with service.leader.using if name == "local" else contextlib.nullcontext():
                         row[name] = fixed[name].run({"x": x}).ms  # and no probe beside a local batch
             estimate = service.runtime.estimate
             print(json.dumps({**row, "believed_bps": estimate.rate_bps if estimate else None}), flush=True)

@@ -9,6 +9,7 @@ answer is wrong or missing, or took longer than the timeout and a local batch to
 
 import argparse
 import json
+import logging
 import math
 import os
 import random
@@ -25,7 +26,7 @@ import torch
 from rich.progress import track
 
 from hw.inputs.samples import load_images
-from hw.serving.app import ServeConfig, terminal
+from hw.serving.app import ServeConfig, open_service
 from hw.testbed.namespaces import INTERFACE, NamespaceTestbed
 from hw.testbed.netns import enter
 from prism.decide.policy import FixedPolicy
@@ -50,6 +51,13 @@ KINDS = ("kill", "freeze", "link", "slow", "port")
 # -- the terminal, in a process of its own inside its namespace -----------------------------------------------------
 
 
+class _Events(logging.Handler):
+    """Prints what happens to the group, with the moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(json.dumps({"at": time.monotonic(), "what": record.getMessage()}), flush=True)
+
+
 def serve(netns: str, folder: Path, plan: ExecutionPlan, seconds: float) -> None:
     enter(netns)
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
@@ -62,10 +70,12 @@ def serve(netns: str, folder: Path, plan: ExecutionPlan, seconds: float) -> None
         http_port=0, policy=FixedPolicy(plan), timeout_s=TIMEOUT_S,
         decisions=str(folder / f"decisions-{plan.mode.value}.jsonl"),
     )  # fmt: skip
-    rng, until, told = random.Random(0), time.monotonic() + seconds, 0
+    rng, until = random.Random(0), time.monotonic() + seconds
     over = threading.Event()
     threading.Thread(target=lambda: (sys.stdin.read(), over.set()), daemon=True).start()
-    with terminal(config, "experiments/faults.py") as service, open(folder / "served.jsonl", "a") as file:
+    logging.getLogger("hw.serving.leader").setLevel(logging.INFO)
+    logging.getLogger("hw.serving.leader").addHandler(_Events())
+    with open_service(config, "experiments/faults.py") as service, open(folder / "served.jsonl", "a") as file:
         print(json.dumps({"ready": time.monotonic()}), flush=True)
         while time.monotonic() < until and not over.is_set():
             k = rng.randrange(len(x))
@@ -75,10 +85,6 @@ def serve(netns: str, folder: Path, plan: ExecutionPlan, seconds: float) -> None
             error = float((served.output - right[k][served.ran]).abs().max())
             file.write(json.dumps([began, took, served.ran.mode.value, error, served.failed]) + "\n")
             file.flush()
-            events = service.members.history
-            while told < len(events):
-                print(json.dumps({"at": events[told][0], "what": events[told][1]}), flush=True)
-                told += 1
             over.wait(rng.uniform(0.0, 0.03))
 
 

@@ -12,7 +12,7 @@ import typer
 from hw.cli import demo, doctor, evaluate, link, serve, sweep
 from hw.cli.flags import RUN, Cluster, Config, Json, PerfettoFile
 from hw.run.config import RunConfig
-from prism.cli import entry
+from prism.cli import entry, logs
 from prism.cli.options import takes
 from prism.cli.progress import bar
 from prism.config import load_toml, merged
@@ -54,8 +54,10 @@ def run(
     cluster: Cluster = None,
     perfetto_file: PerfettoFile = None,
     as_json: Json = False,
+    verbose: entry.Verbose = 0,
 ) -> None:
     """Run a model across devices: predictions, agreement with the local model, and the latency split."""
+    logs.configure(verbose)
     resolved = resolve(config, flags)
     with _trace_for(resolved, perfetto_file) as (traced, finish):
         outcome = _execute(traced, cluster, quiet=as_json)
@@ -76,8 +78,10 @@ def worker(
     name: Annotated[str, typer.Option(help="This device's name in it.")],
     threads: Annotated[int, typer.Option(help="Threads to compute with.")] = 1,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the first device.")] = 60.0,
+    verbose: entry.Verbose = 0,
 ) -> None:
     """Serve one run of a cluster as one of its devices; the first device says what to run."""
+    logs.configure(verbose)
     spec = load_toml(cluster, ClusterSpec)
     rank = spec.rank(name)
     if rank == 0:

@@ -1,5 +1,6 @@
 """prism-hw serve and join: a model behind an endpoint, on one device or several, whichever is quicker just now."""
 
+import logging
 import signal
 import socket
 import sys
@@ -11,7 +12,7 @@ import typer
 
 from hw.cli.flags import MODEL, WEIGHTS, Config
 from hw.serving.config import JoinConfig, ServeConfig
-from prism.cli import entry
+from prism.cli import entry, logs
 from prism.cli.options import MODEL_PANEL, OUTPUT_PANEL, option, takes
 from prism.config import merged
 from prism.errors import ConfigError
@@ -66,29 +67,30 @@ DEFAULTS = {**msgspec.to_builtins(ServeConfig()), "http": f"{ServeConfig().http_
 
 @app.command(epilog="Example: prism-hw serve fashion-vit --map map.json --join 10.0.0.1:29500 --key-file key")
 @takes(SERVE, DEFAULTS)
-def serve(flags: dict[str, Any], config: Config = None) -> None:
+def serve(flags: dict[str, Any], config: Config = None, verbose: entry.Verbose = 0) -> None:
     """Serve a model: each batch runs on one device or on several, whichever is expected to be better."""
+    logs.configure(verbose)
     places = {**_place("join_", flags.pop("join_at")), **_place("http_", flags.pop("http"))}
     objective = {"least_agreement": flags.pop("least_agreement")}
     resolved = merged(config, {**flags, **places, "objective": objective}, ServeConfig)
     from rich.console import Console
     from rich.live import Live
 
-    from hw.serving.app import terminal
+    from hw.serving.app import open_service
 
     stopped = _stopping()
-    with terminal(resolved, entry.command_line()) as service:
-        members = service.members
+    with open_service(resolved, entry.command_line()) as service:
         print(f"serving {resolved.model} at http://{resolved.http_address}:{service.server.port}/v2", flush=True)
-        if members is not None:
-            print(f"devices join at {resolved.join_address}:{members.port}", flush=True)
+        if service.leader is not None:
+            print(f"devices join at {resolved.join_address}:{service.leader.port}", flush=True)
         console = Console(stderr=True)
         if not console.is_terminal:
             stopped.wait()
             return
+        events = _LastEvent()
         with Live(console=console, auto_refresh=False) as live:
             while not stopped.wait(0.5):
-                live.update(_view(service), refresh=True)
+                live.update(_view(service, events.text), refresh=True)
 
 
 @app.command(epilog="Example: prism-hw join 10.0.0.1:29500 --model fashion-vit --key-file key")
@@ -100,18 +102,16 @@ def join(
     name: Annotated[str, typer.Option(help="This device's name.")] = socket.gethostname(),
     threads: Annotated[int, typer.Option(help="Threads to compute with.")] = 1,
     timeout: Annotated[str, typer.Option(help="For one message of a batch.")] = "2s",
+    verbose: entry.Verbose = 0,
 ) -> None:
     """Serve with a leader: join it, follow, and join again after whatever went wrong."""
-    at, timeout_s = _place("", place), parse_seconds(timeout)
-    from rich.console import Console
-
+    logs.configure(verbose, quiet=logging.INFO)  # a command that joins and rejoins says so
+    timeout_s = parse_seconds(timeout)
     from hw.serving.app import join as serve_with
 
-    say = Console(stderr=True).print
     serve_with(
         JoinConfig(
-            address=at["address"],
-            port=at["port"],
+            **_place("", place),
             name=name,
             key_file=key_file,
             model=model,
@@ -119,7 +119,6 @@ def join(
             threads=threads,
             timeout_s=timeout_s,
         ),
-        lambda text: say(text, highlight=False),
         _stopping(),
     )
 
@@ -146,12 +145,26 @@ def _place(prefix: str, text: str | None) -> dict[str, Any]:
     return {f"{prefix}address": address, f"{prefix}port": int(port)}
 
 
-def _view(service: Any) -> "Table":
+class _LastEvent(logging.Handler):
+    """Keeps the last log line of the service, for the live view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text = ""
+        logger = logging.getLogger("hw.serving")
+        logger.setLevel(min(logger.getEffectiveLevel(), logging.INFO))
+        logger.addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.text = record.getMessage()
+
+
+def _view(service: Any, event: str) -> "Table":
     """Show the state of serving to a person who looks on."""
     from rich.table import Table
 
-    runtime, members = service.runtime, service.members
-    group, estimate = members.group() if members else None, runtime.estimate
+    runtime, estimate = service.runtime, service.runtime.estimate
+    group = service.leader.group() if service.leader else None
     table = Table(show_header=False, box=None)
     served = ", ".join(f"{mode} {count}" for mode, count in runtime.served.items()) or "none yet"
     table.add_row("batches", served)
@@ -164,6 +177,6 @@ def _view(service: Any) -> "Table":
     table.add_row("medium", rate)
     table.add_row("waiting", str(service.batcher.waiting))
     table.add_row("corrections of the map", str(runtime.corrections))
-    if members is not None and members.history:
-        table.add_row("last event", members.history[-1][1])
+    if event:
+        table.add_row("last event", event)
     return table

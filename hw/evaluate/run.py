@@ -19,12 +19,11 @@ from hw.evaluate.in_process import together
 from hw.evaluate.scores import METRICS, SampleScore, figures, scored
 from hw.evaluate.store import EvalHeader, Store
 from hw.machine import facts as host
-from hw.run.workpiece import fingerprint
 from prism.cli.progress import Progress
 from prism.decide.accuracy import AccuracyTable, Metric, PlanAccuracy, answers_alike
 from prism.decide.table import Objective, Observation, table_of
 from prism.nn.families import adapter_for
-from prism.nn.zoo import Loaded, load_model
+from prism.nn.zoo import Loaded, fingerprint, load_model
 from prism.perfmap import load_map
 from prism.plan import ExecutionPlan, Mode
 from prism.spec import ModelSpec

@@ -73,7 +73,7 @@ class Site:
 
     def jobs(self, command: str) -> list[RankJob]:
         """Make the jobs of all ranks. Raises ConfigError for an interface that doesn't exist."""
-        from hw.comm.group import check_interface, free_port
+        from hw.comm.interfaces import check_interface, free_port
 
         config, testbed = self._config, self._testbed
         shares, oversubscribed = core_shares(self._ranks, config.threads)
@@ -111,7 +111,7 @@ def run_local(config: RunConfig, command: str, on_progress: Callable[[Progress],
 
 def cluster_job(spec: ClusterSpec, rank: int, threads: int, timeout_s: float, command: str) -> RankJob:
     """Make the job of one device of a cluster. Raises ConfigError for an interface that doesn't exist."""
-    from hw.comm.group import check_interface, interface_to
+    from hw.comm.interfaces import check_interface, interface_to
 
     leader = spec.devices[0].address
     interface = check_interface(spec.interface) if spec.interface else interface_to(leader)
@@ -182,7 +182,7 @@ def run_under_torchrun(config: RunConfig, command: str) -> Outcome | None:
 
     torchrun's agent may hold the store's port already; then every rank only connects to it.
     """
-    from hw.comm.group import interface_to
+    from hw.comm.interfaces import interface_to
     from hw.run.session import run_rank
 
     try:

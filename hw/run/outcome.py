@@ -29,7 +29,7 @@ def trace_header(config: RunConfig, job: RankJob, piece: Workpiece) -> TraceHead
         weights=piece.loaded.weights,
         plan=config.plan,
         batch=config.batch,
-        tokens=piece.tokens(),
+        tokens=piece.tokens,
         link=str(config.link_spec()),
         seed=config.seed,
         command=job.command,

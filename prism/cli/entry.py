@@ -26,6 +26,7 @@ def _print_version(asked: bool) -> None:
 Version = Annotated[
     bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
 ]
+Verbose = Annotated[int, typer.Option("--verbose", "-v", count=True, help="Log on stderr; -vv logs more.")]
 
 
 def show(view: Any) -> None:

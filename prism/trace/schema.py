@@ -15,7 +15,7 @@ SCHEMA_VERSION = 1
 Kind = Literal["compute", "stage_d2h", "wait", "wire", "stage_h2d"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 TraceSource = Literal["measured", "simulated"]
-SensorName = Literal["ina3221", "jtop", "rapl"]
+SensorName = Literal["ina3221", "jtop", "rapl"]  # each is a module of hw/energy; "auto" tries them in this order
 MeterName = Literal["auto", "none", SensorName]  # what a run may ask for
 PACE = "pace"  # op of the probes that time a fixed block beside the batches: the machine's speed at that moment
 

@@ -197,7 +197,7 @@ def test_three_ranks_on_two_cores_are_marked(tmp_path):
 
 
 def test_a_cluster_is_swept_by_its_terminal(tmp_path, prism_hw):
-    from hw.comm.group import free_port
+    from hw.comm.interfaces import free_port
 
     devices = "".join(f'[[devices]]\nname = "{name}"\naddress = "127.0.0.1"\n' for name in "ab")
     cluster = tmp_path / "c.toml"
