@@ -1,5 +1,7 @@
 """Index arithmetic: which rank owns which tokens, and which tokens a segment covers. No tensors here."""
 
+import math
+
 import msgspec
 
 from prism.errors import PlanError
@@ -36,8 +38,10 @@ class Partition(msgspec.Struct, frozen=True, kw_only=True):
     def weighted(cls, tokens: int, weights: tuple[float, ...]) -> "Partition":
         """Parts in proportion to `weights` (a device's speed), by largest remainder, each at least one token."""
         _check(tokens, len(weights))
-        if min(weights) <= 0:
-            raise PlanError(f"weights {weights} must all be above 0; leave a device out instead of giving it 0")
+        if not all(0 < weight < math.inf for weight in weights):
+            raise PlanError(
+                f"weights {weights} must all be above 0 and finite; leave a device out instead of giving it 0"
+            )
         spare = tokens - len(weights)
         shares = [spare * weight / sum(weights) for weight in weights]
         sizes = [1 + int(share) for share in shares]

@@ -31,7 +31,7 @@ from hw.testbed.namespaces import NamespaceTestbed
 from hw.testbed.netns import enter
 from prism.decide.policy import FixedPolicy
 from prism.decide.table import Objective, table_of
-from prism.spec import LinkSpec
+from prism.link import LinkSpec
 
 
 def serve(netns: str, folder: Path, slots: int) -> None:

@@ -15,11 +15,10 @@ from hw.inputs.samples import load_images
 from hw.serving.app import ServeConfig, terminal
 from hw.testbed.netns import enter
 from prism.decide.policy import FixedPolicy
-from prism.decide.table import LOCAL
 from prism.nn.distribute import distribute
 from prism.nn.exchange import run_in_process
 from prism.nn.zoo import load_model
-from prism.plan import ExecutionPlan, Mode
+from prism.plan import LOCAL, ExecutionPlan, Mode
 
 MODEL, BATCH, PORT = "fashion-vit", 8, 29500
 TIMEOUT_S = 1.0

@@ -19,11 +19,12 @@ import numpy as np
 
 from calibration.alpha_beta import AlphaBeta, fit_alpha_beta
 from prism.errors import TraceError
-from prism.spec import LinkSpec
+from prism.link import CROSSINGS, LinkSpec
+from prism.plan import Route
 from prism.trace import Probe
+from prism.trace.quantiles import quantiles
 
 IDLE, BUSY, LOADED = 0, 1, 2
-CROSSINGS = 2  # station to access point, access point to station
 RAMP = 0.2  # of a bulk transfer's time: the sender's window still grows
 SLEEPS_MS = 5.0  # idle round trips longer than busy ones by more than any CPU's own wake-up
 
@@ -66,7 +67,7 @@ class PairReport(msgspec.Struct, frozen=True, kw_only=True):
 class CollectiveReport(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds of the whole collective over the bytes that each rank gives."""
 
-    collective: Literal["mesh", "ring"]
+    collective: Route
     ranks: int
     alpha_ms: float
     beta_mbps: float
@@ -172,7 +173,7 @@ def pair_report(probes: Sequence[Probe], a: int, b: int) -> PairReport:
     )
 
 
-def collective_report(probes: Sequence[Probe], op: Literal["mesh", "ring"], ranks: int) -> CollectiveReport:
+def collective_report(probes: Sequence[Probe], op: Route, ranks: int) -> CollectiveReport:
     curve = fit_alpha_beta(*collective_times(probes, op))
     return CollectiveReport(
         collective=op,
@@ -204,7 +205,7 @@ def goodput_ratio(pairs: Iterable[PairReport], expected_bps: float | None) -> fl
 def _round_trips(times_ms: list[float], lost: int) -> RoundTrips | None:
     if not times_ms:
         return None
-    p50, p95, p99 = (float(value) for value in np.percentile(times_ms, (50, 95, 99)))
+    p50, p95, p99 = quantiles(times_ms, 50, 95, 99)
     return RoundTrips(p50=p50, p95=p95, p99=p99, n=len(times_ms), lost=lost)
 
 

@@ -12,6 +12,7 @@ from calibration.alpha_beta import AlphaBeta
 from hw.link.report import BUSY, IDLE, LOADED, LinkReport, RoundTrips, collective_times, one_way, trips_ms
 from prism.report.page import frame, svg_text
 from prism.trace import Probe
+from prism.trace.quantiles import quantiles
 from prism.units import format_bytes
 
 if TYPE_CHECKING:
@@ -165,7 +166,7 @@ def _draw(
     colour = COLOURS[number % len(COLOURS)]
     times = 1e3 * np.asarray(seconds)
     known = np.unique(sizes)
-    low, middle, high = np.array([np.percentile(times[np.equal(sizes, size)], (10, 50, 90)) for size in known]).T
+    low, middle, high = np.array([quantiles(times[np.equal(sizes, size)], 10, 50, 90) for size in known]).T
     axes.errorbar(known, middle, (middle - low, high - middle), fmt="o", ms=4, lw=1, color=colour, label=label)
     for line in curve.lines:
         grid = np.geomspace(line.from_bytes, line.to_bytes, 64)

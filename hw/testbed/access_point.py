@@ -20,8 +20,8 @@ import time
 import msgspec
 
 from hw.machine.lifetime import die_with_parent
+from prism.link import CROSSINGS
 
-CROSSINGS = 2
 PAYLOAD_SHARE = 1448 / 1514  # TCP payload of a full Ethernet frame: the medium's rate counts payload
 HEADERS = 66  # Ethernet, IPv4, TCP with timestamps: repeated in each frame of a segmented one
 BACKLOG_BYTES = 8 << 20  # what may wait for the air, as in an access point with large buffers

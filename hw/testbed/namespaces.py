@@ -10,7 +10,6 @@ Two media, chosen by what the link asks for and what the kernel has:
 The rate counts TCP payload: full frames carry 1448 of 1514 bytes, so frames run that much faster.
 """
 
-import csv
 import os
 import subprocess
 import sys
@@ -22,21 +21,17 @@ from typing import Any, Protocol
 
 import msgspec
 
-from hw.testbed.access_point import BACKLOG_BYTES, CROSSINGS, PAYLOAD_SHARE, TapJob, open_tap
+from hw.testbed.access_point import BACKLOG_BYTES, PAYLOAD_SHARE, TapJob, open_tap
 from hw.testbed.netns import Namespace
 from prism.errors import ConfigError
-from prism.spec import LinkSpec
+from prism.link import CROSSINGS, LinkSpec
+from prism.rates import read_rates
 
 INTERFACE = "eth0"
 BURST_BYTES = 3200  # two frames: a larger bucket would let small messages pass for nothing
 BURST_S = 0.25e-3  # and where frames are quick, what a host that is late by this long doesn't lose
 PEAK = 1.25  # of the rate, how quickly a full bucket empties: by this much a small message can be too quick
 GSO_BYTES = 16384  # of the user-space medium: short enough that others get a turn in between
-
-
-class RatePoint(msgspec.Struct, frozen=True, kw_only=True):
-    at_s: float
-    rate_bps: float
 
 
 class Medium(Protocol):
@@ -119,29 +114,6 @@ class NamespaceTestbed:
             "devices": len(self.addresses),
             "rates": [[point.at_s, point.rate_bps / 1e6] for point in self._points],
         }
-
-
-def read_rates(path: Path) -> tuple[RatePoint, ...]:
-    """A rate trace: CSV with a header line time_s,mbps. Raises ConfigError with the line."""
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"rate trace {path} can't be read ({error}); give a CSV file") from None
-    points: list[RatePoint] = []
-    for number, row in enumerate(rows, 2):
-        try:
-            point = RatePoint(at_s=float(row["time_s"]), rate_bps=float(row["mbps"]) * 1e6)
-        except (KeyError, TypeError, ValueError):
-            raise ConfigError(
-                f"{path}: line {number} has no time_s and mbps; write the header time_s,mbps and numbers"
-            ) from None
-        if point.rate_bps <= 0 or (points and point.at_s <= points[-1].at_s):
-            raise ConfigError(f"{path}: line {number}: mbps must be above 0 and time_s must grow; {row}")
-        points.append(point)
-    if not points:
-        raise ConfigError(f"{path}: holds no rates; write lines of time_s,mbps below that header")
-    return tuple(points)
 
 
 def _medium(link: LinkSpec, rate_bps: float, stations: list[Namespace]) -> Medium:

@@ -6,10 +6,11 @@ from typing import Any
 
 import msgspec
 
-from prism.perfmap import Cell, PerformanceMap, short, workloads
+from prism.link import LinkSpec
+from prism.perfmap import Cell, PerformanceMap, workloads
 from prism.perfmap.crossover import Crossover, any_rate, ratio
 from prism.plan import ExecutionPlan
-from prism.spec import LinkSpec
+from prism.report.labels import short
 from prism.units import format_seconds
 
 

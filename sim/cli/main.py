@@ -14,6 +14,7 @@ from prism.backend import Workload
 from prism.cli import entry as command
 from prism.cost import load_profile
 from prism.errors import ConfigError
+from prism.files import write_file
 from prism.plan import ExecutionPlan, Mode
 from prism.spec import load_model_spec
 from prism.trace import perfetto, write_trace
@@ -58,7 +59,7 @@ DistributedMode = Annotated[Literal["full", "segment_means"], typer.Option(help=
 
 
 @app.callback()
-def _group() -> None:
+def _group(version: command.Version = False) -> None:
     """Predict where a Transformer should run, without the hardware."""
 
 
@@ -265,10 +266,7 @@ def trace_command(
     if file is not None:
         write_trace(file, trace.header, trace.records)
     if perfetto_file is not None:
-        try:
-            perfetto_file.write_bytes(perfetto(trace))
-        except OSError as error:
-            raise ConfigError(f"{perfetto_file} can't be written ({error}); choose another place") from None
+        write_file(perfetto_file, perfetto(trace))
 
 
 @app.command(epilog="Example: prism-sim workload vit-base.json --devices 2 --segments 10")

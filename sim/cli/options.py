@@ -8,9 +8,10 @@ import typer
 
 from prism.cost import CalibratedProfile
 from prism.errors import ConfigError
+from prism.link import LinkSpec
 from prism.partition import segments_for_rate
-from prism.plan import ExecutionPlan, Mode, Wire
-from prism.spec import LinkSpec, ModelSpec, load_model_spec
+from prism.plan import LOCAL, Mode, Wire
+from prism.spec import ModelSpec, load_model_spec
 from prism.units import parse_rate, parse_seconds, parse_share
 from sim.ask.point import Point, plan_of, with_tokens
 from sim.engine.topology import Topology
@@ -102,7 +103,7 @@ def points_of(
     seed: int,
 ) -> list[Point]:
     """Local, full exchange and segment means at one point; local alone for one device."""
-    plans = [ExecutionPlan(mode=Mode.LOCAL)]
+    plans = [LOCAL]
     if devices > 1:
         plans += [
             plan_of(

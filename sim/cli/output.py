@@ -11,8 +11,9 @@ import msgspec
 from markupsafe import Markup
 from rich.table import Table
 
-from prism.cli.entry import command_line, write_file
+from prism.cli.entry import command_line
 from prism.errors import ConfigError
+from prism.files import write_file
 from sim.ask.break_even import Flip, Influence
 from sim.ask.point import Prediction
 from sim.ask.study import Result

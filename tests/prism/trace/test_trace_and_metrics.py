@@ -75,6 +75,7 @@ def test_a_file_cut_anywhere_loads_or_says_what_it_lacks(tmp_path):
         (lambda raw: raw + raw.split(b"\n")[1] + raw.split(b"\n")[1] + b"\n", "line 3"),
         (lambda raw: raw + b"\n" + raw.split(b"\n")[1] + b"\n", "line 3"),
         (lambda raw: raw.replace(b'"schema":1', b'"schema":9'), "schema 9"),
+        (lambda raw: raw.replace(b'"devices":2', b'"devices":0'), r"t\.jsonl: line 1 .*0 devices.*\$\.plan"),
     ],
 )
 def test_damage_is_named(tmp_path, change, words):
