@@ -32,15 +32,6 @@ class Mode(str, Enum):
         return self in (Mode.SEGMENT_MEANS, Mode.FIRST_AND_MEANS)
 
 
-class Rows(msgspec.Struct, frozen=True, kw_only=True):
-    """The rows [start, stop) of the last block's output: what a head reads. `mean_from` >= 0 asks
-    instead for the rows before it and, as one more row, the mean of all from it on."""
-
-    start: int
-    stop: int
-    mean_from: int = -1
-
-
 class ExecutionPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything the ranks must agree on; the terminal sends it with each batch.
 

@@ -10,11 +10,11 @@ from typing import Literal
 import msgspec
 import networkx as nx
 
-from prism.plan import DELTA_GROUP, GROUP, ExecutionPlan, Rows, Wire, bits_of, payload_bytes, predictive
+from prism.partition import head_rows, receivers, returned_rows
+from prism.plan import DELTA_GROUP, GROUP, ExecutionPlan, Wire, bits_of, payload_bytes, predictive
 from prism.spec import ModelSpec
 
 OpClass = Literal["gemm", "attention", "norm", "elementwise"]
-HEADER_BYTES = 1024  # the terminal's message that announces a batch to each rank
 WORD = 4  # bytes of a value inside a device: fp32
 NORM_FLOPS = 5  # per element of a LayerNorm, as fvcore counts it and as the published table did
 
@@ -148,30 +148,6 @@ def _delta_codec(bits: int, values: int, decode: bool) -> tuple[Kernel, ...]:
 
 def _passes(sizes: Sequence[int]) -> tuple[Kernel, ...]:
     return tuple(Kernel(op_class="elementwise", flops=0, memory_bytes=size) for size in sizes)
-
-
-def head_rows(model: ModelSpec, tokens: int) -> Rows:
-    """The rows of the last block that the model's own head reads."""
-    if model.head == "first":
-        return Rows(start=0, stop=1)
-    if model.head == "last":
-        return Rows(start=tokens - 1, stop=tokens)
-    if model.head == "mean":
-        return Rows(start=0, stop=tokens, mean_from=model.prefix_tokens)
-    return Rows(start=0, stop=tokens)
-
-
-def returned_rows(rows: Rows, start: int, stop: int) -> int:
-    """Rows that the owner of tokens [start, stop) sends back for a head that reads `rows`."""
-    if rows.mean_from < 0:
-        return max(0, min(stop, rows.stop) - max(start, rows.start))
-    prefix = max(0, min(stop, rows.mean_from) - start)
-    return prefix + (1 if stop > rows.mean_from else 0)
-
-
-def receivers(rank: int, ranks: int, causal: bool) -> tuple[int, ...]:
-    """Ranks that need a part's rows: all others, or in a causal model the later ones."""
-    return tuple(p for p in range(ranks) if p != rank and (not causal or p > rank))
 
 
 def build(model: ModelSpec, plan: ExecutionPlan, batch: int, tokens: int | None = None) -> WorkloadGraph:

@@ -14,8 +14,8 @@ from prism.nn.families.base import Block, ModelAdapter
 from prism.nn.frame import BatchHeader, pack
 from prism.nn.recorder import Recorder
 from prism.nn.segment_means import attention_bias, segment_counts, segment_means, segment_positions
-from prism.plan import ExecutionPlan, Rows, payload_bytes
-from prism.workload import receivers, returned_rows
+from prism.partition import Rows, receivers, returned_rows
+from prism.plan import ExecutionPlan, payload_bytes
 
 
 class Pass:

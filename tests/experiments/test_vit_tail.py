@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from prism.nn.zoo import load_model
-from prism.plan import ExecutionPlan, Mode, Rows
+from prism.partition import Rows
+from prism.plan import ExecutionPlan, Mode
 
 sys.path.append(str(Path(__file__).parents[2] / "experiments"))
 import vit_tail
