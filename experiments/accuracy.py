@@ -18,9 +18,10 @@ from rich.progress import Progress
 from hw.evaluate.datasets import Columns
 from hw.evaluate.page import page
 from hw.evaluate.run import EvalConfig, evaluate
+from prism.codecs import Wire
 from prism.decide.accuracy import AccuracyTable, PlanAccuracy
 from prism.partition import split_sizes
-from prism.plan import Mode, Wire
+from prism.plan import Mode
 
 RESULTS = Path(__file__).parent / "results" / "accuracy"
 CACHE = cache_folder()

@@ -9,10 +9,10 @@ from rich.console import Console
 
 from hw.cli.progress import bar
 from prism.cli.entry import command_line
+from prism.codecs import WIRES
 from prism.config import convert, load_toml
 from prism.errors import ConfigError
 from prism.files import write_file
-from prism.plan import WIRES
 
 app = typer.Typer()
 

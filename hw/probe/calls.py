@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hw.probe.cells import Cell
+from prism.codecs import WIRES
 from prism.nn.codecs import decode, encode
 from prism.nn.families.base import split_heads
 from prism.nn.segment_means import segment_means
-from prism.plan import WIRES
 from prism.trace import PACE
 
 VALUES = 24_000_000  # floats of random data that all cells share: the inputs of the largest one

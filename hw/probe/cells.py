@@ -10,7 +10,8 @@ from typing import Annotated
 
 import msgspec
 
-from prism.plan import WIRES, ExecutionPlan, Mode, payload_bytes
+from prism.codecs import WIRES, payload_bytes
+from prism.plan import ExecutionPlan, Mode
 from prism.spec import ModelSpec
 from prism.trace import PACE
 from prism.workload import WORD, attention, build, elementwise, gemm, norm

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prism.backend import Workload
+from prism.codecs import payload_bytes
 from prism.cost import CalibratedProfile, CostModel, Tag, columns
 from prism.errors import ConfigError
-from prism.plan import ExecutionPlan, Mode, payload_bytes
+from prism.plan import ExecutionPlan, Mode
 from prism.spec import LinkSpec, ModelSpec
 from prism.trace import Trace
 from prism.trace.metrics import Summary, summarise

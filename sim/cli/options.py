@@ -6,10 +6,11 @@ from typing import Annotated, Literal
 import msgspec
 import typer
 
+from prism.codecs import Wire
 from prism.cost import CalibratedProfile
 from prism.errors import ConfigError
 from prism.partition import segments_for_rate
-from prism.plan import ExecutionPlan, Mode, Wire
+from prism.plan import ExecutionPlan, Mode
 from prism.spec import LinkSpec, ModelSpec, load_model_spec
 from prism.units import parse_rate, parse_seconds, parse_share
 from sim.ask.point import Point, plan_of, with_tokens

@@ -9,7 +9,8 @@ import torch
 from hw.probe.calls import Bench
 from hw.probe.cells import Cell, cells
 from hw.probe.suite import WINDOW_NS, ProbeConfig, run_probes
-from prism.plan import WIRES, ExecutionPlan, Mode, payload_bytes
+from prism.codecs import WIRES, payload_bytes
+from prism.plan import ExecutionPlan, Mode
 from prism.spec import ModelSpec
 from prism.workload import attention, build, elementwise, gemm, norm
 
