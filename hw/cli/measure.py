@@ -143,7 +143,11 @@ def probe(
     write_trace(output, header, probes)
     counts = Counter(probe.op for probe in probes if not probe.warmup)
     shapes = len(
-        {(probe.op, probe.shape) for probe in probes if probe.op not in ("mesh", "ring", "pair", "echo", "bulk")}
+        {
+            (probe.op, probe.shape, probe.codec)
+            for probe in probes
+            if probe.op not in ("mesh", "ring", "pair", "echo", "bulk")
+        }
     )
     if as_json:
         print(msgspec.json.encode({"output": str(output), "probes": counts, "operation_cells": shapes}).decode())
