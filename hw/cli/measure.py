@@ -20,8 +20,8 @@ from hw.link.report import LinkConfig
 from hw.machine.scratch import scratch
 from hw.probe.cells import ProbeConfig
 from hw.run.config import LinkStep, ProbeStep, RunConfig
+from hw.sweep import config as sweeps
 from hw.sweep.config import SweepConfig, Visit
-from hw.sweep.config import config as sweeps
 from prism.cli.entry import command_line
 from prism.config import load_toml
 from prism.errors import ConfigError, ExchangeError
