@@ -1,4 +1,4 @@
-"""Round trips of small UDP packets on sockets of their own: beside a bulk transfer they share its link, not its stream."""
+"""Round trips of small UDP packets on sockets of their own: they share a bulk transfer's link, but not its stream."""
 
 import contextlib
 import select
