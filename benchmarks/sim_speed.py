@@ -32,8 +32,9 @@ import simpy
 from prism.backend import Workload
 from prism.cost import load_profile
 from prism.decide.policy import FixedPolicy
+from prism.link import LinkSpec
 from prism.plan import ExecutionPlan, Mode
-from prism.spec import LinkSpec, ModelSpec
+from prism.spec import ModelSpec
 from prism.trace import Trace
 from sim.ask.point import Point, plan_of, predict
 from sim.ask.study import over_processes, solve

@@ -22,7 +22,7 @@ from scipy.optimize import minimize_scalar, nnls
 
 from prism.cost import normal_scores
 from prism.errors import ConfigError
-from prism.plan import ExecutionPlan, Mode
+from prism.plan import LOCAL
 from prism.spec import ModelSpec
 from prism.trace import Probe, Trace, TraceHeader
 from prism.trace.metrics import pace_ms
@@ -124,7 +124,7 @@ def _probed(shape: tuple[int, ...], seconds: tuple[float, ...]) -> Step:
     model = ModelSpec(
         name="block", family="vit", blocks=1, width=width, heads=heads, mlp_width=mlp_width, tokens=tokens
     )
-    graph = build(model, ExecutionPlan(mode=Mode.LOCAL), batch)
+    graph = build(model, LOCAL, batch)
     return Step(
         cell=f"block {shape}",
         op="block",

@@ -32,6 +32,7 @@ from prism.cost import CalibratedProfile, Taken, Term, columns
 from prism.errors import ConfigError
 from prism.perfmap import Cell, build_map
 from prism.perfmap.pooling import TraceSet
+from prism.plan import Route
 from prism.spec import ModelSpec
 from prism.trace import Probe
 
@@ -74,7 +75,7 @@ class Regime(msgspec.Struct, frozen=True, kw_only=True):
     """Cells of one collective, number of devices and regime of message sizes (the smallest and largest seen), and the
     mean of their errors: the link's terms are the same for all, so here is seen whether they may be."""
 
-    collective: Literal["mesh", "ring"]
+    collective: Route
     devices: int
     bytes: tuple[int, int]
     cells: int

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 from scipy.stats import norm
 
+from prism.link import LinkSpec
 from prism.plan import ExecutionPlan
-from prism.spec import LinkSpec, ModelSpec
+from prism.spec import ModelSpec
 from prism.workload import build
 
 Array = NDArray[np.float64]

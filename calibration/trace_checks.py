@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from prism.errors import ConfigError, TraceError
+from prism.link import LinkSpec
 from prism.perfmap import Cell
 from prism.perfmap.pooling import TraceFile, TraceSet, machine, same, whole_batches
 from prism.plan import Mode
-from prism.spec import LinkSpec
 from prism.trace import Trace
 
 LEAST_CELLS = 6

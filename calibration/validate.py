@@ -29,7 +29,7 @@ from calibration.noise_floor import Perfect, perfect
 from calibration.trace_checks import visits_apart
 from prism.cost import CalibratedProfile, Tag
 from prism.perfmap import Cell, PerformanceMap
-from prism.plan import ExecutionPlan, Mode
+from prism.plan import LOCAL
 from prism.spec import ModelSpec
 from prism.trace import KINDS
 from prism.trace.quantiles import quantiles
@@ -188,7 +188,7 @@ def _gflops(cell: Cell, models: dict[str, ModelSpec]) -> float:
 @functools.cache
 def _local_gflops(model: ModelSpec, batch: int, tokens: int) -> float:
     """Of a batch on one device; asked for by every plan of a workload."""
-    return build(model, ExecutionPlan(mode=Mode.LOCAL), batch, tokens).flops(0) / 1e9
+    return build(model, LOCAL, batch, tokens).flops(0) / 1e9
 
 
 def _threshold(known: Sequence[tuple[float, float]]) -> float:

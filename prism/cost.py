@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from prism.codecs import Wire
 from prism.config import load_json, nearest
 from prism.errors import ConfigError
+from prism.plan import Collective, Embed
 from prism.spec import ModelSpec, PowerProfile
 from prism.workload import Kernel
 
@@ -78,8 +79,8 @@ class Taken(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     codecs that crossed the link."""
 
     overlap: bool = True
-    embed: Literal["terminal", "each"] = "terminal"
-    collective: Literal["auto", "mesh", "ring"] = "auto"
+    embed: Embed = "terminal"
+    collective: Collective = "auto"
     wires: tuple[Wire, ...] = ("fp32",)
 
 

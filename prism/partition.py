@@ -1,5 +1,7 @@
 """Say who owns, sends and returns which rows: index arithmetic without tensors."""
 
+import math
+
 import msgspec
 
 from prism.errors import PlanError
@@ -42,8 +44,10 @@ class Partition(msgspec.Struct, frozen=True, kw_only=True):
         Raises PlanError for more parts than tokens, or a weight that isn't above 0.
         """
         _check(tokens, len(weights))
-        if min(weights) <= 0:
-            raise PlanError(f"weights {weights} must all be above 0; leave a device out instead of giving it 0")
+        if not all(0 < weight < math.inf for weight in weights):
+            raise PlanError(
+                f"weights {weights} must all be above 0 and finite; leave a device out instead of giving it 0"
+            )
         spare = tokens - len(weights)
         shares = [spare * weight / sum(weights) for weight in weights]
         sizes = [1 + int(share) for share in shares]

@@ -20,9 +20,10 @@ import msgspec
 from experiments.accuracy.run import KINDS, RESULTS, SUBJECTS, lost
 from prism.cost import CalibratedProfile, load_profile
 from prism.decide.accuracy import AccuracyTable, PlanAccuracy, load_accuracy
+from prism.link import LinkSpec
 from prism.nn.zoo import describe
 from prism.plan import Mode
-from prism.spec import LinkSpec, ModelSpec
+from prism.spec import ModelSpec
 from sim.ask.point import Point, plan_of, predict, with_tokens
 
 BATCH, MBPS = 8, (100, 400)

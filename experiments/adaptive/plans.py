@@ -8,9 +8,9 @@ import msgspec
 from experiments.lib.places import RESULTS
 from prism.decide.accuracy import AccuracyTable, load_accuracy
 from prism.decide.policy import LookupPolicy, State
-from prism.decide.table import LOCAL, Objective, Observation, Table
+from prism.decide.table import Objective, Observation, Table
 from prism.perfmap import PerformanceMap, load_map
-from prism.plan import ExecutionPlan, Mode
+from prism.plan import LOCAL, ExecutionPlan, Mode
 
 MODEL, PORT, SLOTS, SLOT_S = "vit_base_patch16_224", 29500, 300, 2.0
 FULL = ExecutionPlan(mode=Mode.FULL, devices=2)

@@ -21,7 +21,7 @@ from prism.cost import load_profile
 from prism.decide.link_rate import RateEstimate, Sample, updated
 from prism.decide.policy import PrismPolicy, State
 from prism.decide.table import Observation, table_of
-from prism.spec import LinkSpec
+from prism.link import LinkSpec
 from sim.ask.point import Point, summary
 from sim.cli.options import model_of
 

@@ -27,10 +27,9 @@ from rich.progress import track
 from experiments.faults.injection import KINDS, RATE, Driver, Peer, inject, length
 from experiments.faults.server import FULL, MEANS, MODEL, TIMEOUT_S, serve
 from hw.testbed.namespaces import NamespaceTestbed
-from prism.decide.table import LOCAL
+from prism.link import LinkSpec
 from prism.perfmap import Cell, PerformanceMap, Provenance
-from prism.plan import ExecutionPlan
-from prism.spec import LinkSpec
+from prism.plan import LOCAL, ExecutionPlan
 from prism.trace.metrics import Latency
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 
 from experiments.lib.places import RESULTS
-from prism.spec import LinkSpec
+from prism.link import LinkSpec
 from prism.trace import Trace, read_trace
 
 TRACES = RESULTS / "unseen_models" / "set-4" / "held_out.tar.xz"

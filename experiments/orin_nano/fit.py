@@ -18,8 +18,8 @@ from experiments.lib.places import PUBLISHED
 from experiments.orin_nano.tables import MODEL, NOMINAL_BPS, PARTS, TABLES, TAKEN, Row
 from prism.backend import Workload
 from prism.cost import CalibratedProfile, Term, columns
+from prism.link import LinkSpec
 from prism.plan import ExecutionPlan, Mode
-from prism.spec import LinkSpec
 from prism.trace.metrics import Summary, summarise
 from sim.engine.backend import SimBackend, identical
 

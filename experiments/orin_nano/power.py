@@ -7,7 +7,8 @@ from scipy.optimize import least_squares
 from experiments.orin_nano.tables import MODEL, NOMINAL_BPS, EnergyRow, Row
 from prism.backend import Workload
 from prism.cost import CalibratedProfile
-from prism.spec import LinkSpec, PowerProfile
+from prism.link import LinkSpec
+from prism.spec import PowerProfile
 from prism.trace.energy import modelled_energy
 from sim.engine.backend import SimBackend, identical
 

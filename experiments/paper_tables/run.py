@@ -15,8 +15,8 @@ from experiments.lib.places import RESULTS as ALL_RESULTS
 from experiments.orin_nano.fit import SD, Fit, cells, fit
 from experiments.orin_nano.power import RAIL, STATES, fit_power, seconds_in_states
 from experiments.orin_nano.tables import MODEL, NOMINAL_BPS, PARTS, EnergyRow, Row, table2, table4
+from prism.link import LinkSpec
 from prism.plan import Mode
-from prism.spec import LinkSpec
 from sim.ask.break_even import Flip, crossover
 from sim.ask.point import Point, plan_of
 

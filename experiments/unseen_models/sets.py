@@ -11,9 +11,9 @@ from hw.run.config import RunConfig
 from hw.sweep.config import SweepConfig
 from hw.sweep.config import cells as cells_of
 from prism.config import load_toml
+from prism.link import LinkSpec
 from prism.nn.zoo import describe
 from prism.perfmap import Cell
-from prism.spec import LinkSpec
 from sim.ask.point import Point
 
 CONFIGS = Path(os.path.relpath(Path(__file__).parent))  # as a user would type it

@@ -1,11 +1,12 @@
-"""Results as tables for a terminal."""
+"""Render results as tables for a screen."""
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from hw.machine.doctor import Check
-from hw.run.config import Outcome
+from hw.run.messages import Outcome
+from prism.labels import plan_label
 from prism.trace import KINDS, Trace
 from prism.trace.energy import Energy
 from prism.trace.metrics import Summary
@@ -16,6 +17,7 @@ _STATUS = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "missing": "[red]mis
 
 
 def doctor_table(checks: list[Check]) -> RenderableType:
+    """Show what a machine has and lacks, with the remedies."""
     table = Table("", "what", "found", "remedy", box=None, pad_edge=False)
     for check in checks:
         table.add_row(_STATUS[check.status], check.name, check.found, check.remedy)
@@ -23,17 +25,19 @@ def doctor_table(checks: list[Check]) -> RenderableType:
 
 
 def split_table(per_rank: dict[int, dict[str, float]], latency: dict[str, float]) -> Table:
+    """Show each rank's milliseconds by kind of span."""
     table = Table("rank", *[f"{kind} ms" for kind in KINDS], title="Where the time goes (median per batch)")
     for column in table.columns[1:]:
         column.justify = "right"
     for rank, split in per_rank.items():
-        name = f"{rank} (terminal)" if rank == 0 else str(rank)
+        name = f"{rank} (leader)" if rank == 0 else str(rank)
         table.add_row(name, *[f"{split[kind]:.2f}" for kind in KINDS])
     table.caption = f"latency p50 {latency['p50']:.2f} ms, p95 {latency['p95']:.2f} ms"
     return table
 
 
 def outcome_view(outcome: Outcome) -> RenderableType:
+    """Show a run's result: predictions, the latency split, and the figures."""
     parts: list[RenderableType] = [Text(headline(outcome), style="bold")]
     if outcome.oversubscribed:
         parts.append(Text("oversubscribed: ranks share cores here, so times are no device's", style="yellow"))
@@ -42,11 +46,8 @@ def outcome_view(outcome: Outcome) -> RenderableType:
 
 
 def headline(outcome: Outcome) -> str:
-    segments = f", L = {outcome.segments}" if outcome.segments else ""
-    return (
-        f"{outcome.model}, {outcome.mode}{segments}, {outcome.devices} device(s), wire {outcome.wire}, "
-        f"batch {outcome.batch}, link {outcome.link}"
-    )
+    """Name a run in one line."""
+    return f"{outcome.model}, {plan_label(outcome.plan)}, batch {outcome.batch}, link {outcome.link}"
 
 
 def _predictions(outcome: Outcome) -> Table:
@@ -67,7 +68,7 @@ def _facts(outcome: Outcome) -> Table:
     table.add_row("top-1 against the labels", top1)
     table.add_row(f"agreement with local ({outcome.agreement_kind})", f"{outcome.agreement:.4f}")
     table.add_row("largest error over largest value", f"{outcome.max_rel_error:.2e}")
-    exchange = format_bytes(outcome.bytes_per_exchange) if outcome.devices > 1 else "nothing is exchanged"
+    exchange = format_bytes(outcome.bytes_per_exchange) if outcome.plan.ranks > 1 else "nothing is exchanged"
     table.add_row("bytes per exchange (a rank, a block)", exchange)
     table.add_row("effective bandwidth", "no exchange" if bandwidth is None else f"{bandwidth:.1f} Mbps")
     table.add_row("energy", energy_line(outcome.energy, outcome.energy_note).removeprefix("energy "))
@@ -77,8 +78,9 @@ def _facts(outcome: Outcome) -> Table:
 
 
 def trace_view(trace: Trace, summary: Summary) -> RenderableType:
+    """Show a trace's header, its latency split, and how complete it is."""
     header = trace.header
-    lines = f"{header.model}, {header.plan.mode.value}, batch {header.batch}, link {header.link}, {header.source}"
+    lines = f"{header.model}, {plan_label(header.plan)}, batch {header.batch}, link {header.link}, {header.source}"
     failed = sum(bool(batch.failed) for batch in trace.batches)
     notes = f"{summary.batches} measured batches, {failed} failed, spans cover {summary.coverage:.1%}"
     if trace.cut:
@@ -89,14 +91,10 @@ def trace_view(trace: Trace, summary: Summary) -> RenderableType:
 
 
 def energy_line(energy: Energy | None, note: str) -> str:
-    """Joules per batch with what they rest on; a figure that is not measured says so."""
+    """State joules per batch and what they rest on, or why they are not measured."""
     if energy is None:
         return f"energy {note}"
     devices = ", ".join(f"rank {rank} {joules:.3g} J" for rank, joules in energy.per_device_j.items())
     above = "" if energy.above_idle_j is None else f", {energy.above_idle_j:.3g} J above idle"
     basis = note if energy.modelled else f"{energy.samples} samples"
     return f"energy {energy.joules:.3g} J per batch ({devices}){above}; {energy.source}; {basis}"
-
-
-def show(console: Console, view: RenderableType) -> None:
-    console.print(view)

@@ -11,7 +11,7 @@ from typing import Annotated
 import msgspec
 
 from prism.codecs import WIRES, Wire, payload_bytes
-from prism.plan import ExecutionPlan, Mode
+from prism.plan import LOCAL
 from prism.spec import ModelSpec
 from prism.trace import CODED, PACE
 from prism.workload import WORD, attention, build, elementwise, gemm, norm
@@ -118,7 +118,7 @@ def block_work(batch: int, tokens: int, width: int, heads: int, mlp_width: int) 
     model = ModelSpec(
         name="block", family="vit", blocks=1, width=width, heads=heads, mlp_width=mlp_width, tokens=tokens
     )
-    graph = build(model, ExecutionPlan(mode=Mode.LOCAL), batch)
+    graph = build(model, LOCAL, batch)
     kernels = [kernel for op in graph.operations() if op.block == 0 for kernel in op.kernels]
     return sum(kernel.flops for kernel in kernels), sum(kernel.memory_bytes for kernel in kernels)
 

@@ -25,7 +25,7 @@ import torch
 
 from hw.probe.calls import Bench, Call
 from hw.probe.cells import ProbeCell, ProbeConfig, cells
-from hw.run.config import Progress
+from prism.cli.progress import Progress
 from prism.trace import Probe
 
 WINDOW_NS = 2_000_000  # of one timed stretch: long against the clock and an interrupt

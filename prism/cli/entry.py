@@ -1,19 +1,39 @@
-"""What both command lines share: the command as it was typed, and how they end: one line on stderr for an error
-of ours or a misused flag, never a traceback."""
+"""Start and end both command lines: one line on stderr for an error of ours or a misused flag, never a traceback."""
 
 import errno
 import shlex
 import sys
 from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
+from prism import __version__
 from prism.errors import PrismError
 
 
 def command_line() -> str:
-    """The command as it was typed."""
+    """Return the command as it was typed."""
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"prism-edge {__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+]
+Verbose = Annotated[int, typer.Option("--verbose", "-v", count=True, help="Log on stderr; -vv logs more.")]
+
+
+def show(view: Any) -> None:
+    """Print a table, or whatever rich renders, on stdout."""
+    from rich.console import Console
+
+    Console().print(view)
 
 
 def run(app: typer.Typer, name: str) -> None:

@@ -9,7 +9,7 @@ import msgspec
 from prism.codecs import CODECS
 from prism.config import load_json
 from prism.errors import ConfigError
-from prism.plan import ExecutionPlan, Mode
+from prism.plan import LOCAL, ExecutionPlan, Mode
 
 Metric = Literal["top1", "perplexity", "pearson", "cosine"]
 RISING: tuple[Metric, ...] = ("top1", "pearson", "cosine")  # the higher the better
@@ -119,6 +119,6 @@ class Answers:
                 self._known[answers_alike(row.plan)] = Known(value, row.agreement)
 
     def of(self, plan: ExecutionPlan) -> Known:
-        key = ExecutionPlan(mode=Mode.LOCAL) if is_exact(plan) else answers_alike(plan)
+        key = LOCAL if is_exact(plan) else answers_alike(plan)
         found = self._known.get(key, Known(None, None))
         return Known(found.accuracy, 1.0) if is_exact(plan) else found

@@ -11,10 +11,11 @@ from typing import Protocol
 
 import msgspec
 
+from prism.config import NonNegativeNumber
 from prism.decide.accuracy import is_exact
-from prism.decide.table import LOCAL, Expected, Objective, Observation, Table, View
+from prism.decide.table import Expected, Objective, Observation, Table, View
 from prism.errors import ConfigError
-from prism.plan import ExecutionPlan
+from prism.plan import LOCAL, ExecutionPlan
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,10 +70,10 @@ class PrismPolicy(msgspec.Struct, frozen=True, kw_only=True, tag="prism", forbid
     another keeps it, is left at once.
     """
 
-    hysteresis: float = 0.02
-    doubt: float = 0.1
-    dwell_s: float = 1.0
-    urgent: float = 3.0
+    hysteresis: NonNegativeNumber = 0.02
+    doubt: NonNegativeNumber = 0.1
+    dwell_s: NonNegativeNumber = 1.0
+    urgent: NonNegativeNumber = 3.0
 
     def decide(self, observation: Observation, table: Table | None, objective: Objective, state: State) -> Decision:
         table = _given(table)

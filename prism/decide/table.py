@@ -10,18 +10,16 @@ from typing import Literal, NamedTuple
 import msgspec
 import numpy as np
 
+from prism.config import NonNegativeNumber, Positive, PositiveNumber, Share
 from prism.decide.accuracy import AccuracyTable, Answers
 from prism.decide.interpolation import WIRE, Axes, Line, Lines, Mixed, nodes
 from prism.errors import ConfigError
 from prism.perfmap import Cell, PerformanceMap
-from prism.plan import ExecutionPlan, Mode
-from prism.spec import Positive
+from prism.plan import ExecutionPlan
+from prism.trace import TraceSource
 
-LOCAL = ExecutionPlan(mode=Mode.LOCAL)
 LEAST_DEVIATION = 0.01  # of a latency: no cell is known better than this
 PREDICTED_DEVIATION = 0.08  # of a cell that was simulated, where its profile doesn't say another
-Share = float
-Source = Literal["measured", "simulated"]
 
 
 class Objective(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -30,9 +28,9 @@ class Objective(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     it lacks keeps neither, but for one that rounds and averages nothing, which always agrees."""
 
     minimise: Literal["p50", "p95", "energy", "weighted"] = "p50"
-    joule_ms: float = 0.0
-    most_ms: float | None = None
-    most_joules: float | None = None
+    joule_ms: NonNegativeNumber = 0.0
+    most_ms: PositiveNumber | None = None
+    most_joules: PositiveNumber | None = None
     least_accuracy: Share | None = None
     least_agreement: Share | None = None
 
@@ -64,7 +62,7 @@ class Expected(msgspec.Struct, frozen=True, kw_only=True):
     joules: float | None
     accuracy: float | None
     agreement: float | None
-    source: Source
+    source: TraceSource
     cost: float
 
 
@@ -82,7 +80,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     joules: float | None = None
     accuracy: Share | None = None
     agreement: Share | None = None
-    source: Source = "measured"
+    source: TraceSource = "measured"
 
 
 class Place(NamedTuple):
@@ -103,7 +101,7 @@ class _Grid(NamedTuple):
     plan: ExecutionPlan
     accuracy: float | None
     agreement: float | None
-    source: Source
+    source: TraceSource
     axes: Axes
     rows: list[Row]
 
@@ -303,7 +301,7 @@ def _grid(plan: ExecutionPlan, rows: list[Row], known: dict[Axes, Axes]) -> _Gri
     lines = tuple(equal.setdefault(line, line) for line in (tuple(sorted(by_batch[batch])) for batch in batches))
     axes = Axes(batches, lines)
     ordered = [by_batch[batch][x] for batch, line in zip(batches, lines, strict=True) for x in line]
-    source: Source = "measured" if all(row.source == "measured" for row in rows) else "simulated"
+    source: TraceSource = "measured" if all(row.source == "measured" for row in rows) else "simulated"
     return _Grid(plan, rows[0].accuracy, rows[0].agreement, source, known.setdefault(axes, axes), ordered)
 
 

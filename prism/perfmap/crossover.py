@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 import msgspec
 
+from prism.link import LinkSpec
 from prism.perfmap.map import Cell, PerformanceMap
 from prism.plan import ExecutionPlan
-from prism.spec import LinkSpec
 from prism.trace import TraceSource
 
 CrossoverKind = Literal["at", "never", "always"]

@@ -11,9 +11,9 @@ import msgspec
 
 from prism.errors import TraceError
 from prism.files import write_json
-from prism.plan import ExecutionPlan, Mode
-from prism.report.labels import plan_label, short
-from prism.spec import LinkSpec
+from prism.labels import plan_label, short
+from prism.link import LinkSpec
+from prism.plan import LOCAL, ExecutionPlan
 from prism.trace import TraceSource
 from prism.trace.energy import Energy
 from prism.trace.metrics import Latency
@@ -125,7 +125,7 @@ class PerformanceMap(msgspec.Struct, frozen=True, kw_only=True):
 
     def local(self, workload: Case) -> Cell | None:
         """The cell of one device, or None where it was not measured."""
-        return self.lookup(workload, ExecutionPlan(mode=Mode.LOCAL))
+        return self.lookup(workload, LOCAL)
 
     def save(self, path: Path) -> None:
         """Write the map's file. Raises ConfigError where it can't be written."""
@@ -153,7 +153,7 @@ def load_map(path: Path) -> PerformanceMap:
 
 def canonical_plan(plan: ExecutionPlan) -> ExecutionPlan:
     """The plan without what plays no part in it: one device exchanges nothing."""
-    return ExecutionPlan(mode=Mode.LOCAL) if plan.ranks == 1 else plan
+    return LOCAL if plan.ranks == 1 else plan
 
 
 def workloads(cells: Iterable[Cell]) -> list[Case]:

@@ -7,11 +7,11 @@ from typing import Any
 import msgspec
 
 from prism.codecs import CODECS
+from prism.labels import short
+from prism.link import LinkSpec
 from prism.perfmap import Cell, PerformanceMap, workloads
 from prism.perfmap.crossover import Crossover, any_rate, ratio
 from prism.plan import ExecutionPlan
-from prism.report.labels import short
-from prism.spec import LinkSpec
 from prism.units import format_seconds
 
 

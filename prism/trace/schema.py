@@ -17,6 +17,8 @@ Kind = Literal["compute", "stage_d2h", "wait", "wire", "stage_h2d"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 TraceSource = Literal["measured", "simulated"]
 CODED = ("pack", "unpack")  # ops of the probes that are of one codec
+SensorName = Literal["ina3221", "jtop", "rapl"]  # each is a module of hw/energy; "auto" tries them in this order
+MeterName = Literal["auto", "none", SensorName]  # what a run may ask for
 PACE = "pace"  # op of the probes that time a fixed block beside the batches: the machine's speed at that moment
 
 
@@ -99,7 +101,7 @@ class Meter(msgspec.Struct, frozen=True, kw_only=True, tag="meter", tag_field="t
     """
 
     rank: int
-    source: Literal["ina3221", "jtop", "rapl"]
+    source: SensorName
     rails: tuple[str, ...]
     total: str = ""
     covers: tuple[int, ...] = ()

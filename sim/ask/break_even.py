@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from prism.cost import CalibratedProfile, CostModel, Tag
 from prism.errors import ConfigError, PlanError
 from prism.perfmap.crossover import crossing
-from prism.plan import ExecutionPlan, Mode
+from prism.plan import LOCAL, ExecutionPlan
 from prism.trace.quantiles import quantiles
 from sim.ask.point import INTERVAL, Axis, Point, at, latencies, latency_ms, outside_of, scatter
 
@@ -98,7 +98,7 @@ def _curves(
     profile: CalibratedProfile, costs: Sequence[CostModel], point: Point, axis: Axis, grid: Sequence[float]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """[draws, values] milliseconds of the plan and of local. What an axis doesn't move is simulated once."""
-    local = msgspec.structs.replace(point, plan=ExecutionPlan(mode=Mode.LOCAL))
+    local = msgspec.structs.replace(point, plan=LOCAL)
     ours = np.array([latencies(profile, costs, at(point, axis, value)) for value in grid]).T
     if axis in ("bandwidth", "devices", "segments"):
         theirs = np.repeat(latencies(profile, costs, local)[:, None], len(grid), axis=1)
@@ -130,7 +130,7 @@ def _drawn(
     same draws serve both plans: what they share cancels out."""
     costs = profile.draws(draws, seed)
     ours, theirs = _curves(profile, costs, point, axis, grid)
-    local = msgspec.structs.replace(point, plan=ExecutionPlan(mode=Mode.LOCAL))
+    local = msgspec.structs.replace(point, plan=LOCAL)
     noise = scatter(profile, draws, point, seed) / scatter(profile, draws, local, seed)
     ratios = ours / theirs * noise[:, None]
     places: list[float] = []
@@ -169,7 +169,7 @@ class Influence(msgspec.Struct, frozen=True, kw_only=True):
 
 def sensitivity(profile: CalibratedProfile, point: Point) -> tuple[Influence, ...]:
     """Every term's influence on point.plan, the largest on the lead over local first."""
-    local = msgspec.structs.replace(point, plan=ExecutionPlan(mode=Mode.LOCAL))
+    local = msgspec.structs.replace(point, plan=LOCAL)
     values = profile.values()
 
     def pair(changed: dict[str, float]) -> tuple[float, float]:

@@ -15,8 +15,9 @@ from prism.backend import Workload
 from prism.codecs import payload_bytes
 from prism.cost import CalibratedProfile, CostModel, Tag, columns
 from prism.errors import ConfigError
-from prism.plan import ExecutionPlan, Mode
-from prism.spec import LinkSpec, ModelSpec
+from prism.link import LinkSpec
+from prism.plan import LOCAL, ExecutionPlan, Mode
+from prism.spec import ModelSpec
 from prism.trace import Trace
 from prism.trace.metrics import Summary, summarise
 from prism.trace.quantiles import quantiles
@@ -179,7 +180,7 @@ def scatter(profile: CalibratedProfile, count: int, point: Point, seed: int) -> 
 def plan_of(profile: CalibratedProfile, mode: Mode, devices: int, **fields: Any) -> ExecutionPlan:
     """A plan as the profile's data were taken, unless a field says otherwise."""
     if mode is Mode.LOCAL:
-        return ExecutionPlan(mode=Mode.LOCAL)
+        return LOCAL
     taken = profile.taken
     known = {"overlap": taken.overlap, "embed": taken.embed, "collective": taken.collective}
     given = {name: value for name, value in fields.items() if value is not None}

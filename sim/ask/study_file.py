@@ -8,17 +8,15 @@ from typing import Annotated, Literal
 import msgspec
 
 from prism.codecs import Wire
-from prism.config import load_toml
+from prism.config import Positive, PositiveNumber, load_toml
 from prism.cost import load_profile
 from prism.errors import ConfigError
-from prism.plan import Mode
-from prism.spec import Positive
+from prism.plan import Collective, Mode
 from sim.ask.point import Prediction
 from sim.engine.topology import Edge, Topology, graph_of
 
 NEEDED = ("mode", "batch", "devices", "segments", "wire", "bandwidth", "latency", "jitter", "loss", "topology", "split")
 Objective = Literal["latency", "energy"]
-Limit = Annotated[float, msgspec.Meta(gt=0)]
 
 
 class Axes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -38,16 +36,16 @@ class Axes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     topology: tuple[Topology, ...] = ("access-point",)
     split: tuple[Literal["even", "speed"], ...] = ("even",)
     overlap: tuple[bool, ...] = ()
-    collective: tuple[Literal["auto", "mesh", "ring"], ...] = ()
+    collective: tuple[Collective, ...] = ()
 
 
 class Constraints(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What an answer must keep. max_compression: CR = N / (L P) of segment means, as a stand-in for accuracy."""
 
-    max_latency_ms: Limit | None = None
-    max_energy_j: Limit | None = None
-    min_samples_per_s: Limit | None = None
-    max_compression: Limit | None = None
+    max_latency_ms: PositiveNumber | None = None
+    max_energy_j: PositiveNumber | None = None
+    min_samples_per_s: PositiveNumber | None = None
+    max_compression: PositiveNumber | None = None
 
     def conflict(self, cells: Sequence[Prediction]) -> str:
         """Which of the limits none of the cells keeps, or that they can't be kept together."""
@@ -76,7 +74,7 @@ class Inverse(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """A question backwards: the least bandwidth, the fewest devices or the largest L that keeps a latency."""
 
     find: Literal["least_bandwidth", "fewest_devices", "largest_segments"]
-    max_latency_ms: Limit
+    max_latency_ms: PositiveNumber
     mode: Mode = Mode.SEGMENT_MEANS
     batch: Positive = 1
     devices: Positive = 2
@@ -98,7 +96,7 @@ class Study(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     constraints: Constraints = Constraints()
     inverse: tuple[Inverse, ...] = ()
     links: tuple[Edge, ...] = ()
-    speeds: tuple[Limit, ...] = ()
+    speeds: tuple[PositiveNumber, ...] = ()
 
 
 def load_study(path: Path) -> Study:

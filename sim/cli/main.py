@@ -59,7 +59,7 @@ DistributedMode = Annotated[Literal["full", "segment_means"], typer.Option(help=
 
 
 @app.callback()
-def _group() -> None:
+def _group(version: command.Version = False) -> None:
     """Predict where a Transformer should run, without the hardware."""
 
 

@@ -15,12 +15,11 @@ from rich.progress import track
 from prism.cli.entry import command_line
 from prism.codecs import WIRES, Wire
 from prism.cost import load_profile
-from prism.decide.table import LOCAL
 from prism.errors import ConfigError
+from prism.link import LinkSpec
 from prism.perfmap import build_map
 from prism.perfmap.pooling import TraceFile, TraceSet
-from prism.plan import Mode, combinations
-from prism.spec import LinkSpec
+from prism.plan import LOCAL, Mode, combinations
 from prism.units import parse_rate
 from sim.ask.point import Point, outside_of, plan_of, simulated
 from sim.cli import options

@@ -9,9 +9,10 @@ import typer
 from prism.codecs import Wire
 from prism.cost import CalibratedProfile
 from prism.errors import ConfigError
+from prism.link import LinkSpec
 from prism.partition import segments_for_rate
-from prism.plan import ExecutionPlan, Mode
-from prism.spec import LinkSpec, ModelSpec, load_model_spec
+from prism.plan import LOCAL, Mode
+from prism.spec import ModelSpec, load_model_spec
 from prism.units import parse_rate, parse_seconds, parse_share
 from sim.ask.point import Point, plan_of, with_tokens
 from sim.engine.topology import Topology
@@ -50,9 +51,9 @@ def model_of(name: str, tokens: int | None = None, image_size: int | None = None
     if name.endswith(".json"):
         spec = load_model_spec(Path(name))
     else:
-        from importlib import import_module  # torch is imported only for a name
+        from prism.nn.zoo import describe  # here: only a name needs torch
 
-        spec = import_module("prism.nn.zoo").describe(name)
+        spec = describe(name)
     if image_size is not None:
         spec = msgspec.structs.replace(spec, tokens=_image_tokens(spec, image_size))
     if tokens is not None:
@@ -103,7 +104,7 @@ def points_of(
     seed: int,
 ) -> list[Point]:
     """Local, full exchange and segment means at one point; local alone for one device."""
-    plans = [ExecutionPlan(mode=Mode.LOCAL)]
+    plans = [LOCAL]
     if devices > 1:
         plans += [
             plan_of(

@@ -12,8 +12,9 @@ from rich.console import Console
 from prism.cost import CalibratedProfile, load_profile
 from prism.decide.log import Answered, Decided, DecisionLog, Replay, read_decisions, replay
 from prism.errors import PrismError
+from prism.link import LinkSpec
 from prism.plan import ExecutionPlan
-from prism.spec import LinkSpec, ModelSpec
+from prism.spec import ModelSpec
 from sim.ask.point import Point, latency_ms
 from sim.cli import options
 

@@ -13,7 +13,7 @@ from prism.decide.policy import FixedPolicy, Policy, PrismPolicy
 from prism.decide.table import Objective, Table, table_of
 from prism.errors import ConfigError
 from prism.perfmap import load_map
-from prism.plan import ExecutionPlan, Mode
+from prism.plan import LOCAL, ExecutionPlan, Mode
 from prism.spec import ModelSpec
 from prism.units import parse_seconds
 from sim.ask.point import Point, outside_of, plan_of
@@ -96,7 +96,7 @@ def serve_sim(
             "--map, --accuracy and --least-agreement are the policy's: leave --mode at best, and give a --map"
         )
     elif mode != "best":
-        chosen = [plan for plan in [ExecutionPlan(mode=Mode.LOCAL), *plans] if plan.mode.value == mode]
+        chosen = [plan for plan in [LOCAL, *plans] if plan.mode.value == mode]
         if not chosen:
             raise ConfigError(f"mode {mode} needs at least 2 devices, there is {devices}; raise --devices")
         policy = FixedPolicy(chosen[0])
@@ -128,7 +128,7 @@ def _outside(
     machines: Machines, model: ModelSpec, mode: str, plans: list[ExecutionPlan], max_batch: int
 ) -> tuple[str, ...]:
     """In what the plans that may run lie outside of the profile's data, each reason once."""
-    possible = [ExecutionPlan(mode=Mode.LOCAL), *(plan for plan in plans if mode in ("best", plan.mode.value))]
+    possible = [LOCAL, *(plan for plan in plans if mode in ("best", plan.mode.value))]
     points = [
         Point(model=model, plan=plan, batch=batch, link=machines.link, topology=machines.kind)
         for plan in possible

@@ -9,11 +9,12 @@ import simpy
 from prism.backend import Workload
 from prism.cost import CalibratedProfile, CostModel
 from prism.errors import PlanError
+from prism.link import LinkSpec
 from prism.plan import ExecutionPlan
-from prism.spec import LinkSpec
+from prism.rates import read_rates
 from prism.trace import Batch, Record, Trace, TraceHeader
 from sim.engine.device import Device
-from sim.engine.network import Network, read_rates
+from sim.engine.network import Network
 from sim.engine.ranks import Group, Process
 from sim.engine.script import script
 from sim.engine.topology import Topology, known_routes, topology
@@ -40,15 +41,15 @@ class Machines(msgspec.Struct, frozen=True, kw_only=True):
         return self.costs[0].message_s
 
     def network(self, env: simpy.Environment, ranks: int, seed: int) -> Network:
-        rates = read_rates(Path(self.link.rates)) if self.link.rates else []
-        nominal = rates[0][1] if rates else self.link.rate_bps
+        rates = read_rates(Path(self.link.rates)) if self.link.rates else ()
+        nominal = rates[0].rate_bps if rates else self.link.rate_bps
         rate = float("inf") if nominal is None else nominal * self.costs[0].link_gain
         graph, routes = self.graph, None
         if graph is None:
             graph, routes = (topology(self.kind, ranks, rate, self.link.latency_s), known_routes(self.kind, ranks))
         network = Network(env, graph, ranks, self.link, seed, self.message_s, routes)
         if rates:
-            env.process(network.replay([(at_s, bps / rates[0][1]) for at_s, bps in rates]))
+            env.process(network.replay([(point.at_s, point.rate_bps / rates[0].rate_bps) for point in rates]))
         return network
 
     def devices(self, ranks: int) -> list[Device]:

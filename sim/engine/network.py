@@ -6,20 +6,17 @@ medium for each direction of each cable. A message has arrived when every medium
 it, plus the latencies of the way.
 """
 
-import csv
 import heapq
 import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import simpy
 
-from prism.errors import ConfigError
-from prism.spec import LinkSpec
+from prism.link import LinkSpec
 from sim.engine.topology import Graph, Routes, routes_of
 
 FRAME_BYTES = 1448  # TCP payload of one Ethernet frame
@@ -177,23 +174,3 @@ class Network:
         tries = max(1, math.ceil(math.log(max(once, 1e-300)) / math.log(link.loss)))
         rounds = max(tries - 1, 1) if resent else 0
         return resent, round(delay + rounds * 2 * latency)
-
-
-def read_rates(path: Path) -> list[tuple[float, float]]:
-    """A rate trace: CSV with the columns time_s and mbps, as a testbed takes it. Raises ConfigError."""
-    times, rates = column(path, "time_s"), column(path, "mbps")
-    growing = all(a < b for a, b in itertools.pairwise(times))
-    if not times or min(rates) <= 0 or not growing:
-        raise ConfigError(f"{path}: rates must be there and above 0, and time_s must grow; mend the file")
-    return [(at_s, mbps * 1e6) for at_s, mbps in zip(times, rates, strict=True)]
-
-
-def column(path: Path, name: str) -> list[float]:
-    """One column of numbers of a CSV file with a header line. Raises ConfigError."""
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            return [float(row[name]) for row in csv.DictReader(file)]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: can't be read ({error}); give the path of a CSV file") from None
-    except (KeyError, TypeError, ValueError):
-        raise ConfigError(f"{path}: needs a header line with {name}, and a number in every line") from None

@@ -4,6 +4,7 @@ The arrival patterns are those of MLPerf inference: single-stream and multi-stre
 the last one is answered, server is a Poisson process, offline has everything at once.
 """
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 import simpy
 
 from prism.errors import ConfigError
-from sim.engine.network import column
+from prism.rates import read_numbers
 from sim.engine.ranks import Process
 
 Pattern = Literal["single-stream", "multi-stream", "server", "poisson", "trace", "offline"]
@@ -55,14 +56,23 @@ def parse_arrivals(text: str, requests: int) -> Arrivals:
     if pattern in ("single-stream", "offline") and not rest:
         return Arrivals(pattern=pattern, requests=requests)  # type: ignore[arg-type]
     if pattern == "trace" and rest:
-        times = column(Path(rest), "time_s")
-        if times != sorted(times) or not times or times[0] < 0:
-            raise ConfigError(f"{rest}: times must be there, ascending and not negative; sort the column time_s")
-        return Arrivals(pattern="trace", requests=len(times), times_s=tuple(times))
+        times = _arrival_times(Path(rest))
+        return Arrivals(pattern="trace", requests=len(times), times_s=times)
     raise ConfigError(
         f"arrivals {text!r} are unknown; use poisson:RATE, server:RATE, single-stream, multi-stream:SAMPLES, "
         f"offline or trace:FILE.csv"
     )
+
+
+def _arrival_times(path: Path) -> tuple[float, ...]:
+    """Read the column time_s. Raises ConfigError where it is empty or not in order."""
+    rows = read_numbers(path, ("time_s",))
+    if not rows:
+        raise ConfigError(f"{path}: holds no times; write one a line below the header time_s")
+    for before, row in itertools.pairwise(rows):
+        if row.values < before.values:
+            raise ConfigError(f"{path}: line {row.line}: times must not fall; sort the column time_s")
+    return tuple(row.values[0] for row in rows)
 
 
 def _positive(text: str, whole: str) -> float:

@@ -7,8 +7,8 @@ import numpy as np
 import simpy
 
 from prism.decide.policy import Decision, Policy, State
-from prism.decide.table import LOCAL, Objective, Observation, Table
-from prism.plan import ExecutionPlan
+from prism.decide.table import Objective, Observation, Table
+from prism.plan import LOCAL, ExecutionPlan
 from prism.spec import ModelSpec
 from prism.trace.quantiles import quantiles
 from sim.ask.point import Point, summary

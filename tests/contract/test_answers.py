@@ -5,13 +5,14 @@ import pytest
 from support.profiles import profile
 from support.serving import MEANS, MODEL, Member, cell, images, serving, until
 
-from hw.evaluate.run import EvalConfig, evaluate
+from hw.evaluate.config import EvalConfig
+from hw.evaluate.run import evaluate
 from prism.decide.policy import PrismPolicy
-from prism.decide.table import LOCAL, Objective, table_of
+from prism.decide.table import Objective, table_of
+from prism.link import LinkSpec
 from prism.nn.zoo import describe
 from prism.perfmap import PerformanceMap, load_map
-from prism.plan import ExecutionPlan, Mode
-from prism.spec import LinkSpec
+from prism.plan import LOCAL, ExecutionPlan, Mode
 from sim.engine.backend import identical
 from sim.serving.requests import Arrivals
 from sim.serving.scenario import Scenario, simulate

@@ -3,8 +3,8 @@
 import pytest
 
 from experiments.adaptive.coarser_maps import on_every_map
-from prism.decide.table import LOCAL, Observation, Row, Table
-from prism.plan import ExecutionPlan, Mode
+from prism.decide.table import Observation, Row, Table
+from prism.plan import LOCAL, ExecutionPlan, Mode
 
 MEANS = ExecutionPlan(mode=Mode.SEGMENT_MEANS, devices=2, segments=10)
 FULL = ExecutionPlan(mode=Mode.FULL, devices=2)  # not measured in every slot: never chosen

@@ -14,7 +14,7 @@ class GlooPool:
     """Runs cases over real gloo groups of 1 to 4 processes."""
 
     def __init__(self) -> None:
-        from hw.comm.group import free_port
+        from hw.comm.interfaces import free_port
 
         context = mp.get_context("spawn")
         port = free_port("127.0.0.1")
@@ -45,8 +45,9 @@ class GlooPool:
 
 
 def _serve(rank: int, port: int, pipe: Any, results: Any) -> None:
-    from hw.comm.group import GlooExchange, open_store, process_group
+    from hw.comm.group import process_group
     from hw.comm.recorder import SpanRecorder
+    from hw.comm.rendezvous import open_store
     from hw.comm.staging import HostStager
 
     os.environ["TORCH_CPP_LOG_LEVEL"] = "FATAL"
@@ -59,8 +60,8 @@ def _serve(rank: int, port: int, pipe: Any, results: Any) -> None:
         try:
             out = None
             if rank < case.plan.ranks:
-                with process_group(store, rank, case.plan.ranks, interface="lo", timeout_s=60, epoch=epoch):
-                    exchange = GlooExchange(HostStager(), SpanRecorder(rank))
+                with process_group(store, rank, case.plan.ranks, interface="lo", timeout_s=60, epoch=epoch) as control:
+                    exchange = control.exchange(HostStager(), SpanRecorder(rank))
                     out = run_rank(case, exchange, build(case.family, case.seed), inputs(case))
             results.put(out)
         except Exception as error:

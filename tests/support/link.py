@@ -14,7 +14,7 @@ import msgspec
 
 from hw.link.report import LinkConfig, LinkReport
 from hw.testbed.namespaces import INTERFACE, NamespaceTestbed
-from prism.spec import LinkSpec
+from prism.link import LinkSpec
 from prism.trace import Probe
 
 TIMEOUT_S = 60
@@ -35,7 +35,7 @@ class Rank(msgspec.Struct, frozen=True, kw_only=True):
 
 def measure(ranks: int, config: LinkConfig, folder: Path, link: str = "loopback") -> tuple[LinkReport, list[Probe]]:
     """The report, and the raw probes that were kept on the way."""
-    from hw.comm.group import free_port
+    from hw.comm.interfaces import free_port
     from hw.comm.shaper import SharedMedium
 
     spec = LinkSpec.parse(link)
@@ -143,8 +143,9 @@ def _serve(job: Rank, results: Any) -> None:
 def _measure(job: Rank) -> tuple[bytes, bytes] | None:
     import torch
 
-    from hw.comm.group import GlooExchange, open_store, process_group
+    from hw.comm.group import process_group
     from hw.comm.recorder import SpanRecorder
+    from hw.comm.rendezvous import open_store
     from hw.comm.shaper import SharedMedium
     from hw.comm.staging import HostStager
     from hw.link.bench import run_link
@@ -152,10 +153,10 @@ def _measure(job: Rank) -> tuple[bytes, bytes] | None:
     torch.set_num_threads(1)
     world, probes = len(job.addresses), list[Probe]()
     store = open_store(job.addresses[0], job.port, job.rank == 0, TIMEOUT_S)
-    with process_group(store, job.rank, world, interface=job.interface, timeout_s=TIMEOUT_S):
+    with process_group(store, job.rank, world, interface=job.interface, timeout_s=TIMEOUT_S) as control:
         medium = SharedMedium(job.medium, job.rank, world) if job.medium else None
-        exchange = GlooExchange(HostStager(), SpanRecorder(job.rank), medium)
-        report = run_link(exchange, job.addresses, job.link, job.config, keep=probes.extend, command="test")
+        exchange = control.exchange(HostStager(), SpanRecorder(job.rank), medium)
+        report = run_link(control, exchange, job.addresses, job.link, job.config, keep=probes.extend, command="test")
     if report is None:
         assert not probes
         return None

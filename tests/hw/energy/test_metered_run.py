@@ -3,10 +3,10 @@
 import msgspec
 import pytest
 
-from hw.run.config import RunConfig, RunStep
+from hw.run.config import RunConfig
 from hw.run.launch import Site
+from hw.run.messages import RunStep
 from hw.run.processes import Ranks
-from prism.plan import Mode
 from prism.trace import Meter, Power, read_trace
 
 
@@ -37,7 +37,7 @@ def metered(tmp_path, config, roots):
             return ranks.perform(RunStep(config=config), lambda _: None), read_trace(trace)
 
 
-CONFIG = RunConfig(mode=Mode.FULL, batch=10, batches=2, warmups=1, link="shaper:100Mbps")
+CONFIG = RunConfig(batch=10, batches=2, warmups=1, link="shaper:100Mbps")
 
 
 def test_joules_of_both_devices_waiting_included(tmp_path):

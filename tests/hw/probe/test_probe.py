@@ -10,7 +10,7 @@ from hw.probe.calls import Bench
 from hw.probe.cells import ProbeCell, cells
 from hw.probe.suite import WINDOW_NS, ProbeConfig, run_probes
 from prism.codecs import WIRES, payload_bytes
-from prism.plan import ExecutionPlan, Mode
+from prism.plan import LOCAL
 from prism.spec import ModelSpec
 from prism.workload import attention, build, elementwise, gemm, norm
 
@@ -74,7 +74,7 @@ def test_a_block_counts_as_in_a_whole_model():
     for cell in [cell for cell in cells(cuda=False) if cell.op == "block"][::5]:
         batch, tokens, width, heads, mlp_width = cell.shape
         spec = dict(name="m", family="vit", width=width, heads=heads, mlp_width=mlp_width, tokens=tokens)
-        local = ExecutionPlan(mode=Mode.LOCAL)
+        local = LOCAL
         two, one = (build(ModelSpec(blocks=count, **spec), local, batch).flops(0) for count in (2, 1))
         assert cell.flops == two - one
 

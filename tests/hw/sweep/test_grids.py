@@ -20,7 +20,7 @@ EXPERIMENTS = Path(__file__).parents[3] / "experiments"
 def test_a_shipped_grid_holds_the_cells_it_speaks_of(name, local, full, means, repeats):
     sweep = load_toml(EXPERIMENTS / name / "sweep.toml", SweepConfig)
     found = cells(sweep)
-    assert Counter(config.mode for config, _ in found) == {
+    assert Counter(config.plan.mode for config, _ in found) == {
         Mode.LOCAL: local,
         Mode.FULL: full,
         Mode.SEGMENT_MEANS: means,
@@ -32,7 +32,7 @@ def test_a_shipped_grid_holds_the_cells_it_speaks_of(name, local, full, means, r
 def test_the_published_grid_is_the_published_one():
     sweep = load_toml(EXPERIMENTS / "published_grid" / "sweep.toml", SweepConfig)
     assert sweep.batches == (1, 2, 4, 8, 16, 32)
-    rates = [config.link_spec().rate_bps for config, _ in cells(sweep) if config.mode is not Mode.LOCAL]
+    rates = [config.link_spec().rate_bps for config, _ in cells(sweep) if config.plan.mode is not Mode.LOCAL]
     assert (min(rates), max(rates)) == (200e6, 900e6)
     tokens, devices = 197, 2
     rates_of_compression = [tokens / (segments * devices) for segments in sweep.segments]

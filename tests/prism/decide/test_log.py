@@ -6,9 +6,10 @@ from support.serving import FULL, MODEL, cell
 
 from prism.decide.log import Corrected, LogHeader, decided, read_decisions, replay
 from prism.decide.policy import FixedPolicy, LookupPolicy, PrismPolicy, State
-from prism.decide.table import LOCAL, Objective, Observation, Place, Table, table_of
+from prism.decide.table import Objective, Observation, Place, Table, table_of
 from prism.errors import TraceError
 from prism.perfmap import PerformanceMap
+from prism.plan import LOCAL
 
 
 def table() -> Table:

@@ -12,10 +12,10 @@ from support.simulated import MODELS, simulated, trace_set
 
 from prism.decide.interpolation import SURE, nodes
 from prism.decide.policy import Decision, FixedPolicy, LookupPolicy, OraclePolicy, PrismPolicy, State
-from prism.decide.table import LOCAL, Expected, Objective, Observation, Row, Table, table_of
+from prism.decide.table import Expected, Objective, Observation, Row, Table, table_of
 from prism.errors import ConfigError
 from prism.perfmap import PerformanceMap, build_map
-from prism.plan import ExecutionPlan, Mode
+from prism.plan import LOCAL, ExecutionPlan, Mode
 from prism.trace.energy import Energy
 
 RATES = (20, 60, 200, 1000)

@@ -10,8 +10,8 @@ from support.profiles import SMALL, VIT, profile, terms
 
 from prism.cost import load_profile
 from prism.errors import ConfigError, PlanError
-from prism.plan import ExecutionPlan, Mode
-from prism.spec import LinkSpec
+from prism.link import LinkSpec
+from prism.plan import LOCAL, ExecutionPlan, Mode
 from sim.ask.break_even import crossover, sensitivity
 from sim.ask.point import Point, latency_ms, plan_of, predict, summary
 from sim.ask.study import Answer, over_processes, over_ray, points, solve
@@ -50,7 +50,7 @@ def test_a_latency_without_its_trace_is_the_traces(mode):
 
 
 def test_a_vocabulary_wider_than_any_product_that_was_timed_is_extrapolated():
-    known, local = load_profile("x86-core"), ExecutionPlan(mode=Mode.LOCAL)
+    known, local = load_profile("x86-core"), LOCAL
     tags = [
         predict(
             known, Point(model=msgspec.structs.replace(VIT, output_width=width), plan=local, batch=1, link=link(1))
@@ -81,7 +81,7 @@ def test_a_break_even_in_bandwidth_is_one():
     point = Point(model=VIT, plan=MEANS, batch=4, link=link(100))
     flip = crossover(known, point, "bandwidth", draws=2)
     assert flip.kind == "at"
-    local = predict(known, msgspec.structs.replace(point, plan=ExecutionPlan(mode=Mode.LOCAL))).latency_ms
+    local = predict(known, msgspec.structs.replace(point, plan=LOCAL)).latency_ms
     there = predict(known, msgspec.structs.replace(point, link=link(flip.value))).latency_ms
     assert there == pytest.approx(local, rel=0.01)
     assert crossover(known, point, "bandwidth", (5000, 9000), draws=2).kind == "always"

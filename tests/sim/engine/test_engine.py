@@ -12,8 +12,9 @@ from support.profiles import GPT, POWER, SMALL, VIT, profile, terms
 
 from prism.backend import Workload
 from prism.cost import CalibratedProfile, CostModel
-from prism.plan import ExecutionPlan, Mode
-from prism.spec import LinkSpec, ModelSpec
+from prism.link import LinkSpec
+from prism.plan import LOCAL, ExecutionPlan, Mode
+from prism.spec import ModelSpec
 from prism.trace import Trace
 from prism.trace.energy import modelled_energy
 from prism.trace.metrics import summarise
@@ -149,11 +150,11 @@ def test_an_infinite_link_without_staging_leaves_the_slowest_ranks_compute(plan,
 
 
 def test_one_device_is_local_and_costs_no_link():
-    local = ms(ExecutionPlan(mode=Mode.LOCAL))
-    cost, work = profile().model(), script(SMALL, ExecutionPlan(mode=Mode.LOCAL), 2)
+    local = ms(LOCAL)
+    cost, work = profile().model(), script(SMALL, LOCAL, 2)
     before, inside, after = ([seconds(s, cost) for s in p] for p in work.steps[0])
     assert local == pytest.approx(1e3 * (sum(before) + SMALL.blocks * sum(inside) + sum(after)), rel=1e-4)
-    assert ms(ExecutionPlan(mode=Mode.LOCAL), over=link(1)) == local
+    assert ms(LOCAL, over=link(1)) == local
     alone = run(ExecutionPlan(mode=Mode.FULL, devices=1))
     assert summarise(alone).latency_ms.p50 == local
     assert all(span.kind == "compute" for span in alone.spans)
@@ -243,7 +244,7 @@ def test_ranks_that_lie_apart_wait_for_the_slowest_in_every_block(devices):
     block = sum(seconds(step, cost) for step in steps if step.kind == "work" and step.span == "compute")
     longer = ms(plan, model, known=uneven, over=link(None)) - ms(plan, model, known=known, over=link(None))
     assert longer / 1e3 == pytest.approx(model.blocks * block * (max(uneven.model().uneven(devices)) - 1), rel=0.05)
-    alone = ExecutionPlan(mode=Mode.LOCAL)
+    alone = LOCAL
     assert ms(alone, model, known=uneven) == ms(alone, model, known=known), "a rank alone waits for nobody"
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prism.errors import ConfigError
-from prism.spec import LinkSpec
+from prism.link import LinkSpec
 from sim.engine.network import Medium, Network
 from sim.engine.topology import check_topology, topology
 

@@ -7,10 +7,9 @@ from support.profiles import SMALL, profile
 
 from prism.backend import Workload
 from prism.decide.policy import Decision, FixedPolicy
-from prism.decide.table import LOCAL
 from prism.errors import ConfigError
-from prism.plan import ExecutionPlan, Mode
-from prism.spec import LinkSpec
+from prism.link import LinkSpec
+from prism.plan import LOCAL, ExecutionPlan, Mode
 from prism.trace.metrics import summarise
 from sim.engine.backend import SimBackend, identical
 from sim.serving.fleet import Fault

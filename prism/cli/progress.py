@@ -1,18 +1,25 @@
-"""What the command lines share: a progress bar, and files that are results."""
+"""Progress of something long: the event, and a bar on a person's screen. rich is loaded for the bar alone."""
 
 import contextlib
 from collections.abc import Callable, Iterator
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
+import msgspec
 
-from hw.run.config import Progress
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True, tag="progress"):
+    """How far something is."""
+
+    done: int
+    total: int
 
 
 @contextlib.contextmanager
 def bar(quiet: bool, unit: str = "batches") -> Iterator[Callable[[Progress], None]]:
-    """A progress bar with the time left, on stderr, where a person looks on."""
+    """Show a progress bar with the time left on stderr, where that is a screen."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
     console = Console(stderr=True)
     columns = (TextColumn(unit), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Bar(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as shown:
