@@ -24,9 +24,7 @@ DECISIONS, REPEATS, GOAL_US = 2000, 11, 50.0
 
 
 def table() -> Table:
-    plans = [LOCAL] + [
-        ExecutionPlan(mode=Mode.SEGMENT_MEANS, devices=2, segments=k) for k in range(1, PLANS)
-    ]
+    plans = [LOCAL] + [ExecutionPlan(mode=Mode.SEGMENT_MEANS, devices=2, segments=k) for k in range(1, PLANS)]
     rates = [10e6 * 1.1**k for k in range(RATES)]
     cells = [
         _cell(plan, batch, rate)

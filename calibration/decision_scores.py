@@ -9,9 +9,9 @@ import numpy as np
 
 from prism.cost import Tag
 from prism.errors import ConfigError
+from prism.labels import plan_label, short
 from prism.perfmap import Cell, PerformanceMap
 from prism.perfmap.crossover import Crossover, CrossoverKind, crossing, crossover, lines
-from prism.report.labels import plan_label, short
 from prism.trace.quantiles import quantile
 
 

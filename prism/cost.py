@@ -24,9 +24,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from prism.codecs import Wire
 from prism.config import load_json, nearest
 from prism.errors import ConfigError
-from prism.plan import Collective, Embed, Wire
+from prism.plan import Collective, Embed
 from prism.spec import ModelSpec, PowerProfile
 from prism.workload import Kernel
 

@@ -9,7 +9,7 @@ import numpy as np
 from calibration.decision_scores import BreakEven, Pair
 from calibration.fit import Residual
 from calibration.validate import Row
-from prism.report.labels import short
+from prism.labels import short
 from prism.trace import KINDS
 
 if TYPE_CHECKING:

@@ -25,8 +25,8 @@ from experiments.adaptive.plans import (
     objective_of,
 )
 from experiments.lib.places import PRISM_HW
-from hw.serving.app import ServeConfig, terminal
-from hw.serving.runtime import AdaptiveRuntime
+from hw.serving.app import ServeConfig, open_service
+from hw.serving.runtime import AdaptiveRuntime, Strategy
 from hw.testbed.namespaces import NamespaceTestbed
 from hw.testbed.netns import enter
 from prism.decide.policy import FixedPolicy
@@ -35,14 +35,14 @@ from prism.link import LinkSpec
 
 
 def serve(netns: str, folder: Path, slots: int) -> None:
-    """Run the terminal's side: read a line for each slot, print that slot's row as a line."""
+    """Run the leader's side: read a line for each slot, print that slot's row as a line."""
     enter(netns)
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     torch.manual_seed(0)
     x = torch.randn(1, 3, 224, 224)
     rng = random.Random(1)
-    with terminal(_config(folder), "experiments.adaptive.run") as service:
-        if service.members is None or not service.members.wait(120):
+    with open_service(_config(folder), "experiments.adaptive.run") as service:
+        if service.leader is None or not service.leader.wait(120):
             raise SystemExit("the other device never joined")
         fixed = _fixed(service)
         for runtime in fixed.values():
@@ -75,14 +75,10 @@ def _fixed(service: Any) -> dict[str, AdaptiveRuntime]:
     table = table_of([known_map()], MODEL)
     return {
         name: AdaptiveRuntime(
-            service.model,
-            service.members,
-            service.runtime._recorder,
-            table,
-            FixedPolicy(plan),
-            Objective(),
+            service.served,
+            service.leader,
+            Strategy(table, FixedPolicy(plan), Objective(), learn=False),
             timeout_s=TIMEOUT_S,
-            learn=False,
         )
         for name, plan in STATIC.items()
     }
@@ -100,7 +96,7 @@ def _slot(service: Any, fixed: dict[str, AdaptiveRuntime], inputs: dict[str, Any
             row["modes"].append(served.ran.mode.value)
             row["failed"] += bool(served.failed)
         else:
-            with service.members.using if name == "local" else contextlib.nullcontext():
+            with service.leader.using if name == "local" else contextlib.nullcontext():
                 row[name] = fixed[name].run(inputs).ms  # and no probe beside a local batch
     estimate = service.runtime.estimate
     return {**row, "believed_bps": estimate.rate_bps if estimate else None}
@@ -150,7 +146,7 @@ def measured(rates: list[float], folder: Path) -> tuple[list[dict[str, Any]], di
         try:
             while (line := driver.stdout.readline().strip()) != "ready":
                 if not line:
-                    raise SystemExit("the terminal ended before it was ready")
+                    raise SystemExit("the leader ended before it was ready")
             rows = []
             for slot in track(range(len(rates)), description="slots"):
                 bed.set_rate(rates[slot])

@@ -1,6 +1,7 @@
-"""Serve batches without a pause in the terminal's namespace, and record every answer."""
+"""Serve batches without a pause in the leader's namespace, and record every answer."""
 
 import json
+import logging
 import os
 import random
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 
 from hw.inputs.samples import load_images
-from hw.serving.app import ServeConfig, terminal
+from hw.serving.app import ServeConfig, open_service
 from hw.testbed.netns import enter
 from prism.decide.policy import FixedPolicy
 from prism.nn.distribute import distribute
@@ -26,6 +27,14 @@ FULL = ExecutionPlan(mode=Mode.FULL, devices=2)
 MEANS = ExecutionPlan(mode=Mode.SEGMENT_MEANS, devices=2, segments=5)
 
 
+class _Events(logging.Handler):
+    """Prints what happens to the group, with the moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one event as a line."""
+        print(json.dumps({"at": time.monotonic(), "what": record.getMessage()}), flush=True)
+
+
 def serve(netns: str, folder: Path, plan: ExecutionPlan, seconds: float) -> None:
     """Answer batches inside the namespace until stdin closes; print what happens to the group, write what was served."""
     enter(netns)
@@ -34,11 +43,13 @@ def serve(netns: str, folder: Path, plan: ExecutionPlan, seconds: float) -> None
     inputs = load_images(None, loaded, False)
     x = [inputs.collate(inputs.batch(k, BATCH, wrap=True))["x"] for k in range(4)]
     right = [answers(loaded.model, each, plan) for each in x]
-    rng, until, told = random.Random(0), time.monotonic() + seconds, 0
+    rng, until = random.Random(0), time.monotonic() + seconds
     over = threading.Event()
     threading.Thread(target=lambda: (sys.stdin.read(), over.set()), daemon=True).start()
+    logging.getLogger("hw.serving.leader").setLevel(logging.INFO)
+    logging.getLogger("hw.serving.leader").addHandler(_Events())
     with (
-        terminal(_config(folder, plan), "experiments.faults.run") as service,
+        open_service(_config(folder, plan), "experiments.faults.run") as service,
         open(folder / "served.jsonl", "a") as file,
     ):
         print(json.dumps({"ready": time.monotonic()}), flush=True)
@@ -50,10 +61,6 @@ def serve(netns: str, folder: Path, plan: ExecutionPlan, seconds: float) -> None
             error = float((served.output - right[k][served.ran]).abs().max())
             file.write(json.dumps([began, took, served.ran.mode.value, error, served.failed]) + "\n")
             file.flush()
-            events = service.members.history
-            while told < len(events):
-                print(json.dumps({"at": events[told][0], "what": events[told][1]}), flush=True)
-                told += 1
             over.wait(rng.uniform(0.0, 0.03))
 
 

@@ -10,8 +10,8 @@ from hw.run.config import RunConfig
 from prism.cli import entry
 from prism.cli.progress import bar
 from prism.errors import InputError
+from prism.labels import plan_label
 from prism.plan import LOCAL, ExecutionPlan, Mode
-from prism.report.labels import plan_label
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -8,7 +8,7 @@ import msgspec
 from markupsafe import Markup
 
 from hw.run.messages import Outcome
-from prism.report.labels import plan_label
+from prism.labels import plan_label
 from prism.report.page import frame, svg_text
 from prism.trace import KINDS
 

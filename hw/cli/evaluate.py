@@ -11,9 +11,9 @@ from hw.evaluate.config import Columns, EvalConfig
 from prism.cli import entry
 from prism.cli.options import MEASURE_PANEL, MODEL_PANEL, OUTPUT_PANEL, PLAN_PANEL, numbers, option, takes
 from prism.cli.progress import bar
+from prism.codecs import WIRES
 from prism.config import merged
 from prism.files import write_file
-from prism.plan import WIRES
 
 app = typer.Typer()
 

@@ -130,7 +130,7 @@ def probe(
     probes = [record for trace in traces for record in trace.probes]
     write_trace(output, traces[0].header, probes)
     counts = Counter(record.op for record in probes if not record.warmup)
-    shapes = {(record.op, record.shape) for record in probes if record.op not in EXCHANGES}
+    shapes = {(record.op, record.shape, record.codec) for record in probes if record.op not in EXCHANGES}
     if as_json:
         print(msgspec.json.encode({"output": str(output), "probes": counts, "operation_cells": len(shapes)}).decode())
         return

@@ -13,7 +13,7 @@ from prism.cli import entry
 from prism.cli.options import MEASURE_PANEL, OUTPUT_PANEL, option
 from prism.config import load_toml
 from prism.files import write_file
-from prism.report.labels import plan_label
+from prism.labels import plan_label
 from prism.spec import ClusterSpec, ModelSpec
 from prism.units import format_seconds
 

@@ -6,7 +6,7 @@ from rich.text import Text
 
 from hw.machine.doctor import Check
 from hw.run.messages import Outcome
-from prism.report.labels import plan_label
+from prism.labels import plan_label
 from prism.trace import KINDS, Trace
 from prism.trace.energy import Energy
 from prism.trace.metrics import Summary

@@ -68,7 +68,10 @@ def _await_leader(leader: str, port: int, timeout_s: float) -> None:
 
 
 def await_ranks(store: Store, ranks: Sequence[int], stage: str, timeout_s: float) -> None:
-    """Wait until every rank has announced `stage`. Raises ExchangeError that names the rank that failed or never came."""
+    """Wait until every rank has announced `stage`.
+
+    Raises ExchangeError that names the rank that failed or never came.
+    """
     deadline = time.monotonic() + timeout_s
     waiting = list(ranks)
     while waiting:
@@ -131,7 +134,7 @@ class RelayStore(dist.Store):
         with self._news:
             there = self._news.wait_for(lambda: self._closed or all(key in self._values for key in keys), timeout=limit)
             if self._closed or not there:
-                raise RuntimeError("a member did not come")
+                raise RuntimeError("a device did not come")
 
     def add(self, key: str, amount: int) -> int:
         raise RuntimeError("counters are not shared")

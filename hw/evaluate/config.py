@@ -4,9 +4,10 @@ from typing import Annotated
 
 import msgspec
 
+from prism.codecs import Wire
 from prism.config import Positive
 from prism.errors import ConfigError
-from prism.plan import LOCAL, ExecutionPlan, Mode, Wire, combinations
+from prism.plan import LOCAL, ExecutionPlan, Mode, combinations
 from prism.units import parse_rate
 
 

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from prism.decide.accuracy import AccuracyTable, Metric, PlanAccuracy
 from prism.errors import ConfigError
-from prism.report.labels import plan_label
+from prism.labels import plan_label
 from prism.report.map_figures import DASHES, LINES, style
 from prism.report.page import frame, svg_text
 

@@ -68,7 +68,8 @@ def run_link(
     """Measure the links of a group. All ranks call it with the same arguments; returns the report on the leader alone.
 
     exchange: over the control's group, with a HostStager, or copies to a GPU would count as link. addresses: of each
-    rank's interface, by rank. keep: called on the leader with raw probes as they come. Raises ConfigError, PeerLostError.
+    rank's interface, by rank. keep: called on the leader with raw probes as they come. Raises ConfigError and
+    PeerLostError.
     """
     if len(addresses) != exchange.world_size or exchange.world_size < 2:
         raise ConfigError(

@@ -21,7 +21,7 @@ QDISCS = ("netem", "tbf", "htb", "ifb")
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
-    """One finding. `missing` stops something from working; `note` only limits it."""
+    """One finding. status: "missing" stops something from working, "note" only limits it."""
 
     name: str
     status: Status

@@ -115,8 +115,10 @@ class Executor:
         return Pace(self._preparation.device, self._job.rank)
 
     def _paced(self, config: RunConfig) -> list[Record]:
-        """Time this rank's pace where a trace is kept. All ranks of the session do it together, also in local mode, so that
-        sessions of equally many ranks compare."""
+        """Time this rank's pace where a trace is kept.
+
+        All ranks of the session do it together, also in local mode, so that sessions of equally many ranks compare.
+        """
         return [*self._pace.timed()] if config.trace else []
 
     def _lead(self, task: _Task) -> None:

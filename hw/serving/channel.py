@@ -1,4 +1,4 @@
-"""An authenticated channel between two devices: a challenge with a shared key, then small messages, each with its proof.
+"""An authenticated channel between two devices: a challenge with a shared key, then small messages with proofs.
 
 gloo has no authentication, so its addresses are given only to devices that have passed the challenge. A frame is a
 length of two bytes and msgpack. Before the key is proved a frame has at most HELLO_BYTES, so garbage costs next to
@@ -43,7 +43,8 @@ def load_key(path: Path) -> bytes:
         mode = path.stat().st_mode & 0o077
     except OSError as error:
         raise ConfigError(
-            f"key file {path} can't be read ({error.strerror}); make one with: head -c 32 /dev/urandom | base64 > {path}"
+            f"key file {path} can't be read ({error.strerror}); "
+            f"make one with: head -c 32 /dev/urandom | base64 > {path}"
         ) from None
     if len(key) < LEAST_KEY:
         raise ConfigError(
@@ -73,8 +74,10 @@ class Channel:
             _write(self._sock, proof + body)
 
     def receive(self, timeout_s: float) -> Message:
-        """Receive one message. Raises ChannelError after `timeout_s` of silence, for a peer that is gone, and for a frame
-        with a wrong proof."""
+        """Receive one message.
+
+        Raises ChannelError after `timeout_s` of silence, for a peer that is gone, and for a frame with a wrong proof.
+        """
         frame = _read(self._sock, FRAME_BYTES, timeout_s)
         proof, body = frame[:PROOF], frame[PROOF:]
         expected = _proof(self._session, self._other, self._received.to_bytes(8, "big"), body)
@@ -117,7 +120,10 @@ def respond(sock: socket.socket, key: bytes) -> Channel:
 
 
 def listen(address: str, port: int) -> socket.socket:
-    """Open a listening socket on one address. Raises ConfigError for "every address", and for one that can't be bound."""
+    """Open a listening socket on one address.
+
+    Raises ConfigError for "every address", and for one that can't be bound.
+    """
     if address in ("", "0.0.0.0", "::", "*"):
         raise ConfigError(
             f"address {address!r} is every interface; name one, such as the WireGuard interface's, or 127.0.0.1"

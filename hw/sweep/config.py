@@ -7,10 +7,11 @@ from typing import Annotated, Any
 import msgspec
 
 from hw.run.config import RunConfig
+from prism.codecs import Wire
 from prism.config import NonNegative, Positive, PositiveNumber
 from prism.errors import ConfigError, PlanError
 from prism.link import LinkKind, LinkSpec
-from prism.plan import Collective, ExecutionPlan, Mode, Wire
+from prism.plan import Collective, ExecutionPlan, Mode
 from prism.spec import ModelSpec
 from prism.trace import MeterName
 from prism.workload import build

@@ -1,6 +1,6 @@
-"""Devices as network namespaces around an access point with one shared half-duplex medium.
+"""Imitate devices by network namespaces around an access point with one shared half-duplex medium.
 
-Two media, chosen by what the link asks for and what the kernel has:
+There are two media, chosen by the link's specification and the kernel's abilities:
 - `ifb+tbf`: a bridge in the access point's namespace; what comes in from any station goes through one
   ifb with one token bucket, so that all directions share the rate. Each frame passes it once, so it
   runs at half of the medium's rate: station to access point and back are two crossings. With netem
@@ -35,17 +35,24 @@ GSO_BYTES = 16384  # of the user-space medium: short enough that others get a tu
 
 
 class Medium(Protocol):
-    """What lies between the stations' interfaces."""
+    """The link between the stations' interfaces."""
 
     name: str
 
-    def set_rate(self, rate_bps: float) -> None: ...
+    def set_rate(self, rate_bps: float) -> None:
+        """Change the rate under running traffic."""
+        ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Remove the medium."""
+        ...
 
 
 class NamespaceTestbed:
-    """Use as a context manager. Nothing of it outlives the process that opened it."""
+    """Stations with addresses around one medium. Used as a context manager; nothing outlives its process.
+
+    Raises ConfigError without root, and for a link that this kernel can't imitate.
+    """
 
     def __init__(self, link: LinkSpec, devices: int) -> None:
         self._link = link
@@ -82,13 +89,13 @@ class NamespaceTestbed:
             station.close()
 
     def set_rate(self, rate_bps: float) -> None:
-        """Change the medium's rate under whatever is running."""
+        """Change the medium's rate under running traffic."""
         if self._medium is not None:
             self._medium.set_rate(rate_bps)
         self._rate = rate_bps
 
     def play(self) -> None:
-        """Drive the rate by the link's rate trace from now on, again and again; no-op without one."""
+        """Drive the rate by the link's rate trace from now on, over and over; no-op without one."""
         if self._points:
             self._driver = threading.Thread(target=self._drive, daemon=True)
             self._driver.start()
@@ -106,7 +113,7 @@ class NamespaceTestbed:
             began += period
 
     def facts(self) -> dict[str, Any]:
-        """For trace headers: the medium that was chosen, and its rule."""
+        """Describe the chosen medium for trace headers."""
         return {
             "medium": self._medium.name if self._medium else "none",
             "crossings": CROSSINGS,
@@ -126,7 +133,7 @@ def _medium(link: LinkSpec, rate_bps: float, stations: list[Namespace]) -> Mediu
 
 
 def has_netem(station: Namespace) -> bool:
-    """Whether the running kernel can make a netem queue; asked by making one."""
+    """Find out whether the running kernel has netem, by making such a queue."""
     try:
         station.run("tc", "qdisc", "add", "dev", "lo", "root", "netem", "delay", "1ms")
         station.run("tc", "qdisc", "del", "dev", "lo", "root")
@@ -136,7 +143,7 @@ def has_netem(station: Namespace) -> bool:
 
 
 class KernelMedium:
-    """ifb and tbf in a namespace of their own, and netem where latency, jitter or loss is asked for."""
+    """A token bucket (tbf) on one ifb, in a namespace of its own; netem where latency, jitter or loss is asked for."""
 
     def __init__(self, link: LinkSpec, rate_bps: float, stations: list[Namespace]) -> None:
         netem = netem_arguments(link)
@@ -187,7 +194,7 @@ class KernelMedium:
 
 
 def netem_arguments(link: LinkSpec) -> list[str]:
-    """netem's own words for a link's latency, jitter and loss; empty when it has none."""
+    """Write a link's latency, jitter and loss as netem's arguments; none where it has none of them."""
     words: list[str] = []
     if link.latency_s or link.jitter_s:
         words += ["delay", f"{link.latency_s * 1e6:.0f}us"]
@@ -196,7 +203,7 @@ def netem_arguments(link: LinkSpec) -> list[str]:
 
 
 class TapMedium:
-    """hw.testbed.access_point as a child process."""
+    """The user-space access point of hw.testbed.access_point, as a child process."""
 
     name = "tap"
 

@@ -8,8 +8,9 @@ from typing import Annotated, Any, TypeVar, get_args
 
 import typer
 
+from prism.codecs import Wire
 from prism.errors import ConfigError
-from prism.plan import Collective, Embed, Mode, Wire
+from prism.plan import Collective, Embed, Mode
 
 MODEL_PANEL, PLAN_PANEL, LINK_PANEL = "Model and inputs", "Plan", "Link and devices"
 MEASURE_PANEL, OUTPUT_PANEL = "Measurement", "Output"

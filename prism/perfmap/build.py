@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from prism.errors import TraceError
+from prism.labels import short
 from prism.link import LinkSpec
 from prism.perfmap.map import Case, Cell, PerformanceMap, Provenance, canonical_plan
 from prism.perfmap.pooling import TraceFile, TraceSet, machine, order, pool, same, setting, whole_batches
 from prism.plan import Mode
-from prism.report.labels import short
 from prism.trace import TraceHeader, now_text
 from prism.trace.metrics import pace_ms, summarise
 from prism.trace.quantiles import median, nearest_quantiles, quantiles

@@ -11,9 +11,9 @@ import msgspec
 
 from prism.errors import TraceError
 from prism.files import write_json
+from prism.labels import plan_label, short
 from prism.link import LinkSpec
 from prism.plan import LOCAL, ExecutionPlan
-from prism.report.labels import plan_label, short
 from prism.trace import TraceSource
 from prism.trace.energy import Energy
 from prism.trace.metrics import Latency

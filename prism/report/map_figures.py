@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from prism.labels import plan_label
 from prism.perfmap.crossover import Crossover
 from prism.plan import ExecutionPlan
-from prism.report.labels import plan_label
 from prism.report.map_grid import Grid, of_grid, plan_codes, rate_label, ratio_label
 
 if TYPE_CHECKING:

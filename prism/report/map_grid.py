@@ -6,11 +6,12 @@ from typing import Any
 
 import msgspec
 
+from prism.codecs import CODECS
+from prism.labels import short
 from prism.link import LinkSpec
 from prism.perfmap import Cell, PerformanceMap, workloads
 from prism.perfmap.crossover import Crossover, any_rate, ratio
 from prism.plan import ExecutionPlan
-from prism.report.labels import short
 from prism.units import format_seconds
 
 
@@ -101,7 +102,7 @@ def plan_codes(plans: Sequence[ExecutionPlan]) -> dict[ExecutionPlan, str]:
     codes: dict[ExecutionPlan, str] = {}
     for plan in plans:
         code = f"M{plan.segments}" if plan.segments else "F"
-        code += "" if plan.wire == "fp32" else f"-{plan.wire}"
+        code += "" if CODECS[plan.wire].lossless else f"-{plan.wire}"
         code += f"-P{plan.devices}" if several else ""
         taken = sum(other == code or other.startswith(f"{code}.") for other in codes.values())
         codes[plan] = f"{code}.{taken + 1}" if taken else code

@@ -6,9 +6,9 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from prism.labels import plan_label
 from prism.perfmap import Cell, PerformanceMap
 from prism.perfmap.crossover import Crossover, crossovers
-from prism.report.labels import plan_label
 from prism.report.map_figures import LIMIT, heat_figure, line_figure, style
 from prism.report.map_grid import (
     Grid,

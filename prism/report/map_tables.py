@@ -7,10 +7,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from prism.labels import plan_label
 from prism.perfmap import PerformanceMap
 from prism.perfmap.crossover import Comparison, Crossover, crossovers
 from prism.plan import ExecutionPlan
-from prism.report.labels import plan_label
 from prism.report.map_grid import (
     Grid,
     crossover_label,

@@ -4,6 +4,7 @@ from prism.trace.align import aligned, aligned_power
 from prism.trace.files import TraceWriter, read_trace, trace_file, write_trace
 from prism.trace.perfetto import perfetto
 from prism.trace.schema import (
+    CODED,
     KINDS,
     PACE,
     SCHEMA_VERSION,
@@ -25,6 +26,7 @@ from prism.trace.schema import (
 )
 
 __all__ = [
+    "CODED",
     "KINDS",
     "PACE",
     "SCHEMA_VERSION",

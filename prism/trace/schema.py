@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 import msgspec
 
+from prism.codecs import PROBED_BY_PLACE, Wire
 from prism.plan import ExecutionPlan
 from prism.spec import ModelSpec, PowerProfile
 
@@ -15,6 +16,7 @@ SCHEMA_VERSION = 1
 Kind = Literal["compute", "stage_d2h", "wait", "wire", "stage_h2d"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 TraceSource = Literal["measured", "simulated"]
+CODED = ("pack", "unpack")  # ops of the probes that are of one codec
 SensorName = Literal["ina3221", "jtop", "rapl"]  # each is a module of hw/energy; "auto" tries them in this order
 MeterName = Literal["auto", "none", SensorName]  # what a run may ask for
 PACE = "pace"  # op of the probes that time a fixed block beside the batches: the machine's speed at that moment
@@ -128,6 +130,7 @@ class Probe(msgspec.Struct, frozen=True, kw_only=True, tag="probe", tag_field="t
     op: gemm, attention, norm, elementwise, block, d2h, h2d, pack, unpack, pair, mesh, ring, or pace: a block of one
     shape that is timed beside the batches of a run.
     shape: as hw/probe/suite.py says for the op, in that order.
+    codec: of pack and unpack alone. Older files have its place in a list as the last number of the shape instead.
     flops, bytes: of one call, by the rules of prism.workload (pair, mesh, ring: payload bytes of one message).
     """
 
@@ -140,6 +143,15 @@ class Probe(msgspec.Struct, frozen=True, kw_only=True, tag="probe", tag_field="t
     end_ns: int
     calls: int = 1
     warmup: bool = False
+    codec: Wire | msgspec.UnsetType = msgspec.UNSET
+
+    def __post_init__(self) -> None:
+        if self.op in CODED and self.codec is msgspec.UNSET:
+            *shape, place = self.shape
+            if not 0 <= place < len(PROBED_BY_PLACE):
+                raise ValueError(f"codec {place} of a probe is unknown; places go to {len(PROBED_BY_PLACE) - 1}")
+            msgspec.structs.force_setattr(self, "shape", tuple(shape))
+            msgspec.structs.force_setattr(self, "codec", PROBED_BY_PLACE[place])
 
 
 Record = Span | Batch | Clock | Meter | Power | Idle | Probe

@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prism.backend import Workload
+from prism.codecs import payload_bytes
 from prism.cost import CalibratedProfile, CostModel, Tag, columns
 from prism.errors import ConfigError
 from prism.link import LinkSpec
-from prism.plan import LOCAL, ExecutionPlan, Mode, payload_bytes
+from prism.plan import LOCAL, ExecutionPlan, Mode
 from prism.spec import ModelSpec
 from prism.trace import Trace
 from prism.trace.metrics import Summary, summarise

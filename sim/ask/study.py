@@ -9,10 +9,11 @@ from typing import Any
 
 import msgspec
 
+from prism.codecs import Wire
 from prism.cost import CalibratedProfile, load_profile
 from prism.errors import ConfigError, PlanError
 from prism.link import LinkSpec
-from prism.plan import ExecutionPlan, Mode, Wire
+from prism.plan import ExecutionPlan, Mode
 from prism.spec import ModelSpec
 from prism.units import parse_rate, parse_seconds, parse_share
 from sim.ask.point import Axis, Point, Prediction, at, plan_of, predict, with_tokens

@@ -13,12 +13,13 @@ from rich.console import Console
 from rich.progress import track
 
 from prism.cli.entry import command_line
+from prism.codecs import WIRES, Wire
 from prism.cost import load_profile
 from prism.errors import ConfigError
 from prism.link import LinkSpec
 from prism.perfmap import build_map
 from prism.perfmap.pooling import TraceFile, TraceSet
-from prism.plan import LOCAL, WIRES, Mode, Wire, combinations
+from prism.plan import LOCAL, Mode, combinations
 from prism.units import parse_rate
 from sim.ask.point import Point, outside_of, plan_of, simulated
 from sim.cli import options

@@ -6,11 +6,12 @@ from typing import Annotated, Literal
 import msgspec
 import typer
 
+from prism.codecs import Wire
 from prism.cost import CalibratedProfile
 from prism.errors import ConfigError
 from prism.link import LinkSpec
 from prism.partition import segments_for_rate
-from prism.plan import LOCAL, Mode, Wire
+from prism.plan import LOCAL, Mode
 from prism.spec import ModelSpec, load_model_spec
 from prism.units import parse_rate, parse_seconds, parse_share
 from sim.ask.point import Point, plan_of, with_tokens
@@ -50,9 +51,9 @@ def model_of(name: str, tokens: int | None = None, image_size: int | None = None
     if name.endswith(".json"):
         spec = load_model_spec(Path(name))
     else:
-        from importlib import import_module  # torch is imported only for a name
+        from prism.nn.zoo import describe  # here: only a name needs torch
 
-        spec = import_module("prism.nn.zoo").describe(name)
+        spec = describe(name)
     if image_size is not None:
         spec = msgspec.structs.replace(spec, tokens=_image_tokens(spec, image_size))
     if tokens is not None:

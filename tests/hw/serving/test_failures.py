@@ -39,7 +39,8 @@ def test_a_batch_runs_on_both_devices(pair):
     assert service.runtime.served == {"full": 1}
 
 
-def test_a_killed_member_costs_no_answer_and_a_new_one_is_taken_in(pair):
+def test_a_killed_member_costs_no_answer_and_a_new_one_is_taken_in(pair, caplog):
+    caplog.set_level("INFO", "hw.serving")
     service, member = pair
     x = images(2)
     ask(service, x)
@@ -52,6 +53,8 @@ def test_a_killed_member_costs_no_answer_and_a_new_one_is_taken_in(pair):
     assert service.leader.wait(60)
     served, _ = ask(service, x)
     assert served.ran == FULL
+    for event in ("plan changed to full on 2", "kitchen was lost", "kitchen joined", "formed with kitchen"):
+        assert event in caplog.text
 
 
 def test_a_frozen_member_is_noticed_and_comes_back_quickly(pair):

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.visits import FULL, HOST, LOCAL, MEANS, MS, header, powered, records, visit, write
+from support.visits import FULL, HOST, MEANS, MS, header, powered, records, visit, write
 
 from prism.errors import TraceError
+from prism.labels import plan_label
 from prism.link import LinkSpec
 from prism.perfmap import Case, build_map, load_map
 from prism.perfmap.crossover import chance_of_agreement, compare_maps, crossing, crossovers, ratio
 from prism.perfmap.pooling import TraceSet, pool, read_traces
-from prism.plan import ExecutionPlan, Mode
-from prism.report.labels import plan_label
+from prism.plan import LOCAL, ExecutionPlan, Mode
 from prism.spec import ModelSpec
 from prism.trace import Batch
 from prism.trace.metrics import summarise

@@ -3,11 +3,12 @@ from xml.etree import ElementTree
 
 import msgspec
 import pytest
-from support.visits import FULL, LOCAL, MEANS, header, powered, records, visit, write
+from support.visits import FULL, MEANS, header, powered, records, visit, write
 
 from prism.perfmap import build_map
 from prism.perfmap.crossover import crossovers
 from prism.perfmap.pooling import read_traces
+from prism.plan import LOCAL
 from prism.report.map_figures import colour_of, line_figure, style
 from prism.report.map_grid import grids
 from prism.report.map_page import page

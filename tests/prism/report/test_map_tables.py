@@ -3,13 +3,13 @@ import re
 import msgspec
 import pytest
 from rich.console import Console
-from support.visits import FULL, LOCAL, MEANS, header, records, visit, write
+from support.visits import FULL, MEANS, header, records, visit, write
 
 from prism.link import LinkSpec
 from prism.perfmap import build_map
 from prism.perfmap.crossover import compare_maps
 from prism.perfmap.pooling import read_traces
-from prism.plan import ExecutionPlan, Mode
+from prism.plan import LOCAL, ExecutionPlan, Mode
 from prism.report.map_grid import grids, plan_codes, rate_label
 from prism.report.map_tables import comparison_view, map_view
 
