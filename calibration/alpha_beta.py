@@ -30,7 +30,7 @@ LINE_PARAMETERS = 2
 BREAK_PARAMETERS = 3  # two lines have two more, and their break was searched for
 
 
-class Line(msgspec.Struct, frozen=True, kw_only=True):
+class StraightLine(msgspec.Struct, frozen=True, kw_only=True):
     """t = alpha_s + 8 size / beta_bps for sizes of [from_bytes, to_bytes], with standard errors.
 
     alpha_s of the first line is what an empty message costs, and never below 0. The second line's is its
@@ -56,7 +56,7 @@ class AlphaBeta(msgspec.Struct, frozen=True, kw_only=True):
     share of them. Sizes outside of [from_bytes, to_bytes] are extrapolated.
     """
 
-    lines: tuple[Line, ...]
+    lines: tuple[StraightLine, ...]
     break_bytes: int | None
     samples: int
     mape: float
@@ -92,7 +92,7 @@ def fit_alpha_beta(sizes_bytes: Sequence[float], seconds: Sequence[float]) -> Al
     ConfigError with fewer than three sizes or a time that isn't positive.
     """
     sizes, medians, noise = _medians(sizes_bytes, seconds)
-    one = _Candidate.of((_line(sizes, medians),), None, sizes, medians, noise)
+    one = _CurveFit.of((_line(sizes, medians),), None, sizes, medians, noise)
     two = min(_breaks(sizes, medians, noise), key=lambda candidate: candidate.chi2, default=one)
     # where two lines miss by more than the held noise too, it was taken for too small
     scale = max(1.0, two.chi2 / max(len(sizes) - 2 * LINE_PARAMETERS - 1, 1))
@@ -101,29 +101,31 @@ def fit_alpha_beta(sizes_bytes: Sequence[float], seconds: Sequence[float]) -> Al
     return AlphaBeta(lines=best.lines, break_bytes=best.edge, samples=len(seconds), mape=float(error.mean()))
 
 
-class _Candidate(NamedTuple):
-    lines: tuple[Line, ...]
+class _CurveFit(NamedTuple):
+    lines: tuple[StraightLine, ...]
     edge: int | None
     chi2: float
 
     @classmethod
-    def of(cls, lines: tuple[Line, ...], edge: int | None, sizes: Array, medians: Array, noise: Array) -> "_Candidate":
+    def of(
+        cls, lines: tuple[StraightLine, ...], edge: int | None, sizes: Array, medians: Array, noise: Array
+    ) -> "_CurveFit":
         error = np.abs(_residuals(lines, sizes, medians))
         near = np.minimum(error, np.maximum(HUBER, TUNING * noise))
         return cls(lines, edge, float(np.sum(near * (2 * error - near) / noise**2)))
 
 
-def _breaks(sizes: Array, medians: Array, noise: Array) -> list[_Candidate]:
+def _breaks(sizes: Array, medians: Array, noise: Array) -> list[_CurveFit]:
     found = []
     for cut in range(REGIME, len(sizes) - REGIME + 1):
         lines = (_line(sizes[:cut], medians[:cut]), _line(sizes[cut:], medians[cut:], least_alpha_s=-np.inf))
         edge = _edge(*lines)
         if edge is not None:
-            found.append(_Candidate.of(lines, edge, sizes, medians, noise))
+            found.append(_CurveFit.of(lines, edge, sizes, medians, noise))
     return found
 
 
-def _edge(first: Line, second: Line) -> int | None:
+def _edge(first: StraightLine, second: StraightLine) -> int | None:
     """Where the second line takes over: at their crossing, or midway where the time jumps up between two
     sizes. None where it would fall."""
     below, above = first.to_bytes, second.from_bytes
@@ -156,7 +158,7 @@ def _medians(sizes_bytes: Sequence[float], seconds: Sequence[float]) -> tuple[Ar
     return known, medians, np.hypot(1.2533 * np.maximum(spread, common) / np.sqrt(counts), RESOLUTION)
 
 
-def _line(sizes: Array, medians: Array, least_alpha_s: float = 0.0) -> Line:
+def _line(sizes: Array, medians: Array, least_alpha_s: float = 0.0) -> StraightLine:
     """Least squares of the relative error within the physical limits, by reweighting with Huber's weights.
     Standard errors are those of the unbounded problem, from the spread of the medians around the line."""
     design = np.stack([1 / medians, sizes / medians], axis=1)
@@ -172,7 +174,7 @@ def _line(sizes: Array, medians: Array, least_alpha_s: float = 0.0) -> Line:
             break
     alpha, slope = (float(value) for value in solved.x / scale)
     alpha_se, slope_se = _standard_errors(design, weights, error) / scale
-    return Line(
+    return StraightLine(
         alpha_s=alpha,
         alpha_se_s=float(alpha_se),
         beta_bps=8 / slope,
@@ -192,7 +194,7 @@ def _standard_errors(design: Array, weights: Array, error: Array) -> Array:
     return np.asarray(np.sqrt(np.diag(np.linalg.pinv(design.T @ design)) * variance))
 
 
-def _residuals(lines: tuple[Line, ...], sizes: Array, medians: Array) -> Array:
+def _residuals(lines: tuple[StraightLine, ...], sizes: Array, medians: Array) -> Array:
     """Relative errors of the fitted curve at the medians."""
     fitted = [line.seconds(size) for line in lines for size in sizes if line.from_bytes <= size <= line.to_bytes]
     return np.array(fitted) / medians - 1

@@ -49,7 +49,7 @@ MERGED = {"compress": "block", "project": "block", "attend": "block"}
 Array = NDArray[np.float64]
 
 
-class Step(NamedTuple):
+class ComputeStep(NamedTuple):
     """One kind of step of one cell: its kernels, whether it carries a block's and an exchange's fixed cost, the
     seconds of each visit's median, how often a batch has it, whether other ranks worked beside it, and the bytes that
     the block's exchange moved through this host. model: as the traces name it; of a probe there is a shape instead."""
@@ -67,7 +67,9 @@ class Step(NamedTuple):
     shape: tuple[int, ...] = ()
 
 
-def steps_of(traces: Iterable[Trace], models: Mapping[str, ModelSpec], usual_ms: float | None = None) -> list[Step]:
+def steps_of(
+    traces: Iterable[Trace], models: Mapping[str, ModelSpec], usual_ms: float | None = None
+) -> list[ComputeStep]:
     """Every compute step of some traces; the visits of a cell count as repeats. usual_ms: a pace (prism.trace.metrics.pace_ms) that
     every visit's seconds are brought to by its own. Raises ConfigError where a trace's model has no specification."""
     found: dict[tuple[Any, ...], list[float]] = defaultdict(list)
@@ -87,10 +89,12 @@ def steps_of(traces: Iterable[Trace], models: Mapping[str, ModelSpec], usual_ms:
     ]
 
 
-def _step(model: ModelSpec, header: TraceHeader, cell: str, rank: int, op: str, seconds: tuple[float, ...]) -> Step:
+def _step(
+    model: ModelSpec, header: TraceHeader, cell: str, rank: int, op: str, seconds: tuple[float, ...]
+) -> ComputeStep:
     together = header.plan.ranks > 1
     graph = build(msgspec.structs.replace(model, blocks=1), header.plan, header.batch, header.tokens)
-    return Step(
+    return ComputeStep(
         cell=cell,
         op=op,
         block=op == "block",
@@ -109,7 +113,7 @@ def _receives(graph: WorkloadGraph, rank: int) -> bool:
     return any(op.kind == "stage_h2d" and op.block == 0 for op in graph.operations(rank))
 
 
-def steps_of_probes(probes: Iterable[Probe]) -> list[Step]:
+def steps_of_probes(probes: Iterable[Probe]) -> list[ComputeStep]:
     """Whole blocks of many shapes, timed alone (prism-hw probe); the other operations are timed too hot to add up to
     a block. A timed repeat counts as a visit."""
     found: dict[tuple[int, ...], list[float]] = defaultdict(list)
@@ -119,13 +123,13 @@ def steps_of_probes(probes: Iterable[Probe]) -> list[Step]:
     return [_probed(shape, tuple(seconds)) for shape, seconds in found.items()]
 
 
-def _probed(shape: tuple[int, ...], seconds: tuple[float, ...]) -> Step:
+def _probed(shape: tuple[int, ...], seconds: tuple[float, ...]) -> ComputeStep:
     batch, tokens, width, heads, mlp_width = shape
     model = ModelSpec(
         name="block", family="vit", blocks=1, width=width, heads=heads, mlp_width=mlp_width, tokens=tokens
     )
     graph = build(model, ExecutionPlan(mode=Mode.LOCAL), batch)
-    return Step(
+    return ComputeStep(
         cell=f"block {shape}",
         op="block",
         shape=shape,
@@ -138,7 +142,7 @@ def _probed(shape: tuple[int, ...], seconds: tuple[float, ...]) -> Step:
     )
 
 
-def features(step: Step, known: Mapping[str, float]) -> tuple[float, ...]:
+def features(step: ComputeStep, known: Mapping[str, float]) -> tuple[float, ...]:
     """What the cost model multiplies its terms by, in the order of TERMS without the last. known: values that say
     on which side of the roofline a kernel stands; without them matrix products and attention are bound by FLOPs."""
     sums = {"gemm": 0.0, "attention": 0.0, "memory": 0.0}
@@ -170,7 +174,7 @@ def _medians(trace: Trace, blocks: int) -> dict[tuple[int, str], float]:
     return {key: float(np.median(list(values.values()))) for key, values in sums.items()}
 
 
-def seconds_of(step: Step, values: Mapping[str, float]) -> float:
+def seconds_of(step: ComputeStep, values: Mapping[str, float]) -> float:
     """What the cost model has for a step."""
     slowdown = 1.0 + values[TERMS[-1]] * step.together
     factors = (values[name] * (slowdown if name == TERMS[MEMORY] else 1.0) for name in TERMS[:-1])
@@ -213,7 +217,7 @@ def _blocks(trace: Trace, blocks: int, ranks: int) -> Array:
     return np.log(np.array(whole).reshape(-1, ranks))
 
 
-def fit(steps: Sequence[Step]) -> dict[str, float]:
+def fit(steps: Sequence[ComputeStep]) -> dict[str, float]:
     """Values of TERMS and of roofline.power, from the median of each step's visits. Raises ConfigError with fewer
     steps than terms."""
     if len(steps) < len(TERMS):
@@ -238,7 +242,7 @@ class _Design(NamedTuple):
     probed: NDArray[np.bool_]
 
 
-def _design(steps: Sequence[Step], known: Mapping[str, float]) -> _Design:
+def _design(steps: Sequence[ComputeStep], known: Mapping[str, float]) -> _Design:
     numbers = {cell: number for number, cell in enumerate(dict.fromkeys(step.cell for step in steps))}
     return _Design(
         features=np.array([features(step, known) for step in steps]),
@@ -258,7 +262,7 @@ def _weighted(known: _Design, seconds: Array) -> tuple[Array, Array]:
     return np.column_stack([design, design[:, MEMORY] * (known.together & told)]), weight
 
 
-def tied(steps: Sequence[Step]) -> list[tuple[str, str]]:
+def tied(steps: Sequence[ComputeStep]) -> list[tuple[str, str]]:
     """Pairs of terms that these steps hardly tell apart: what one gets, the other lacks, so that only what they come to
     together is known, and the error of each alone is larger than its bootstrap says."""
     design, _ = _weighted(_design(steps, fit(steps)), np.array([float(np.median(s.seconds)) for s in steps]))
@@ -289,7 +293,7 @@ def _solved(known: _Design, seconds: Array) -> tuple[dict[str, float], float]:
     return dict(zip(TERMS, map(float, found), strict=True)), misfit
 
 
-def covariance(steps: Sequence[Step], draws: int = 200, seed: int = 0) -> Array:
+def covariance(steps: Sequence[ComputeStep], draws: int = 200, seed: int = 0) -> Array:
     """Of the relative deviations of TERMS, by a bootstrap of whole visits: noise comes in bursts. The visits of a draw
     are the same in all cells, since a sweep visits every cell before any again. A term that is 0 in
     the fit has none. Deviations end at one: a term that may as well be 0 or twice as large is not known at all."""

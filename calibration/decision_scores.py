@@ -31,7 +31,7 @@ class Guess(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, ms=factor * self.ms, draws=draws)
 
 
-class Pair(msgspec.Struct, frozen=True, kw_only=True):
+class DecisionPair(msgspec.Struct, frozen=True, kw_only=True):
     """excess: distributed over local, less 1. p_wins: share of the draws in which distributed is faster."""
 
     cell: str
@@ -82,7 +82,7 @@ def distances(evens: Sequence[BreakEven]) -> list[float]:
     return [abs(e.log2) for e in evens if e.log2 is not None and e.axis == "bandwidth_mbps"]
 
 
-class Measured(NamedTuple):
+class MeasuredPairs(NamedTuple):
     """A map with what predictions are held against: places of each distributed cell and of the local cell of its workload, and
     where the better plan changes, with the places of the cells of that line."""
 
@@ -91,7 +91,7 @@ class Measured(NamedTuple):
     lines: list[tuple[Crossover, list[tuple[int, int]]]]
 
 
-def measured_of(measured: PerformanceMap) -> Measured:
+def measured_of(measured: PerformanceMap) -> MeasuredPairs:
     """Raises ConfigError without a pair."""
     place = {id(cell): index for index, cell in enumerate(measured.cells)}
     twins = [
@@ -109,17 +109,17 @@ def measured_of(measured: PerformanceMap) -> Measured:
         for axis, line in lines(measured)
         if len(line) > 1
     ]
-    return Measured(measured, twins, found)
+    return MeasuredPairs(measured, twins, found)
 
 
-def pairs_of(measured: Measured, guesses: Sequence[Guess]) -> list[Pair]:
+def pairs_of(measured: MeasuredPairs, guesses: Sequence[Guess]) -> list[DecisionPair]:
     cells = measured.map.cells
     return [_pair(cells[a], cells[b], guesses[a], guesses[b]) for a, b in measured.twins]
 
 
-def _pair(cell: Cell, local: Cell, guess: Guess, alone: Guess) -> Pair:
+def _pair(cell: Cell, local: Cell, guess: Guess, alone: Guess) -> DecisionPair:
     wins = np.array(guess.draws) < np.array(alone.draws)
-    return Pair(
+    return DecisionPair(
         cell=cell.label,
         model=cell.model,
         batch=cell.batch,
@@ -132,7 +132,7 @@ def _pair(cell: Cell, local: Cell, guess: Guess, alone: Guess) -> Pair:
     )
 
 
-def break_evens_of(measured: Measured, guesses: Sequence[Guess]) -> list[BreakEven]:
+def break_evens_of(measured: MeasuredPairs, guesses: Sequence[Guess]) -> list[BreakEven]:
     """Of the map, and of the same lines with the predicted latencies on them."""
     found = []
     for ours, places in measured.lines:
@@ -159,7 +159,7 @@ def _held(line: Crossover) -> str:
     return f"{(line.link.rate_bps or 0) / 1e6:g} Mbps"
 
 
-def rule_of(pairs: Sequence[Pair], distribute: Sequence[bool]) -> Rule:
+def rule_of(pairs: Sequence[DecisionPair], distribute: Sequence[bool]) -> Rule:
     """How well a choice for each pair does."""
     clear = [
         choice == (pair.measured_excess < 0)

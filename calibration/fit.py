@@ -18,7 +18,7 @@ from calibration.alpha_beta import fit_alpha_beta
 from calibration.compute_terms import (
     ROOFLINE,
     TERMS,
-    Step,
+    ComputeStep,
     covariance,
     fit,
     ranks_apart,
@@ -26,7 +26,7 @@ from calibration.compute_terms import (
     steps_of_probes,
     tied,
 )
-from calibration.trace_checks import checked, unpaced, unsteady, usual_pace_ms
+from calibration.trace_checks import unpaced, unsteady, usable_traces, usual_pace_ms
 from prism.cost import CalibratedProfile, Taken, Term, columns
 from prism.errors import ConfigError
 from prism.perfmap import Cell, build_map
@@ -46,7 +46,7 @@ GROSS = 5.0  # robust deviations above its cell's median from which on a visit w
 STAGES: dict[Literal["stage_d2h", "stage_h2d"], str] = {"stage_d2h": "d2h", "stage_h2d": "h2d"}
 
 
-class Estimate(msgspec.Struct, frozen=True, kw_only=True):
+class TermEstimate(msgspec.Struct, frozen=True, kw_only=True):
     """A term's value; log_se: standard error of its logarithm, null where the data don't tell it from others."""
 
     name: str
@@ -85,7 +85,7 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     """A profile and how it came to be. left_out_mape_pct: of each model, predicted from the others alone."""
 
     profile: CalibratedProfile
-    estimates: tuple[Estimate, ...]
+    estimates: tuple[TermEstimate, ...]
     residuals: tuple[Residual, ...]
     regimes: tuple[Regime, ...]
     visits: int
@@ -104,7 +104,7 @@ def calibrate(
     note: str = "",
 ) -> Calibration:
     """Fit everything, then once more without each model. Raises ConfigError, TraceError: see checks.py."""
-    traces, messages = checked(traces)
+    traces, messages = usable_traces(traces)
     cells = build_map(traces).cells
     missing = sorted({cell.model for cell in cells} - set(models))
     if missing:
@@ -149,7 +149,7 @@ def _left_out(
     cells: Sequence[Cell],
     models: Mapping[str, ModelSpec],
     simulate: Simulate,
-    steps: Sequence[Step],
+    steps: Sequence[ComputeStep],
     usual_ms: float | None,
 ) -> dict[str, list[float]]:
     """Logarithms of predicted over measured, of each model from a fit to the others."""
@@ -176,7 +176,7 @@ def _profile(
     cells: Sequence[Cell],
     models: Mapping[str, ModelSpec],
     simulate: Simulate,
-    steps: Sequence[Step],
+    steps: Sequence[ComputeStep],
     usual_ms: float | None,
     name: str,
     note: str,
@@ -325,7 +325,7 @@ def _taken(plans: Iterable[Any]) -> Taken:
 
 
 def _ranges(
-    cells: Sequence[Cell], models: Mapping[str, ModelSpec], steps: Sequence[Step]
+    cells: Sequence[Cell], models: Mapping[str, ModelSpec], steps: Sequence[ComputeStep]
 ) -> dict[str, tuple[float, float]]:
     found: dict[str, list[float]] = defaultdict(list)
     for cell in cells:
@@ -353,11 +353,11 @@ def _unclear(pair: tuple[str, str]) -> str:
     )
 
 
-def _estimates(profile: CalibratedProfile, unclear: set[str]) -> Iterable[Estimate]:
+def _estimates(profile: CalibratedProfile, unclear: set[str]) -> Iterable[TermEstimate]:
     spread = np.sqrt(np.diag(np.array(profile.covariance)))
     for term, se in zip(profile.terms, spread, strict=True):
         state: Literal["fitted", "weak", "not determined", "prior"] = "prior"
         if term.name in (*TERMS, SPREAD, *LINK):
             state = "not determined" if term.value == 0 else "weak" if se > WEAK or term.name in unclear else "fitted"
         known = float(se) if state in ("fitted", "weak") else None
-        yield Estimate(name=term.name, value=term.value, log_se=known, state=state)
+        yield TermEstimate(name=term.name, value=term.value, log_se=known, state=state)

@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.decision_scores import Guess, Measured, break_evens_of, distances, pairs_of, rule_of
+from calibration.decision_scores import Guess, MeasuredPairs, break_evens_of, distances, pairs_of, rule_of
 
 DRAWS, MEDIANS = 16, 20_000
 
@@ -23,7 +23,7 @@ class Perfect(msgspec.Struct, frozen=True, kw_only=True):
     crossover_log2_median: float | None
 
 
-def perfect(measured: Measured, logs: Sequence[NDArray[np.float64]]) -> Perfect | None:
+def perfect(measured: MeasuredPairs, logs: Sequence[NDArray[np.float64]]) -> Perfect | None:
     """None where no cell was visited twice. logs: of the milliseconds of each cell's visits, in order.
 
     A true median lies about the measured one as the measured lies about it: log-normal, with the deviation that the median
@@ -49,7 +49,7 @@ def perfect(measured: Measured, logs: Sequence[NDArray[np.float64]]) -> Perfect 
     )
 
 
-def _scored(measured: Measured, factors: NDArray[np.float64]) -> tuple[float | None, ...]:
+def _scored(measured: MeasuredPairs, factors: NDArray[np.float64]) -> tuple[float | None, ...]:
     guesses = [
         Guess(ms=factor * cell.latency_ms.p50, draws=(), split_ms={}, tag="calibrated", outside=())
         for factor, cell in zip(map(float, factors), measured.map.cells, strict=True)

@@ -18,7 +18,7 @@ UNSTEADY = 1.2  # slowest visit over quickest of the median cell: 1.16 gave inte
 STRAY_NS = 5_000_000  # a span may lie so far outside of its batch: clocks of two hosts are known to less
 
 
-def checked(traces: TraceSet) -> tuple[TraceSet, tuple[str, ...]]:
+def usable_traces(traces: TraceSet) -> tuple[TraceSet, tuple[str, ...]]:
     """The traces that can be used, and what a user should know of the others and of what is missing.
 
     Raises TraceError for traces of several machines, power modes or versions, and ConfigError, with what measures

@@ -14,9 +14,9 @@ import numpy as np
 
 from calibration.decision_scores import (
     BreakEven,
+    DecisionPair,
     Guess,
-    Measured,
-    Pair,
+    MeasuredPairs,
     Rule,
     break_evens_of,
     distances,
@@ -37,7 +37,7 @@ from prism.workload import build
 INTERVAL = (5.0, 95.0)
 
 
-class Row(msgspec.Struct, frozen=True, kw_only=True):
+class CellComparison(msgspec.Struct, frozen=True, kw_only=True):
     """A cell, measured and predicted. split_pct: predicted less measured of each span kind of the terminal, in per
     cent of the measured latency, so that the parts of an error are seen."""
 
@@ -95,13 +95,13 @@ class Scores(msgspec.Struct, frozen=True, kw_only=True):
     perfect: Perfect | None = None
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True):
+class ComparisonReport(msgspec.Struct, frozen=True, kw_only=True):
     """paced: the scores of the same predictions for the pace that the machine had at each cell instead of the pace of its
     calibration; slowness: between the two, of the median cell. Null where either pace was not timed."""
 
     scores: Scores
-    rows: tuple[Row, ...]
-    pairs: tuple[Pair, ...]
+    rows: tuple[CellComparison, ...]
+    pairs: tuple[DecisionPair, ...]
     break_evens: tuple[BreakEven, ...]
     paced: Scores | None = None
     slowness: float | None = None
@@ -113,7 +113,7 @@ def compared(
     guesses: Sequence[Guess],
     models: dict[str, ModelSpec],
     reference: PerformanceMap | None = None,
-) -> Report:
+) -> ComparisonReport:
     """guesses: the profile's, one for each of the map's cells, in order. reference: a map of the profiled models, for the
     rules that learn from them. Raises ConfigError without a pair."""
     known = measured_of(measured)
@@ -133,17 +133,19 @@ def compared(
     return msgspec.structs.replace(found, paced=scores, slowness=float(np.median(slowness)))
 
 
-def _judged(measured: Measured, guesses: Sequence[Guess], baselines: dict[str, Rule], known: Perfect | None) -> Report:
+def _judged(
+    measured: MeasuredPairs, guesses: Sequence[Guess], baselines: dict[str, Rule], known: Perfect | None
+) -> ComparisonReport:
     rows = [_row(cell, guess) for cell, guess in zip(measured.map.cells, guesses, strict=True)]
     pairs, evens = pairs_of(measured, guesses), break_evens_of(measured, guesses)
     scores = _scores(measured.map, rows, pairs, evens, baselines, guesses, known)
-    return Report(scores=scores, rows=tuple(rows), pairs=tuple(pairs), break_evens=tuple(evens))
+    return ComparisonReport(scores=scores, rows=tuple(rows), pairs=tuple(pairs), break_evens=tuple(evens))
 
 
-def _row(cell: Cell, guess: Guess) -> Row:
+def _row(cell: Cell, guess: Guess) -> CellComparison:
     ms = cell.latency_ms.p50
     low, high = np.percentile(guess.draws, INTERVAL) if guess.draws else (guess.ms, guess.ms)
-    return Row(
+    return CellComparison(
         cell=cell.label,
         model=cell.model,
         mode=cell.plan.mode.value,
@@ -161,7 +163,10 @@ def _row(cell: Cell, guess: Guess) -> Row:
 
 
 def _rules(
-    measured: Measured, pairs: Sequence[Pair], models: dict[str, ModelSpec], reference: PerformanceMap | None
+    measured: MeasuredPairs,
+    pairs: Sequence[DecisionPair],
+    models: dict[str, ModelSpec],
+    reference: PerformanceMap | None,
 ) -> dict[str, Rule]:
     found = {
         "always local": rule_of(pairs, [False] * len(pairs)),
@@ -227,15 +232,17 @@ def _best_plan(measured: PerformanceMap, guesses: Sequence[Guess]) -> Rule:
     return rule_from(right, lost)
 
 
-def _by(rows: Sequence[Row], key: Literal["mode", "model"], value: Callable[[float], float]) -> dict[str, float]:
+def _by(
+    rows: Sequence[CellComparison], key: Literal["mode", "model"], value: Callable[[float], float]
+) -> dict[str, float]:
     names = sorted({getattr(row, key) for row in rows})
     return {n: float(np.mean([value(r.error_pct) for r in rows if getattr(r, key) == n])) for n in names}
 
 
 def _scores(
     measured: PerformanceMap,
-    rows: Sequence[Row],
-    pairs: Sequence[Pair],
+    rows: Sequence[CellComparison],
+    pairs: Sequence[DecisionPair],
     evens: Sequence[BreakEven],
     baselines: dict[str, Rule],
     guesses: Sequence[Guess],

@@ -45,7 +45,7 @@ from hw.testbed.netns import enter
 from prism.cli.entry import command_line
 from prism.cost import load_profile
 from prism.decide.accuracy import AccuracyTable, load_accuracy
-from prism.decide.link_rate import RateEstimate, Sample, updated
+from prism.decide.link_rate import RateEstimate, RateSample, updated
 from prism.decide.log import Decided, DecisionLog, read_decisions, replay
 from prism.decide.policy import FixedPolicy, LookupPolicy, PrismPolicy, State
 from prism.decide.table import LOCAL, Objective, Observation, Table, table_of
@@ -240,7 +240,7 @@ class Simulated:
         return named(decision.plan)
 
     def _saw(self, rate: float, deviation: float, source: Any, after_ms: float) -> None:
-        sample = Sample(at_s=self._now + after_ms / 1e3, rate_bps=rate, deviation=deviation, source=source)
+        sample = RateSample(at_s=self._now + after_ms / 1e3, rate_bps=rate, deviation=deviation, source=source)
         self._estimate = updated(self._estimate, sample)
 
 

@@ -27,7 +27,7 @@ import typer
 from calibration.decision_scores import Guess
 from calibration.fit import Calibration, calibrate
 from calibration.report import page as pages
-from calibration.validate import Report, compared
+from calibration.validate import ComparisonReport, compared
 from hw.run.config import RunConfig
 from hw.sweep.config import SweepConfig
 from hw.sweep.config import cells as cells_of
@@ -41,7 +41,7 @@ from prism.perfmap import Cell, PerformanceMap, build_map
 from prism.perfmap.pooling import TraceSet, read_traces
 from prism.spec import ModelSpec
 from prism.trace import now_text, read_trace
-from sim.ask.for_calibration import guess_of, pooled, simulate
+from sim.ask.for_calibration import guess_of, pooled, simulator_of
 from sim.ask.point import Point
 
 CONFIGS = Path(os.path.relpath(Path(__file__).parent)) / "unseen_models"  # as a user would type it
@@ -105,7 +105,7 @@ def fitted(folder: Path) -> Calibration:
     traces = read_traces([measure(CONFIGS / "calibration.toml", folder)])
     models = described(traces)
     note = "experiments/unseen_models.py: probes and three small models in the testbed of a virtual machine"
-    found = calibrate(traces, models, simulate(models), "unseen-models", read_trace(probes).probes, note)
+    found = calibrate(traces, models, simulator_of(models), "unseen-models", read_trace(probes).probes, note)
     (folder / "profile.json").write_bytes(
         msgspec.json.format(msgspec.json.encode(found.profile), indent=1) + b"\n"
     )
@@ -168,7 +168,7 @@ def predicted(profile: CalibratedProfile, held_out: HeldOut, folder: Path) -> Pr
 
 def held_against(
     found: Calibration, guesses: Predicted, held_out: HeldOut, folder: Path
-) -> tuple[Report, PerformanceMap, PerformanceMap, bool]:
+) -> tuple[ComparisonReport, PerformanceMap, PerformanceMap, bool]:
     """The comparison, the two maps, and whether every prediction is older than what it predicts."""
     reference = read_traces([folder / "calibration"])
     held = read_traces([folder / name for name in SWEEPS])
@@ -191,7 +191,7 @@ def left_out(folder: Path) -> dict[str, float]:
     traces = read_traces([folder / name for name in ("calibration", *SWEEPS)])
     models = described(traces)
     probes = read_trace(folder / "probes.jsonl").probes
-    return calibrate(traces, models, simulate(models), "all models", probes).left_out_mape_pct
+    return calibrate(traces, models, simulator_of(models), "all models", probes).left_out_mape_pct
 
 
 def passes(map_: PerformanceMap) -> int:
@@ -200,7 +200,7 @@ def passes(map_: PerformanceMap) -> int:
 
 def summary(
     found: Calibration,
-    report: Report,
+    report: ComparisonReport,
     measured: PerformanceMap,
     learned: PerformanceMap,
     before: bool,

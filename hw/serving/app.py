@@ -28,7 +28,7 @@ from prism.config import NonNegativeNumber, Port, PositiveNumber
 from prism.decide.accuracy import AccuracyTable, load_accuracy
 from prism.decide.log import LogHeader
 from prism.decide.policy import AnyPolicy, PrismPolicy
-from prism.decide.table import Objective, Row, Table, table_of
+from prism.decide.table import Objective, Table, TableRow, table_of
 from prism.errors import ConfigError
 from prism.nn.families import adapter_for
 from prism.nn.zoo import Loaded, load_model
@@ -210,7 +210,7 @@ def _device(model: str, weights: str | None, seed: int, threads: int) -> _Device
     return _Device(loaded, fingerprint(loaded.model), recorder, exchange)
 
 
-def _log(config: ServeConfig, rows: tuple[Row, ...], command: str) -> DecisionWriter | None:
+def _log(config: ServeConfig, rows: tuple[TableRow, ...], command: str) -> DecisionWriter | None:
     if not config.decisions:
         return None
     header = LogHeader(

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from hw.comm.recorder import SpanRecorder
 from hw.serving.leader import Group
-from prism.decide.link_rate import RateEstimate, Sample, updated
+from prism.decide.link_rate import RateEstimate, RateSample, updated
 from prism.decide.log import Answered, Corrected, Entry, LogHeader, decided
 from prism.decide.policy import AnyPolicy, Decision, State
-from prism.decide.table import LOCAL, Objective, Observation, Place, Table
+from prism.decide.table import LOCAL, CellPlace, Objective, Observation, Table
 from prism.errors import ConfigError, ExchangeError
 from prism.link import CROSSINGS
 from prism.nn.distribute import DistributedTransformer, distribute
@@ -106,8 +106,8 @@ class AdaptiveRuntime:
         self._estimate: RateEstimate | None = None
         self._told_bps: float | None = None  # by the batch that ran last, where it was distributed
         self._wrapped: tuple[int, DistributedTransformer] | None = None
-        self._residuals: dict[Place, deque[float]] = {}
-        self._factors: dict[Place, float] = {}
+        self._residuals: dict[CellPlace, deque[float]] = {}
+        self._factors: dict[CellPlace, float] = {}
         self._round_trips: deque[float] = deque(maxlen=16)
         self._all_heard_s = self._next_probe = 0.0
         self._stopping = threading.Event()
@@ -223,9 +223,9 @@ class AdaptiveRuntime:
         found = self._first_table.rate_of(plan, batch, waited_ms)
         if found is not None:
             self._told_bps, deviation = found
-            self._sampled(Sample(at_s=self._clock(), rate_bps=self._told_bps, deviation=deviation))
+            self._sampled(RateSample(at_s=self._clock(), rate_bps=self._told_bps, deviation=deviation))
 
-    def _sampled(self, sample: Sample) -> None:
+    def _sampled(self, sample: RateSample) -> None:
         self._estimate = updated(self._estimate, sample)
 
     # -- correcting the table -----------------------------------------------------------------------------
@@ -299,4 +299,4 @@ class AdaptiveRuntime:
         # a first round trip may be slower than a probe (23 ms were seen): then half of the probe's time is the link's
         crossing = max(seconds - min(self._round_trips), seconds / 2)
         rate = CROSSINGS * 8 * PROBE_BYTES / crossing
-        self._sampled(Sample(at_s=now, rate_bps=rate, deviation=PROBE_DEVIATION, source="probe"))
+        self._sampled(RateSample(at_s=now, rate_bps=rate, deviation=PROBE_DEVIATION, source="probe"))

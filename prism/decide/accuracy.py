@@ -96,7 +96,7 @@ def is_exact(plan: ExecutionPlan) -> bool:
     return plan.ranks == 1 or (plan.mode is Mode.FULL and plan.wire == "fp32")
 
 
-class Known(msgspec.Struct, frozen=True):
+class AnswerQuality(msgspec.Struct, frozen=True):
     """What a policy may know of a plan's answers. accuracy: the metric, where more is better; null where not measured."""
 
     accuracy: float | None
@@ -107,7 +107,7 @@ class Answers:
     """Looks plans up in the tables of one model. An exact plan agrees with the model, measured or not."""
 
     def __init__(self, tables: Iterable[AccuracyTable], model: str) -> None:
-        self._known: dict[ExecutionPlan, Known] = {}
+        self._known: dict[ExecutionPlan, AnswerQuality] = {}
         for table in tables:
             if Path(table.model).name != Path(model).name:  # one folder may be given by several paths
                 raise ConfigError(
@@ -115,9 +115,9 @@ class Answers:
                 )
             for row in table.rows:
                 value = row.value if table.metric in RISING else None
-                self._known[answers_alike(row.plan)] = Known(value, row.agreement)
+                self._known[answers_alike(row.plan)] = AnswerQuality(value, row.agreement)
 
-    def of(self, plan: ExecutionPlan) -> Known:
+    def of(self, plan: ExecutionPlan) -> AnswerQuality:
         key = ExecutionPlan(mode=Mode.LOCAL) if is_exact(plan) else answers_alike(plan)
-        found = self._known.get(key, Known(None, None))
-        return Known(found.accuracy, 1.0) if is_exact(plan) else found
+        found = self._known.get(key, AnswerQuality(None, None))
+        return AnswerQuality(found.accuracy, 1.0) if is_exact(plan) else found

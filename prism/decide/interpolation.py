@@ -23,14 +23,14 @@ SURE, UNSURE = (
 NODES = ((2 / 3, 0.0), (1 / 6, math.sqrt(3)), (1 / 6, -math.sqrt(3)))  # shares and deviations of Gauss-Hermite's three
 
 
-class Axes(NamedTuple):
+class CellAxes(NamedTuple):
     """Where a plan has cells: batches, and for each the seconds a bit takes, ascending. Equal ones are one object."""
 
     batches: tuple[int, ...]
     lines: tuple[tuple[float, ...], ...]
 
 
-class Mixed(NamedTuple):
+class MixedCosts(NamedTuple):
     """An observation's place on a line, how far outside of the cells it lies in factors e, and a figure of each plan."""
 
     columns: list[int]
@@ -40,16 +40,16 @@ class Mixed(NamedTuple):
     joules: list[float]
 
 
-class Line:
+class BatchCosts:
     """What plans cost at one batch, along the seconds that a bit takes. figures: [xs, 5, plans], MS and so on."""
 
     def __init__(self, xs: tuple[float, ...], figures: NDArray[np.float64], outside: float) -> None:
         self.xs, self.figures, self._outside = xs, figures, outside
         self._rows = figures[:, :MIXED].reshape(len(xs), -1).copy()
         self._doubts: list[list[float]] = figures[:, DEVIATION].T.tolist()
-        self._local = None if xs[-1] else Mixed([0], outside, *self._mixed([0], [1.0]))
+        self._local = None if xs[-1] else MixedCosts([0], outside, *self._mixed([0], [1.0]))
 
-    def at(self, nodes: Sequence[tuple[float, float]]) -> Mixed:
+    def at(self, nodes: Sequence[tuple[float, float]]) -> MixedCosts:
         """nodes: shares, and the seconds a bit takes."""
         if self._local is not None:  # its one place is at 0 whatever the rate
             return self._local
@@ -62,7 +62,7 @@ class Line:
                 columns.append(left + 1)
                 weights.append(share * along)
             outside += share * beyond
-        return Mixed(columns, outside, *self._mixed(columns, weights))
+        return MixedCosts(columns, outside, *self._mixed(columns, weights))
 
     def _mixed(self, columns: list[int], weights: list[float]) -> list[list[float]]:
         rows = self._rows.take(columns, axis=0)
@@ -71,20 +71,20 @@ class Line:
         found: list[list[float]] = np.maximum(mixed, LEAST).reshape(MIXED, -1).tolist()
         return found
 
-    def deviation(self, plan: int, mixed: Mixed) -> float:
+    def deviation(self, plan: int, mixed: MixedCosts) -> float:
         """Of a plan's latency, relative: as of the least known of the cells, and more outside of them."""
         return math.hypot(max(map(self._doubts[plan].__getitem__, mixed.columns)), BEYOND * mixed.outside)
 
 
-class Lines:
+class CostGrid:
     """Plans with equal axes. cells: [cells in the order of the axes, 5, plans]. A batch's line is kept: there are few."""
 
-    def __init__(self, axes: Axes, cells: NDArray[np.float64]) -> None:
+    def __init__(self, axes: CellAxes, cells: NDArray[np.float64]) -> None:
         self._axes = axes
         self._cells = np.split(cells, np.cumsum([len(xs) for xs in axes.lines])[:-1])
-        self._known: dict[int, Line] = {}
+        self._known: dict[int, BatchCosts] = {}
 
-    def at(self, batch: int) -> Line:
+    def at(self, batch: int) -> BatchCosts:
         """Each of a batch's two neighbours is brought to the rates of both."""
         known = self._known.get(batch)
         if known is not None:
@@ -98,7 +98,7 @@ class Lines:
         if beyond and len(batches) == 1:  # one batch alone is known: all grows with it
             figures *= batch / batches[0]
         figures[:, DEVIATION] = np.max([end[:, DEVIATION] for end in ends], axis=0)
-        found = self._known[batch] = Line(xs, figures, beyond)
+        found = self._known[batch] = BatchCosts(xs, figures, beyond)
         return found
 
     def _along(self, line: int, xs: tuple[float, ...]) -> NDArray[np.float64]:

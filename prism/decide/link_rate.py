@@ -15,7 +15,7 @@ LEARN = 0.3  # share of the way that what probes leave out moves to a new differ
 TOGETHER_S = 1.0  # a probe this near to a batch saw the same link
 
 
-class Sample(msgspec.Struct, frozen=True, kw_only=True):
+class RateSample(msgspec.Struct, frozen=True, kw_only=True):
     """A rate seen at a time, with its relative deviation: by a batch that ran anyway, or by a probe."""
 
     at_s: float
@@ -33,7 +33,7 @@ class RateEstimate(msgspec.Struct, frozen=True, kw_only=True):
     rate_bps: float
     deviation: float
     source: Literal["batch", "probe"]
-    doubted: Sample | None = None
+    doubted: RateSample | None = None
     unprobed_s_per_bit: float = 0.0
 
     def deviation_at(self, at_s: float) -> float:
@@ -41,7 +41,7 @@ class RateEstimate(msgspec.Struct, frozen=True, kw_only=True):
         return math.hypot(self.deviation, WANDER * math.sqrt(max(at_s - self.at_s, 0.0)))
 
 
-def updated(known: RateEstimate | None, sample: Sample) -> RateEstimate:
+def updated(known: RateEstimate | None, sample: RateSample) -> RateEstimate:
     """The belief after a sample."""
     if known is None:
         return RateEstimate(
@@ -66,7 +66,7 @@ def updated(known: RateEstimate | None, sample: Sample) -> RateEstimate:
     )
 
 
-def _surprised(known: RateEstimate, sample: Sample, gap: float) -> RateEstimate:
+def _surprised(known: RateEstimate, sample: RateSample, gap: float) -> RateEstimate:
     """Two surprises on one side are a change of the link; one is a reason to doubt."""
     before = known.doubted
     if before is not None and (before.rate_bps > known.rate_bps) == (gap > 0):

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from prism.decide.policy import AnyPolicy, Decision, State
-from prism.decide.table import Objective, Observation, Place, Row, Table
+from prism.decide.table import CellPlace, Objective, Observation, Table, TableRow
 from prism.errors import TraceError
 from prism.plan import ExecutionPlan
 
@@ -27,7 +27,7 @@ class LogHeader(msgspec.Struct, frozen=True, kw_only=True, tag="decisions", tag_
     model: str
     policy: AnyPolicy
     objective: Objective
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
     map_hash: str = ""
     link: str = ""
     host: dict[str, Any] = {}
@@ -62,7 +62,7 @@ class Corrected(msgspec.Struct, frozen=True, kw_only=True, tag="corrected", tag_
 
     at_s: float
     version: int
-    place: Place
+    place: CellPlace
     factor: float
     batches: int
 
@@ -123,7 +123,7 @@ class Replay(msgspec.Struct, frozen=True, kw_only=True):
 def replayed(log: DecisionLog) -> Iterator[tuple[Decided, Decided]]:
     """Each decision as logged, and as the policy makes it from what was observed."""
     header = log.header
-    table, state, factors = Table(header.rows), State(), dict[Place, float]()
+    table, state, factors = Table(header.rows), State(), dict[CellPlace, float]()
     for entry in log.entries:
         if isinstance(entry, Corrected):
             factors[entry.place] = entry.factor

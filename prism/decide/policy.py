@@ -13,7 +13,7 @@ import msgspec
 
 from prism.config import NonNegativeNumber
 from prism.decide.accuracy import is_exact
-from prism.decide.table import LOCAL, Expected, Objective, Observation, Table, View
+from prism.decide.table import LOCAL, Expectation, Objective, Observation, Table, View
 from prism.errors import ConfigError
 from prism.plan import ExecutionPlan
 
@@ -30,8 +30,8 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 
     plan: ExecutionPlan
     why: str
-    expected: Expected | None = None
-    runner_up: Expected | None = None
+    expected: Expectation | None = None
+    runner_up: Expectation | None = None
     state: State = State()
 
 
@@ -84,7 +84,7 @@ class PrismPolicy(msgspec.Struct, frozen=True, kw_only=True, tag="prism", forbid
             standing = _standing(present, objective, observation)
             present = present if standing >= _standing(best, objective, observation) else None
 
-        def decided(chosen: Expected, why: str) -> Decision:
+        def decided(chosen: Expectation, why: str) -> Decision:
             moved = chosen.plan != state.plan
             since = observation.at_s if moved else state.since_s
             other = best if chosen is not best else runner_up
@@ -127,7 +127,7 @@ class OraclePolicy:
         return Decision(plan=plan, why="the truth", state=State(plan=plan))
 
 
-def kept(each: Expected, objective: Objective, observation: Observation) -> bool:
+def kept(each: Expectation, objective: Objective, observation: Observation) -> bool:
     """Whether a plan keeps the constraints, and the deadline of the batch's first request."""
     if objective.most_ms is not None and each.ms > objective.most_ms:
         return False
@@ -138,7 +138,7 @@ def kept(each: Expected, objective: Objective, observation: Observation) -> bool
     return answers_kept(each, objective)
 
 
-def answers_kept(each: Expected, objective: Objective) -> bool:
+def answers_kept(each: Expectation, objective: Objective) -> bool:
     """Whether a plan's answers are good enough."""
     right, agreeing = objective.least_accuracy, objective.least_agreement
     if right is not None and (each.accuracy is None or each.accuracy < right):
@@ -146,18 +146,20 @@ def answers_kept(each: Expected, objective: Objective) -> bool:
     return agreeing is None or (each.agreement is not None and each.agreement >= agreeing)
 
 
-def _standing(each: Expected, objective: Objective, observation: Observation) -> int:
+def _standing(each: Expectation, objective: Objective, observation: Observation) -> int:
     """2 for a plan that keeps all constraints; 1 for one whose answers will do, or are the model's own; 0 for others."""
     if kept(each, objective, observation):
         return 2
     return int(answers_kept(each, objective) or is_exact(each.plan))
 
 
-def _best_two(view: View, observation: Observation, objective: Objective) -> tuple[Expected, Expected | None, int]:
+def _best_two(
+    view: View, observation: Observation, objective: Objective
+) -> tuple[Expectation, Expectation | None, int]:
     """The two best plans of those that stand highest: a late answer is better than a wrong one, and where none is known to
     be good enough, the model's own is. And how many keep all constraints: 0 for none, 1 for one of several."""
-    good: list[Expected] = []
-    every: list[Expected] = []
+    good: list[Expectation] = []
+    every: list[Expectation] = []
     for each in view.ranked():
         every.append(each)
         if kept(each, objective, observation):

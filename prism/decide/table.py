@@ -12,7 +12,7 @@ import numpy as np
 
 from prism.config import NonNegativeNumber, Positive, PositiveNumber, Share
 from prism.decide.accuracy import AccuracyTable, Answers
-from prism.decide.interpolation import WIRE, Axes, Line, Lines, Mixed, nodes
+from prism.decide.interpolation import WIRE, BatchCosts, CellAxes, CostGrid, MixedCosts, nodes
 from prism.errors import ConfigError
 from prism.perfmap import Cell, PerformanceMap
 from prism.plan import ExecutionPlan, Mode
@@ -20,7 +20,7 @@ from prism.plan import ExecutionPlan, Mode
 LOCAL = ExecutionPlan(mode=Mode.LOCAL)
 LEAST_DEVIATION = 0.01  # of a latency: no cell is known better than this
 PREDICTED_DEVIATION = 0.08  # of a cell that was simulated, where its profile doesn't say another
-Source = Literal["measured", "simulated"]
+CellSource = Literal["measured", "simulated"]
 
 
 class Objective(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -53,7 +53,7 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
     at_s: float
 
 
-class Expected(msgspec.Struct, frozen=True, kw_only=True):
+class Expectation(msgspec.Struct, frozen=True, kw_only=True):
     """A plan's figures at an observation. deviation: relative, of ms. source: of the cells that they come from."""
 
     plan: ExecutionPlan
@@ -63,11 +63,11 @@ class Expected(msgspec.Struct, frozen=True, kw_only=True):
     joules: float | None
     accuracy: float | None
     agreement: float | None
-    source: Source
+    source: CellSource
     cost: float
 
 
-class Row(msgspec.Struct, frozen=True, kw_only=True):
+class TableRow(msgspec.Struct, frozen=True, kw_only=True):
     """One cell as a policy needs it. rate_bps: of the medium; null for a plan on one device. deviation: relative, of
     ms. wire_ms: what of ms the terminal waits for others, link or rank: who serves can't tell them apart at once."""
 
@@ -81,10 +81,10 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     joules: float | None = None
     accuracy: float | None = None
     agreement: float | None = None
-    source: Source = "measured"
+    source: CellSource = "measured"
 
 
-class Place(NamedTuple):
+class CellPlace(NamedTuple):
     """Which cell: a plan, a batch, and the medium's rate rounded to 1 bit/s; null for a plan on one device."""
 
     plan: ExecutionPlan
@@ -92,31 +92,31 @@ class Place(NamedTuple):
     rate_bps: int | None
 
     @classmethod
-    def at(cls, plan: ExecutionPlan, batch: int, rate_bps: float | None) -> "Place":
+    def at(cls, plan: ExecutionPlan, batch: int, rate_bps: float | None) -> "CellPlace":
         return cls(plan, batch, None if rate_bps is None else round(rate_bps))
 
 
-class _Grid(NamedTuple):
+class _PlanCells(NamedTuple):
     """What is known of a plan, and its cells by batch and by the seconds that a bit takes."""
 
     plan: ExecutionPlan
     accuracy: float | None
     agreement: float | None
-    source: Source
-    axes: Axes
-    rows: list[Row]
+    source: CellSource
+    axes: CellAxes
+    rows: list[TableRow]
 
 
-class _Group:
+class _PlanGroup:
     """Plans with equal axes on equally many devices: one check and one mix of cells serve them all. A walk through 25
     plans took two fifths of a decision's time."""
 
-    def __init__(self, members: Sequence[tuple[int, _Grid]]) -> None:
+    def __init__(self, members: Sequence[tuple[int, _PlanCells]]) -> None:
         self.places = [place for place, _ in members]
         self.grids = [grid for _, grid in members]
         self.axes, self.ranks = self.grids[0].axes, self.grids[0].plan.ranks
         cells = np.array([[_figures(row) for row in grid.rows] for grid in self.grids])
-        self.lines = Lines(self.axes, cells.transpose(1, 2, 0))
+        self.lines = CostGrid(self.axes, cells.transpose(1, 2, 0))
 
 
 class View:
@@ -125,10 +125,10 @@ class View:
     def __init__(self, table: "Table", observation: Observation, objective: Objective) -> None:
         self._table, self._observation, self._objective = table, observation, objective
         self._nodes = nodes(_per_bit(observation), observation.bandwidth_deviation)
-        self._known: dict[int, tuple[Line, Mixed, list[float]]] = {}  # with the costs, by the group's id
-        self._made: dict[int, Expected] = {}  # by the plan's place: the present one is mostly one of the best
+        self._known: dict[int, tuple[BatchCosts, MixedCosts, list[float]]] = {}  # with the costs, by the group's id
+        self._made: dict[int, Expectation] = {}  # by the plan's place: the present one is mostly one of the best
 
-    def ranked(self) -> Iterator[Expected]:
+    def ranked(self) -> Iterator[Expectation]:
         """Every plan that its devices and its link allow, the best by the objective first; made one by one, for a
         decision looks at few, and their costs alone are quick."""
         costs: list[tuple[float, int]] = []
@@ -138,18 +138,18 @@ class View:
         for _, place in sorted(costs):
             yield self._expected(place)
 
-    def of(self, plan: ExecutionPlan) -> Expected | None:
+    def of(self, plan: ExecutionPlan) -> Expectation | None:
         """One plan's figures, None where it can't run; the same object as from `ranked`."""
         place = self._table.place_of(plan, self._observation)
         if place is None:
             return None
         return self._made.get(place) or self._expected(place)
 
-    def _expected(self, place: int) -> Expected:
+    def _expected(self, place: int) -> Expectation:
         group, k = self._table.homes[place]
         line, mixed, costs = self._at(group)
         grid, joules = group.grids[k], mixed.joules[k]
-        found = self._made[place] = Expected(
+        found = self._made[place] = Expectation(
             plan=grid.plan,
             ms=mixed.ms[k],
             p95_ms=mixed.p95_ms[k],
@@ -162,7 +162,7 @@ class View:
         )
         return found
 
-    def _at(self, group: _Group) -> tuple[Line, Mixed, list[float]]:
+    def _at(self, group: _PlanGroup) -> tuple[BatchCosts, MixedCosts, list[float]]:
         known = self._known.get(id(group))
         if known is None:
             line = group.lines.at(self._observation.batch)
@@ -174,20 +174,20 @@ class View:
 class Table:
     """Rows of one model, arranged for decisions. Raises ConfigError where none is local."""
 
-    def __init__(self, rows: Iterable[Row]) -> None:
+    def __init__(self, rows: Iterable[TableRow]) -> None:
         self.rows = tuple(rows)
         if not any(row.plan.ranks == 1 for row in self.rows):
             raise ConfigError("the table has no local row; a policy needs one to fall back to")
-        by_plan: dict[ExecutionPlan, list[Row]] = {}
+        by_plan: dict[ExecutionPlan, list[TableRow]] = {}
         for row in self.rows:
             by_plan.setdefault(row.plan, []).append(row)
-        known: dict[Axes, Axes] = {}
+        known: dict[CellAxes, CellAxes] = {}
         self._grids = [_grid(plan, rows, known) for plan, rows in by_plan.items()]
         self._places = {grid.plan: place for place, grid in enumerate(self._grids)}
-        alike: dict[tuple[Axes, int], list[tuple[int, _Grid]]] = {}
+        alike: dict[tuple[CellAxes, int], list[tuple[int, _PlanCells]]] = {}
         for place, grid in enumerate(self._grids):
             alike.setdefault((grid.axes, grid.plan.ranks), []).append((place, grid))
-        self.groups = [_Group(members) for members in alike.values()]
+        self.groups = [_PlanGroup(members) for members in alike.values()]
         self.homes = {place: (group, k) for group in self.groups for k, place in enumerate(group.places)}
 
     @property
@@ -201,7 +201,7 @@ class Table:
         """Where a plan stands among `plans`, None where it doesn't or its devices or its link are missing."""
         return self._places.get(plan) if _able(plan.ranks, observation) else None
 
-    def nearest(self, plan: ExecutionPlan, observation: Observation) -> tuple[Place, float] | None:
+    def nearest(self, plan: ExecutionPlan, observation: Observation) -> tuple[CellPlace, float] | None:
         """A plan's nearest cell and its milliseconds, nothing between cells; None where the plan can't run."""
         place = self.place_of(plan, observation)
         if place is None:
@@ -210,7 +210,7 @@ class Table:
         batch = min(grid.axes.batches, key=lambda each: abs(each - observation.batch))
         alike = [row for row in grid.rows if row.batch == batch]
         row = min(alike, key=lambda each: abs(math.log(rate / (each.rate_bps or rate))))
-        return Place.at(plan, batch, row.rate_bps), row.ms
+        return CellPlace.at(plan, batch, row.rate_bps), row.ms
 
     def mixes(self, plan: ExecutionPlan, observation: Observation) -> bool:
         """Whether a plan's figures there are a mean of cells. Beyond them a line goes on, on which what one cell is off by
@@ -236,12 +236,12 @@ class Table:
         noise_ms = line.deviation(k, mixed) * mixed.ms[k]
         return 1 / x, max(noise_ms / (slope * x), LEAST_DEVIATION)
 
-    def corrected(self, factors: Mapping[Place, float]) -> "Table":
+    def corrected(self, factors: Mapping[CellPlace, float]) -> "Table":
         """The table with the latencies of some cells times a factor each."""
         replace = msgspec.structs.replace
 
-        def of(row: Row) -> float:
-            return factors.get(Place.at(row.plan, row.batch, row.rate_bps), 1.0)
+        def of(row: TableRow) -> float:
+            return factors.get(CellPlace.at(row.plan, row.batch, row.rate_bps), 1.0)
 
         return Table(replace(row, ms=row.ms * of(row), p95_ms=row.p95_ms * of(row)) for row in self.rows)
 
@@ -256,7 +256,7 @@ def table_of(maps: Sequence[PerformanceMap], model: str, accuracy: Sequence[Accu
         raise ConfigError(
             f"the map has cells of {model} with {' and '.join(map(str, tokens))} tokens; decide by a map of one number"
         )
-    chosen: dict[tuple[ExecutionPlan, int, float | None], Row] = {}
+    chosen: dict[tuple[ExecutionPlan, int, float | None], TableRow] = {}
     for cell in (cell for map_ in maps for cell in map_.cells if cell.model == model):
         if cell.plan.ranks > 1 and not cell.link.rate_bps:
             continue
@@ -269,11 +269,11 @@ def table_of(maps: Sequence[PerformanceMap], model: str, accuracy: Sequence[Accu
     return Table(chosen.values())
 
 
-def _row(cell: Cell, answers: Answers) -> Row:
+def _row(cell: Cell, answers: Answers) -> TableRow:
     low, high = cell.spread_ms
     spread = (high - low) / 2 / cell.latency_ms.p50 if cell.visits > 1 else PREDICTED_DEVIATION
     known = answers.of(cell.plan)
-    return Row(
+    return TableRow(
         plan=cell.plan,
         batch=cell.batch,
         rate_bps=None if cell.plan.ranks == 1 else cell.link.rate_bps,
@@ -293,20 +293,20 @@ def _joules(cell: Cell) -> float | None:
     return cell.energy.joules if cell.source == "simulated" and cell.energy else cell.energy_j
 
 
-def _grid(plan: ExecutionPlan, rows: list[Row], known: dict[Axes, Axes]) -> _Grid:
-    by_batch: dict[int, dict[float, Row]] = {}
+def _grid(plan: ExecutionPlan, rows: list[TableRow], known: dict[CellAxes, CellAxes]) -> _PlanCells:
+    by_batch: dict[int, dict[float, TableRow]] = {}
     for row in rows:
         by_batch.setdefault(row.batch, {})[1 / row.rate_bps if row.rate_bps else 0.0] = row
     batches = tuple(sorted(by_batch))
     equal: dict[tuple[float, ...], tuple[float, ...]] = {}
     lines = tuple(equal.setdefault(line, line) for line in (tuple(sorted(by_batch[batch])) for batch in batches))
-    axes = Axes(batches, lines)
+    axes = CellAxes(batches, lines)
     ordered = [by_batch[batch][x] for batch, line in zip(batches, lines, strict=True) for x in line]
-    source: Source = "measured" if all(row.source == "measured" for row in rows) else "simulated"
-    return _Grid(plan, rows[0].accuracy, rows[0].agreement, source, known.setdefault(axes, axes), ordered)
+    source: CellSource = "measured" if all(row.source == "measured" for row in rows) else "simulated"
+    return _PlanCells(plan, rows[0].accuracy, rows[0].agreement, source, known.setdefault(axes, axes), ordered)
 
 
-def _figures(row: Row) -> tuple[float, ...]:
+def _figures(row: TableRow) -> tuple[float, ...]:
     """In the order of MS and so on."""
     return row.ms, row.p95_ms, math.nan if row.joules is None else row.joules, row.wire_ms, row.deviation
 
@@ -319,7 +319,7 @@ def _per_bit(observation: Observation) -> float:
     return 1 / observation.bandwidth_bps if observation.bandwidth_bps else 0.0
 
 
-def _costs(mixed: Mixed, objective: Objective) -> list[float]:
+def _costs(mixed: MixedCosts, objective: Objective) -> list[float]:
     """Of each plan, by the objective; infinite where joules are wanted and not known."""
     if objective.minimise == "p50":
         return mixed.ms

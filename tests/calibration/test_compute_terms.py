@@ -23,7 +23,7 @@ from support.simulated import (
 from calibration.compute_terms import (
     ROOFLINE,
     TERMS,
-    Step,
+    ComputeStep,
     covariance,
     features,
     fit,
@@ -129,7 +129,7 @@ def test_too_few_steps_and_unknown_models_are_refused() -> None:
 SEEDS, VISITS, LEVEL = 200, 7, 1.645  # 90 %
 
 
-def noisy(steps: list[Step], rng: np.random.Generator, outliers: float) -> list[Step]:
+def noisy(steps: list[ComputeStep], rng: np.random.Generator, outliers: float) -> list[ComputeStep]:
     """Bursts that take a whole visit of a cell along, as WiFi and busy machines have; gross ones in some; and a
     little noise of each step's own."""
     bursts: dict[str, np.ndarray] = {}

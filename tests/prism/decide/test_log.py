@@ -6,7 +6,7 @@ from support.serving import FULL, MODEL, cell
 
 from prism.decide.log import Corrected, LogHeader, decided, read_decisions, replay
 from prism.decide.policy import FixedPolicy, LookupPolicy, PrismPolicy, State
-from prism.decide.table import LOCAL, Objective, Observation, Place, Table, table_of
+from prism.decide.table import LOCAL, CellPlace, Objective, Observation, Table, table_of
 from prism.errors import TraceError
 from prism.perfmap import PerformanceMap
 
@@ -33,8 +33,8 @@ def log(path, policy, correct=False):
         state = decision.state
         lines.append(decided(k, 1, seen, decision))
         if correct and k == 20:
-            lines.append(Corrected(at_s=0.3 * k, version=1, place=Place.at(LOCAL, 1, None), factor=3.0, batches=12))
-            known = known.corrected({Place.at(LOCAL, 1, None): 3.0})
+            lines.append(Corrected(at_s=0.3 * k, version=1, place=CellPlace.at(LOCAL, 1, None), factor=3.0, batches=12))
+            known = known.corrected({CellPlace.at(LOCAL, 1, None): 3.0})
     path.write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
     return lines
 

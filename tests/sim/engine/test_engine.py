@@ -22,7 +22,7 @@ from prism.workload import Kernel, build
 from sim.engine.backend import Machines, SimBackend, identical
 from sim.engine.network import Network
 from sim.engine.ranks import Ring
-from sim.engine.script import Step, script, sides
+from sim.engine.script import ScriptStep, script, sides
 from sim.engine.topology import topology
 
 FULL2 = ExecutionPlan(mode=Mode.FULL, devices=2)
@@ -49,7 +49,7 @@ def run(
     return backend.run(plan, Workload(model=model, batch=batch, batches=batches, seed=seed))
 
 
-def seconds(step: Step, cost: CostModel) -> float:
+def seconds(step: ScriptStep, cost: CostModel) -> float:
     return cost.joined(*sides(step, cost))
 
 
