@@ -185,8 +185,8 @@ def ranks_apart(
     traces: Iterable[Trace], models: Mapping[str, ModelSpec], values: Mapping[str, float]
 ) -> tuple[float, float]:
     """How far ranks beside each other lie apart in a block beyond what their shares of the work explain: the deviation of
-    a rank's logarithm, from the slowest's distance to their mean, and the variance of its own logarithm. On average over
-    the blocks and batches of a trace, which add up; the median of the traces."""
+    a rank's logarithm, from the slowest's distance to their mean, and the variance of its own logarithm. On average
+    over the blocks and batches of a trace, which add up; the median of the traces."""
     found: list[float] = []
     for trace in traces:
         header, model = trace.header, models[trace.header.model]

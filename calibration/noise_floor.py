@@ -26,8 +26,8 @@ class Perfect(msgspec.Struct, frozen=True, kw_only=True):
 def perfect(measured: MeasuredPairs, logs: Sequence[NDArray[np.float64]]) -> Perfect | None:
     """None where no cell was visited twice. logs: of the milliseconds of each cell's visits, in order.
 
-    A true median lies about the measured one as the measured lies about it: log-normal, with the deviation that the median
-    of a cell's visits has. What moves all visits of a cell alike isn't in it.
+    A true median lies about the measured one as the measured lies about it: log-normal, with the deviation that the
+    median of a cell's visits has. What moves all visits of a cell alike isn't in it.
     """
     visit = deviation(logs)
     if visit is None:

@@ -22,6 +22,7 @@ from hw.serving.leader import Group
 from prism.decide.link_rate import RateEstimate, RateSample, updated
 from prism.decide.log import Answered, Corrected, Entry, LogHeader, decided
 from prism.decide.policy import AnyPolicy, Decision, State
+from prism.decide.rate_gauge import RateGauge
 from prism.decide.table import LOCAL, CellPlace, Objective, Observation, Table
 from prism.errors import ConfigError, ExchangeError
 from prism.link import CROSSINGS
@@ -100,6 +101,7 @@ class AdaptiveRuntime:
         self._model, self._members, self._recorder = model, members, recorder
         self._adapter = adapter_for(model)
         self._table = self._first_table = table
+        self._gauge = RateGauge(table)
         self._policy, self._objective = policy, objective
         self._timeout_s, self._learn, self._log, self._clock = timeout_s, learn, log, clock
         self._state, self._number = State(), 0
@@ -220,7 +222,7 @@ class AdaptiveRuntime:
         return self._wrapped[1]
 
     def _learn_rate(self, plan: ExecutionPlan, batch: int, waited_ms: float) -> None:
-        found = self._first_table.rate_of(plan, batch, waited_ms)
+        found = self._gauge.rate_of(plan, batch, waited_ms)
         if found is not None:
             self._told_bps, deviation = found
             self._sampled(RateSample(at_s=self._clock(), rate_bps=self._told_bps, deviation=deviation))

@@ -83,14 +83,3 @@ def test_what_is_no_log_is_refused(tmp_path):
         read_decisions(tmp_path / "log")
     with pytest.raises(TraceError, match="can't be read"):
         read_decisions(tmp_path / "none")
-
-
-def test_a_wait_for_the_link_says_its_rate():
-    known = table()
-    for mbps in (10, 30, 100, 700):
-        rate, deviation = known.rate_of(FULL, 1, 5000 / mbps)
-        assert rate == pytest.approx(mbps * 1e6) and deviation < 2
-    assert known.rate_of(FULL, 1, 1e-9)[0] <= 2e9, "no faster than twice what was measured"
-    assert known.rate_of(LOCAL, 1, 5.0) is None
-    slow, fast = known.rate_of(FULL, 1, 500.0)[1], known.rate_of(FULL, 1, 5.0)[1]
-    assert slow < fast, "where the link takes little of the time, the time says little of the link"

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from support.answers import accuracy_table
 from support.simulated import MODELS, simulated, trace_set
 
-from prism.decide.interpolation import SURE, nodes
-from prism.decide.policy import Decision, FixedPolicy, LookupPolicy, OraclePolicy, PrismPolicy, State
+from prism.decide.interpolation import SURE, quadrature
+from prism.decide.policy import Decision, FixedPolicy, LookupPolicy, PrismPolicy, State
 from prism.decide.table import LOCAL, Expectation, Objective, Observation, Table, TableRow, table_of
 from prism.errors import ConfigError
 from prism.perfmap import PerformanceMap, build_map
@@ -107,7 +107,7 @@ def test_batches_of_unlike_rates_are_mixed_as_each_alone_goes_on(mbps, batch, de
     def both(per_bit):
         return line(1, per_bit) + (batch - 1) / 7 * (line(8, per_bit) - line(1, per_bit))
 
-    assert found.ms == pytest.approx(sum(share * both(x) for share, x in nodes(1e-6 / mbps, deviation)))
+    assert found.ms == pytest.approx(sum(share * both(x) for share, x in quadrature(1e-6 / mbps, deviation)))
     slow, fast = (25, 1600) if batch == 1 else (40, 800)
     if deviation < SURE:
         assert (found.deviation > 0.0501) == (batch > 8 or not slow <= mbps <= fast)
@@ -306,8 +306,6 @@ def test_the_other_policies(table):
     assert FixedPolicy(FULL).decide(seen(60, devices=1), None, LATENCY, State()).plan == LOCAL
     assert LookupPolicy().decide(seen(19), table, LATENCY, State()).plan == LOCAL
     assert LookupPolicy().decide(seen(990), table, LATENCY, State()).plan != LOCAL
-    oracle = OraclePolicy({100.0: {LOCAL: 2.0, FULL: 1.0}})
-    assert oracle.decide(seen(20), None, LATENCY, State()).plan == FULL
 
 
 @settings(max_examples=100, deadline=None)

@@ -8,7 +8,7 @@ import pytest
 import simpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.profiles import GPT, POWER, SMALL, VIT, profile, terms
+from support.profiles import GPT, POWER, SMALL, VIT, profile, step_s, terms
 
 from prism.backend import Workload
 from prism.cost import CalibratedProfile, CostModel
@@ -257,7 +257,7 @@ def test_a_slower_device_makes_the_other_wait():
         r: sum(s.end_ns - s.start_ns for s in trace.spans if s.kind == "wait" and s.op == "exchange" and s.rank == r)
         for r in (0, 1)
     }
-    per_block = 0.9 * (slow.step_s(project_and_attend(VIT)) - known.model().step_s(project_and_attend(VIT)))
+    per_block = 0.9 * (step_s(slow, project_and_attend(VIT)) - step_s(known.model(), project_and_attend(VIT)))
     assert waits[0] / 1e9 > VIT.blocks * per_block
     assert waits[1] == 0
 
