@@ -15,7 +15,6 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import lsq_linear
 
 from prism.errors import ConfigError
 
@@ -161,6 +160,8 @@ def _medians(sizes_bytes: Sequence[float], seconds: Sequence[float]) -> tuple[Ar
 def _line(sizes: Array, medians: Array, least_alpha_s: float = 0.0) -> StraightLine:
     """Least squares of the relative error within the physical limits, by reweighting with Huber's weights.
     Standard errors are those of the unbounded problem, from the spread of the medians around the line."""
+    from scipy.optimize import lsq_linear  # here: reports hold the result, and each rank imports their types
+
     design = np.stack([1 / medians, sizes / medians], axis=1)
     scale = np.linalg.norm(design, axis=0)  # bytes and seconds differ by many orders of magnitude
     design, least = design / scale, np.array([least_alpha_s, 8 / FASTEST_BPS]) * scale
