@@ -1,4 +1,4 @@
-"""What a prediction without error would score: the measurements' own scatter keeps it from what was measured."""
+"""Score a prediction without error: the scatter of the measurements themselves bounds what any prediction reaches."""
 
 import functools
 import itertools
@@ -14,7 +14,7 @@ DRAWS, MEDIANS = 16, 20_000
 
 
 class Perfect(msgspec.Struct, frozen=True, kw_only=True):
-    """Means over draws of where the true medians may lie; as the fields of Scores of these names."""
+    """Means over draws of where the true medians may lie; the fields are those of Scores."""
 
     latency_mape_pct: float
     decision_accuracy_pct: float
@@ -24,7 +24,9 @@ class Perfect(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def perfect(measured: MeasuredPairs, logs: Sequence[NDArray[np.float64]]) -> Perfect | None:
-    """None where no cell was visited twice. logs: of the milliseconds of each cell's visits, in order.
+    """Score guesses at the true medians. None where no cell was visited twice.
+
+    logs: of the milliseconds of each cell's visits, in order.
 
     A true median lies about the measured one as the measured lies about it: log-normal, with the deviation that the
     median of a cell's visits has. What moves all visits of a cell alike isn't in it.
@@ -67,14 +69,17 @@ def _scored(measured: MeasuredPairs, factors: NDArray[np.float64]) -> tuple[floa
 
 
 def deviation(logs: Sequence[NDArray[np.float64]]) -> float | None:
-    """Of the logarithm of a visit, the same for all cells: from the mean distance of two visits of a cell (2 s / sqrt(pi) of
-    normal ones), which a disturbed visit moves less than a variance."""
+    """Standard deviation of the logarithm of a visit, the same for all cells.
+
+    From the mean distance of two visits of a cell (2 s / sqrt(pi) of normal ones), which a disturbed visit moves less
+    than a variance.
+    """
     apart = [abs(a - b) for each in logs for a, b in itertools.combinations(each, 2)]
     return float(np.sqrt(np.pi) / 2 * np.mean(apart)) if apart else None
 
 
 @functools.cache
 def _of_median(visits: int) -> float:
-    """Deviation of the median of so many standard normal values."""
+    """Standard deviation of the median of `visits` standard normal values."""
     drawn = np.random.default_rng(0).standard_normal((MEDIANS, visits))
     return float(np.median(drawn, axis=1).std())

@@ -18,7 +18,10 @@ from support.simulated import (
     vit,
 )
 
-from calibration.fit import LINK, Calibration, calibrate, link_terms, undisturbed_ms
+from calibration import link_terms
+from calibration.fit import Calibration, calibrate
+from calibration.link_terms import LINK, fit_link_terms, undisturbed_ms
+from calibration.report.page import fit_page
 from prism.errors import ConfigError, TraceError
 from prism.perfmap import build_map
 from prism.trace import Probe, Span
@@ -167,9 +170,21 @@ def test_the_links_terms_lie_in_their_intervals_as_often_as_stated(outliers):
         rng = np.random.default_rng(seed)
         gross = np.where(rng.random((len(cells), VISITS)) < outliers, rng.uniform(1.5, 5, (len(cells), VISITS)), 1)
         noise = undisturbed_ms(np.exp(0.05 * rng.standard_normal((len(cells), VISITS))) * gross)
-        values, covariance = link_terms(whole_ms, np.exp(there) * noise)
-        hits += np.abs(np.log(values) - truth) < LEVEL * np.sqrt(np.diag(covariance))
+        fitted = fit_link_terms(whole_ms, np.exp(there) * noise)
+        found = np.log([fitted.values[name] for name in LINK])
+        hits += np.abs(found - truth) < LEVEL * np.sqrt(np.diag(fitted.covariance))
     assert np.all(hits / SEEDS > 0.85), dict(zip(LINK, hits / SEEDS, strict=True))
+
+
+def test_a_fit_of_the_link_that_does_not_converge_is_said(found, monkeypatch):
+    """In the result, and in a message that the page and the command line show, with the remedy."""
+    assert found.converged and not any("converge" in message for message in found.messages)
+    monkeypatch.setattr(link_terms, "MOST_EVALUATIONS", 1)
+    traces = trace_set(simulated(noise=0.02, visits=1, rates_mbps=RATES))
+    stopped = calibrate(traces, MODELS, simulator_of(MODELS), "stopped")
+    whole, left_out = [message for message in stopped.messages if "did not converge" in message]
+    assert not stopped.converged and "link.gain 0.97" in whole and "prism-hw profile" in whole
+    assert left_out.startswith("without vit192") and "did not converge (The maximum" in fit_page(stopped, "a test")
 
 
 def test_gross_outliers_among_the_visits_move_little():
