@@ -1,4 +1,4 @@
-"""Which cell of a sweep to visit next: the one whose visit is expected to save the most regret.
+"""Choose the cell of a sweep to visit next: the one whose visit is expected to save the most regret.
 
 Latencies are a few physical terms (work, bytes over the rate, bytes, exchanges) fitted to the visits so far, and a
 Gaussian process on the logarithm of what they miss, with the visits' own noise. From its posterior follows, for each
@@ -23,14 +23,14 @@ from prism.spec import ModelSpec
 from prism.workload import build
 
 Array = NDArray[np.float64]
-MISS = 0.15  # deviation of the logarithm by which the physical terms miss, at first sight
-NEAR_BATCH, NEAR_RATE = 0.7, 0.5  # in logarithms: over how far what they miss is alike
-NOISE = 0.08  # of a visit, until visits of the same cell say otherwise
-NOISE_WEIGHT = 4  # visits that this first guess counts as
+MISS = 0.15  # prior standard deviation of the logarithm by which the physical terms miss
+NEAR_BATCH, NEAR_RATE = 0.7, 0.5  # length scales of the Gaussian process, in logarithms
+NOISE = 0.08  # prior standard deviation of the logarithm of a visit
+NOISE_WEIGHT = 4  # visits that this prior counts as
 
 
 class Candidate(NamedTuple):
-    """A cell that may be visited. work: features of its latency, see candidate()."""
+    """A cell that may be visited. work: features of its latency, as `candidate` computes them."""
 
     plan: ExecutionPlan
     batch: int
@@ -39,15 +39,17 @@ class Candidate(NamedTuple):
 
 
 class Pick(NamedTuple):
-    """place: of the candidate to visit next, None when nothing is left that would help. regret_pct: what the
-    decisions are expected to lose now, on average over the pairs."""
+    """A choice. place: of the candidate to visit next, None when no visit would help.
+
+    regret_pct: expected now, the mean of the pairs.
+    """
 
     place: int | None
     regret_pct: float
 
 
 def candidate(model: ModelSpec, plan: ExecutionPlan, batch: int, link: LinkSpec, tokens: int | None) -> Candidate:
-    """A cell of a sweep and its features: FLOPs of the busiest rank, seconds on the air, bytes, exchanges, one."""
+    """Describe a cell by its features: FLOPs of the busiest rank, seconds on the air, bytes, exchanges, and 1."""
     graph = build(model, plan, batch, tokens)
     shared = plan.ranks > 1
     size = graph.block_bytes() * model.blocks
@@ -63,8 +65,11 @@ def candidate(model: ModelSpec, plan: ExecutionPlan, batch: int, link: LinkSpec,
 
 
 def pick(candidates: Sequence[Candidate], visits: Sequence[Sequence[float]], most: int) -> Pick:
-    """The next cell to visit of one model's. visits: milliseconds of each candidate's visits so far; most: visits of
-    a cell at most. Starts with local cells and the corners of the grid, without which nothing is known."""
+    """Choose the next cell of one model to visit.
+
+    Starts with local cells and the corners of the grid, without which nothing is known.
+    visits: milliseconds of each candidate's visits so far. most: visits of a cell at most.
+    """
     counts = np.array([len(each) for each in visits])
     first = _unknown(candidates, counts)
     if first is not None:
@@ -83,12 +88,12 @@ def pick(candidates: Sequence[Candidate], visits: Sequence[Sequence[float]], mos
 
 
 def expected(candidates: Sequence[Candidate], visits: Sequence[Sequence[float]]) -> Array:
-    """Milliseconds that every candidate of one model's is expected to take, visited or not. Needs one visit."""
+    """Expected milliseconds of every candidate of one model, [candidates], visited or not. Needs one visit."""
     return np.asarray(np.exp(_posterior(candidates, visits)[0]))
 
 
 def _unknown(candidates: Sequence[Candidate], counts: NDArray[np.int_]) -> int | None:
-    """A local cell, or an end of the rates of the smallest or largest batch of a kind of plan, not yet visited."""
+    """Find an unvisited local cell, or an unvisited corner of a plan's batches and rates."""
     for place, each in enumerate(candidates):
         if each.plan.ranks == 1 and not counts[place]:
             return place
@@ -109,7 +114,10 @@ def _pairs(candidates: Sequence[Candidate]) -> list[tuple[int, int]]:
 
 
 def _posterior(candidates: Sequence[Candidate], visits: Sequence[Sequence[float]]) -> tuple[Array, Array, float]:
-    """Mean and covariance of the logarithm of every candidate's latency, and the deviation of one visit's."""
+    """Compute the posterior of the logarithms of latencies.
+
+    Returns the mean, [candidates], the covariance, [candidates, candidates], and the standard deviation of one visit.
+    """
     seen = [place for place, each in enumerate(visits) if each]
     medians = np.array([np.median(visits[place]) for place in seen])
     work = np.array([each.work for each in candidates])
@@ -131,7 +139,7 @@ def _posterior(candidates: Sequence[Candidate], visits: Sequence[Sequence[float]
 
 
 def _alike(candidates: Sequence[Candidate]) -> Array:
-    """Prior covariance of what the physical terms miss: alike for plans alike, batches and rates nearby."""
+    """Prior covariance of what the physical terms miss, [candidates, candidates]; large for plans and rates alike."""
     batch = np.log([each.batch for each in candidates])
     rate = np.log([each.mbps or 1.0 for each in candidates])
     plan = np.array([[float(a.plan == b.plan) for b in candidates] for a in candidates])
@@ -140,7 +148,7 @@ def _alike(candidates: Sequence[Candidate]) -> Array:
 
 
 def _after(covariance: Array, place: int, noise: float) -> Array:
-    """The covariance after one more visit of a candidate."""
+    """Compute the covariance after one more visit of a candidate."""
     column = covariance[:, place]
     return np.asarray(covariance - np.outer(column, column) / (covariance[place, place] + noise**2))
 

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from calibration.decision_scores import BreakEven, Pair
+from calibration.decision_scores import BreakEven, DecisionPair
 from calibration.fit import Residual
-from calibration.validate import Row
+from calibration.validate import CellComparison
 from prism.labels import short
 from prism.trace import KINDS
 
@@ -41,7 +41,7 @@ def _figure(height: float, columns: int = 1) -> tuple["Figure", list["Axes"]]:
     return figure, axes
 
 
-def scatter_figure(rows: Sequence[Row]) -> "Figure":
+def scatter_figure(rows: Sequence[CellComparison]) -> "Figure":
     """Predicted against measured, with 90 % intervals; and the errors over the measured latency."""
     figure, (left, right) = _figure(4.4, 2)
     ends = [value for row in rows for value in (row.measured_ms, row.predicted_ms)]
@@ -96,7 +96,7 @@ def break_even_figure(evens: Sequence[BreakEven]) -> "Figure | None":
     return figure
 
 
-def map_figure(pairs: Sequence[Pair]) -> "Figure | None":
+def map_figure(pairs: Sequence[DecisionPair]) -> "Figure | None":
     """Who is faster, measured and predicted side by side: a line for each model, plan and batch, a column for each
     rate; blue where distributed is, red where local is, white where they are alike or not measured."""
     lines = list(dict.fromkeys((pair.model, pair.plan, pair.batch) for pair in pairs))
@@ -121,7 +121,7 @@ def map_figure(pairs: Sequence[Pair]) -> "Figure | None":
     return figure
 
 
-def kinds_figure(rows: Sequence[Row]) -> "Figure":
+def kinds_figure(rows: Sequence[CellComparison]) -> "Figure":
     """What the errors consist of: predicted less measured of each span kind, in per cent of the latency."""
     modes = [mode for mode in COLOURS if any(row.mode == mode for row in rows)]
     figure, axes = _figure(2.8, len(modes))

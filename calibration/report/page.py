@@ -12,7 +12,7 @@ from calibration.decision_scores import Rule
 from calibration.fit import Calibration
 from calibration.noise_floor import Perfect
 from calibration.report import figures
-from calibration.validate import Report, Scores
+from calibration.validate import ComparisonReport, Scores
 from prism.cost import CalibratedProfile
 from prism.report.page import frame, svg_text
 from prism.trace import now_text
@@ -55,7 +55,7 @@ def goals(scores: Scores) -> list[Goal]:
     ]
 
 
-def goal_heads(report: Report) -> list[str]:
+def goal_heads(report: ComparisonReport) -> list[str]:
     heads = ["", "value"]
     for number, scores in enumerate(_known(report)):
         heads += ["at its pace"] if number else []
@@ -63,7 +63,7 @@ def goal_heads(report: Report) -> list[str]:
     return [*heads, "goal", "reached"]
 
 
-def goal_rows(report: Report) -> list[tuple[str, ...]]:
+def goal_rows(report: ComparisonReport) -> list[tuple[str, ...]]:
     """By `goal_heads`. Reached counts what was predicted, not what would have been for the machine's pace."""
     columns: list[list[str]] = []
     for scores in _known(report):
@@ -73,7 +73,7 @@ def goal_rows(report: Report) -> list[tuple[str, ...]]:
     return [(row[0], *found, *row[2:]) for row, found in zip(plain, zip(*columns, strict=True), strict=True)]
 
 
-def _known(report: Report) -> list[Scores]:
+def _known(report: ComparisonReport) -> list[Scores]:
     return [report.scores, *([report.paced] if report.paced else [])]
 
 
@@ -105,7 +105,7 @@ def rules(scores: Scores) -> list[tuple[str, str, str, str]]:
     return [row("Prism", scores.prism), *(row(name, rule) for name, rule in scores.baselines.items())]
 
 
-def facts(report: Report) -> list[str]:
+def facts(report: ComparisonReport) -> list[str]:
     """What else there is to say, in lines."""
     scores = report.scores
     right, of = scores.crossover_classes_right
@@ -137,7 +137,7 @@ def facts(report: Report) -> list[str]:
     ]
 
 
-def _scatter(report: Report) -> list[str]:
+def _scatter(report: ComparisonReport) -> list[str]:
     if report.scores.perfect is None:
         return []
     return [
@@ -146,7 +146,7 @@ def _scatter(report: Report) -> list[str]:
     ]
 
 
-def _pace(report: Report) -> list[str]:
+def _pace(report: ComparisonReport) -> list[str]:
     if report.slowness is None:
         return []
     slower = 100 * (report.slowness - 1)
@@ -175,7 +175,7 @@ COMPARED = """<p class="about">{{ seen }}</p>
 
 
 def comparison_page(
-    report: Report, profile: CalibratedProfile, in_fit: int, command: str, title: str, about: str = ""
+    report: ComparisonReport, profile: CalibratedProfile, in_fit: int, command: str, title: str, about: str = ""
 ) -> str:
     """in_fit: how many of the traces the profile was fitted to. about: what else a reader must know first."""
     scores = report.scores

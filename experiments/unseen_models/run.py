@@ -21,16 +21,16 @@ import typer
 
 from calibration.fit import Calibration, calibrate
 from calibration.report import page as pages
-from calibration.validate import Report
 from experiments.lib.places import PRISM_HW
+from experiments.orin_nano.fit import simulate
 from experiments.unseen_models.publish import pretty, publish
 from experiments.unseen_models.scores import described, held_against, left_out, predicted, summary
 from experiments.unseen_models.sets import CONFIGS, NEWEST, SWEEPS, HeldOut
+from hw.sweep.runner import Report
 from prism.cli.entry import run
 from prism.errors import PrismError
 from prism.perfmap.pooling import read_traces
 from prism.trace import read_trace
-from sim.ask.for_calibration import simulate
 
 ABOUT = {
     True: "The predictions were written before the first of these cells was measured.",

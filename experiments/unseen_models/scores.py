@@ -9,8 +9,10 @@ import msgspec
 
 from calibration.decision_scores import Guess
 from calibration.fit import Calibration, calibrate
-from calibration.validate import Report, compared
+from calibration.validate import compared
+from experiments.orin_nano.fit import simulate
 from experiments.unseen_models.sets import SWEEPS, HeldOut, key_of, points_of
+from hw.sweep.runner import Report
 from prism.config import load_json
 from prism.cost import CalibratedProfile
 from prism.errors import PrismError
@@ -19,7 +21,7 @@ from prism.perfmap import PerformanceMap, build_map
 from prism.perfmap.pooling import TraceSet, read_traces
 from prism.spec import ModelSpec
 from prism.trace import now_text, read_trace
-from sim.ask.for_calibration import guess_of, pooled, simulate
+from sim.ask.for_calibration import guess_of, pooled
 
 DRAWS, SEED = 64, 0
 

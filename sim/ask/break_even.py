@@ -13,7 +13,7 @@ from prism.errors import ConfigError, PlanError
 from prism.perfmap.crossover import crossing
 from prism.plan import LOCAL, ExecutionPlan
 from prism.trace.quantiles import quantiles
-from sim.ask.point import INTERVAL, Axis, Point, at, latencies, latency_ms, outside_of, scatter
+from sim.ask.point import INTERVAL, Point, PointAxis, at, latencies, latency_ms, outside_of, scatter
 
 Class = Literal["at", "always", "never"]
 RATES_MBPS = tuple(float(round(10 ** (1 + k / 8), 3)) for k in range(25))  # 10 Mbps to 10 Gbps
@@ -21,7 +21,7 @@ WHOLE: dict[str, tuple[float, ...]] = {"batch": (1, 2, 3, 4, 6, 8, 12, 16, 24, 3
 REFINED = 1e-3  # of the value: how far a break-even is narrowed down
 
 
-class Flip(msgspec.Struct, frozen=True, kw_only=True):
+class PlanBreakEven(msgspec.Struct, frozen=True, kw_only=True):
     """Break-even of a distributed plan with one device along `over`.
 
     kind: "at" a value, or distributed "always" or "never" wins over all of `values`. value: the first whole
@@ -30,7 +30,7 @@ class Flip(msgspec.Struct, frozen=True, kw_only=True):
     where they don't. p_distributed_wins: over the draws, at the point itself.
     """
 
-    over: Axis
+    over: PointAxis
     kind: Class
     value: float | None
     wins: Literal["above", "below", "everywhere", "nowhere"]
@@ -44,7 +44,7 @@ class Flip(msgspec.Struct, frozen=True, kw_only=True):
     plan: ExecutionPlan
 
 
-def grid_of(axis: Axis, point: Point) -> tuple[float, ...]:
+def grid_of(axis: PointAxis, point: Point) -> tuple[float, ...]:
     """Default values of an axis. Raises ConfigError where the plan has none."""
     if axis == "bandwidth":
         return RATES_MBPS
@@ -59,9 +59,14 @@ def grid_of(axis: Axis, point: Point) -> tuple[float, ...]:
     return WHOLE[axis]
 
 
-def crossover(
-    profile: CalibratedProfile, point: Point, axis: Axis, values: Sequence[float] = (), draws: int = 32, seed: int = 0
-) -> Flip:
+def find_break_even(
+    profile: CalibratedProfile,
+    point: Point,
+    axis: PointAxis,
+    values: Sequence[float] = (),
+    draws: int = 32,
+    seed: int = 0,
+) -> PlanBreakEven:
     """Where point.plan becomes as fast as one device. Raises PlanError, ConfigError."""
     if point.plan.ranks == 1:
         raise PlanError("a crossover compares a distributed plan with local; use --devices 2 or more")
@@ -78,7 +83,7 @@ def crossover(
     places, wins_here = _drawn(profile, point, axis, grid, draws, seed)
     said_of = grid if value is None else [value]  # always and never speak of the whole grid
     outside = list(dict.fromkeys(line for v in said_of for line in outside_of(profile, at(point, axis, v))))
-    return Flip(
+    return PlanBreakEven(
         over=axis,
         kind=kind,
         value=value,
@@ -95,7 +100,7 @@ def crossover(
 
 
 def _curves(
-    profile: CalibratedProfile, costs: Sequence[CostModel], point: Point, axis: Axis, grid: Sequence[float]
+    profile: CalibratedProfile, costs: Sequence[CostModel], point: Point, axis: PointAxis, grid: Sequence[float]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """[draws, values] milliseconds of the plan and of local. What an axis doesn't move is simulated once."""
     local = msgspec.structs.replace(point, plan=LOCAL)
@@ -108,7 +113,7 @@ def _curves(
 
 
 def _refined(
-    excess: Callable[[float], float], axis: Axis, grid: Sequence[float], known: NDArray[np.float64], place: float
+    excess: Callable[[float], float], axis: PointAxis, grid: Sequence[float], known: NDArray[np.float64], place: float
 ) -> float:
     """Bisection between the grid's neighbours of `place`: to a whole number, or to REFINED."""
     upper = next(k for k, value in enumerate(grid) if value >= place and k > 0)
@@ -124,7 +129,7 @@ def _refined(
 
 
 def _drawn(
-    profile: CalibratedProfile, point: Point, axis: Axis, grid: Sequence[float], draws: int, seed: int
+    profile: CalibratedProfile, point: Point, axis: PointAxis, grid: Sequence[float], draws: int, seed: int
 ) -> tuple[list[float], float]:
     """Break-evens over draws of the terms, and the share of draws in which the plan wins at the point. The
     same draws serve both plans: what they share cancels out."""

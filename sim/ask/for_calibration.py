@@ -24,7 +24,7 @@ def point_of(cell: Cell, models: Mapping[str, ModelSpec]) -> Point:
     return Point(model=model, plan=cell.plan, batch=cell.batch, link=cell.link)
 
 
-def simulate(models: Mapping[str, ModelSpec]) -> Simulate:
+def simulator_of(models: Mapping[str, ModelSpec]) -> Simulate:
     """Milliseconds of cells under a profile, with the machine as quick as it was at each."""
 
     def run(profile: CalibratedProfile, cells: Sequence[Cell]) -> Any:

@@ -60,7 +60,7 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
         return found
 
 
-class Prediction(msgspec.Struct, frozen=True, kw_only=True):
+class PointPrediction(msgspec.Struct, frozen=True, kw_only=True):
     """What is said of a point. interval_ms: 90 %, null where none was asked for; outside: in what the point
     lies outside of the calibrated range, which is why its tag is "extrapolated"."""
 
@@ -117,7 +117,9 @@ def latencies(profile: CalibratedProfile, costs: Sequence[CostModel], point: Poi
     return np.array([latency_ms(profile, cost, point) for cost in costs])
 
 
-def predict(profile: CalibratedProfile, point: Point, costs: Sequence[CostModel] = (), seed: int = 0) -> Prediction:
+def predict(
+    profile: CalibratedProfile, point: Point, costs: Sequence[CostModel] = (), seed: int = 0
+) -> PointPrediction:
     """The point's figures; `costs` are draws of the profile's terms, for the interval. Raises PlanError."""
     found = summary(profile, profile.model(), point)
     plan, outside = point.plan, outside_of(profile, point)
@@ -127,7 +129,7 @@ def predict(profile: CalibratedProfile, point: Point, costs: Sequence[CostModel]
         low, high = quantiles(drawn, *INTERVAL)
         interval = (min(low, found.latency_ms.p50), max(high, found.latency_ms.p50))
     rate = point.link.rate_bps
-    return Prediction(
+    return PointPrediction(
         model=point.model.name,
         tokens=point.model.tokens,
         mode=plan.mode.value,
@@ -189,8 +191,8 @@ def plan_of(profile: CalibratedProfile, mode: Mode, devices: int, **fields: Any)
     return ExecutionPlan(mode=mode, devices=devices, **{**known, **given})
 
 
-Axis = Literal["bandwidth", "batch", "devices", "tokens", "segments"]
-AXES: tuple[Axis, ...] = ("bandwidth", "batch", "devices", "tokens", "segments")
+PointAxis = Literal["bandwidth", "batch", "devices", "tokens", "segments"]
+AXES: tuple[PointAxis, ...] = ("bandwidth", "batch", "devices", "tokens", "segments")
 
 
 def with_tokens(model: ModelSpec, tokens: int) -> ModelSpec:
@@ -200,7 +202,7 @@ def with_tokens(model: ModelSpec, tokens: int) -> ModelSpec:
     return msgspec.structs.replace(model, tokens=tokens)
 
 
-def at(point: Point, axis: Axis, value: float) -> Point:
+def at(point: Point, axis: PointAxis, value: float) -> Point:
     """The point with one quantity changed: Mbps, samples, devices, tokens or L. Of a local plan devices and
     segments stay."""
     replace = msgspec.structs.replace

@@ -16,15 +16,15 @@ from prism.link import LinkSpec
 from prism.plan import ExecutionPlan, Mode
 from prism.spec import ModelSpec
 from prism.units import parse_rate, parse_seconds, parse_share
-from sim.ask.point import Axis, Point, Prediction, at, plan_of, predict, with_tokens
-from sim.ask.study_file import Inverse, Objective, Study
+from sim.ask.point import Point, PointAxis, PointPrediction, at, plan_of, predict, with_tokens
+from sim.ask.study_file import Inverse, Study, StudyObjective
 from sim.engine.topology import Topology
 
 CHUNK = 64  # cells of one task: about 100 ms
 MOST_CELLS = 1_000_000
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
+class InverseAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """An inverse question with its answer; value is null where nothing in the range keeps the latency."""
 
     find: str
@@ -39,11 +39,11 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     objective, and of the front: those that no other beats in latency per sample and energy both.
     left_out: combinations that can't be, with the reason. note: why no cell keeps the constraints, where none does."""
 
-    cells: tuple[Prediction, ...]
+    cells: tuple[PointPrediction, ...]
     feasible: tuple[int, ...]
     best: int | None
     front: tuple[int, ...]
-    answers: tuple[Answer, ...]
+    answers: tuple[InverseAnswer, ...]
     left_out: tuple[str, ...]
     note: str = ""
 
@@ -133,19 +133,21 @@ def _point(
     return Point(model=model, plan=plan, batch=batch, link=link, topology=topology, speeds=speeds, seed=seed)
 
 
-def cells_of(profile: CalibratedProfile, draws: int, seed: int, chunk: Sequence[Point]) -> list[Prediction]:
+def cells_of(profile: CalibratedProfile, draws: int, seed: int, chunk: Sequence[Point]) -> list[PointPrediction]:
     """Predictions of some points: one task of a pool."""
     costs = profile.draws(draws, seed) if draws else []
     return [predict(profile, point, costs, seed) for point in chunk]
 
 
-Mapper = Callable[[Callable[[Sequence[Point]], list[Prediction]], list[list[Point]]], Iterator[list[Prediction]]]
+Mapper = Callable[
+    [Callable[[Sequence[Point]], list[PointPrediction]], list[list[Point]]], Iterator[list[PointPrediction]]
+]
 
 
 def over_processes(processes: int) -> Mapper:
     """Chunks on a pool of processes of this machine; few chunks or one process stay in this one."""
 
-    def run(task: Any, chunks: list[list[Point]]) -> Iterator[list[Prediction]]:
+    def run(task: Any, chunks: list[list[Point]]) -> Iterator[list[PointPrediction]]:
         if processes <= 1 or len(chunks) < 2:
             yield from map(task, chunks)
             return
@@ -164,7 +166,7 @@ def over_ray(address: str | None = None) -> Mapper:
             "engine ray: Ray is not installed; pip install 'prism-edge[ray]', or use --engine pool"
         ) from None
 
-    def run(task: Any, chunks: list[list[Point]]) -> Iterator[list[Prediction]]:
+    def run(task: Any, chunks: list[list[Point]]) -> Iterator[list[PointPrediction]]:
         ray.init(address=address, ignore_reinit_error=True, log_to_driver=False)
         remote = ray.remote(task.func)
         head = [ray.put(argument) for argument in task.args]
@@ -182,7 +184,9 @@ def solve(study: Study, models: Sequence[ModelSpec], run: Mapper) -> Result:
     cells = tuple(cell for chunk in run(task, chunks) for cell in chunk)
     feasible = tuple(k for k, cell in enumerate(cells) if study.constraints.holds(cell))
     best = min(feasible, key=lambda k: _rank(cells[k], study.objective), default=None)
-    answers = tuple(answer(profile, model, question, study.speeds) for model in models for question in study.inverse)
+    answers = tuple(
+        answer_inverse(profile, model, question, study.speeds) for model in models for question in study.inverse
+    )
     return Result(
         cells=cells,
         feasible=feasible,
@@ -194,13 +198,13 @@ def solve(study: Study, models: Sequence[ModelSpec], run: Mapper) -> Result:
     )
 
 
-def _rank(cell: Prediction, objective: Objective) -> float:
+def _rank(cell: PointPrediction, objective: StudyObjective) -> float:
     if objective == "latency":
         return cell.per_sample_ms
     return math.inf if cell.energy_j is None else cell.energy_j / cell.batch
 
 
-def _front(cells: Sequence[Prediction], feasible: Sequence[int]) -> tuple[int, ...]:
+def _front(cells: Sequence[PointPrediction], feasible: Sequence[int]) -> tuple[int, ...]:
     """Indices of cells that no other beats in both, by latency per sample; without joules only the fastest."""
     order = sorted(feasible, key=lambda k: (_rank(cells[k], "latency"), _rank(cells[k], "energy")))
     front: list[int] = []
@@ -210,7 +214,9 @@ def _front(cells: Sequence[Prediction], feasible: Sequence[int]) -> tuple[int, .
     return tuple(front)
 
 
-def answer(profile: CalibratedProfile, model: ModelSpec, question: Inverse, speeds: tuple[float, ...] = ()) -> Answer:
+def answer_inverse(
+    profile: CalibratedProfile, model: ModelSpec, question: Inverse, speeds: tuple[float, ...] = ()
+) -> InverseAnswer:
     """By bisection over the bandwidth, or by trying every number of devices or segments in turn."""
     point = _point(
         profile,
@@ -234,17 +240,17 @@ def answer(profile: CalibratedProfile, model: ModelSpec, question: Inverse, spee
     )
     if point.plan.ranks == 1:
         raise ConfigError(f"inverse {question.find}: mode local uses no link and one device; ask of another mode")
-    axis: Axis = {"least_bandwidth": "bandwidth", "fewest_devices": "devices", "largest_segments": "segments"}[
+    axis: PointAxis = {"least_bandwidth": "bandwidth", "fewest_devices": "devices", "largest_segments": "segments"}[
         question.find
     ]  # type: ignore[assignment]
 
-    def kept(value: float) -> Prediction | None:
+    def kept(value: float) -> PointPrediction | None:
         cell = predict(profile, at(point, axis, value))
         return cell if cell.latency_ms <= question.max_latency_ms else None
 
     found = _least_rate(kept) if axis == "bandwidth" else _first(kept, axis, point)
     if found is None:
-        return Answer(
+        return InverseAnswer(
             find=question.find,
             value=None,
             latency_ms=None,
@@ -252,10 +258,10 @@ def answer(profile: CalibratedProfile, model: ModelSpec, question: Inverse, spee
             note=f"nothing keeps {question.max_latency_ms:g} ms",
         )
     value, cell = found
-    return Answer(find=question.find, value=value, latency_ms=cell.latency_ms, tag=cell.tag)
+    return InverseAnswer(find=question.find, value=value, latency_ms=cell.latency_ms, tag=cell.tag)
 
 
-def _least_rate(kept: Callable[[float], Prediction | None]) -> tuple[float, Prediction] | None:
+def _least_rate(kept: Callable[[float], PointPrediction | None]) -> tuple[float, PointPrediction] | None:
     low, high = 0.1, 100_000.0  # Mbps
     best = kept(high)
     if best is None:
@@ -270,7 +276,9 @@ def _least_rate(kept: Callable[[float], Prediction | None]) -> tuple[float, Pred
     return high, best
 
 
-def _first(kept: Callable[[float], Prediction | None], axis: Axis, point: Point) -> tuple[float, Prediction] | None:
+def _first(
+    kept: Callable[[float], PointPrediction | None], axis: PointAxis, point: Point
+) -> tuple[float, PointPrediction] | None:
     tokens = point.model.tokens
     values: Sequence[int] = range(2, min(16, tokens) + 1)
     if axis == "segments":

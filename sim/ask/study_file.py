@@ -12,14 +12,14 @@ from prism.config import Positive, PositiveNumber, load_toml
 from prism.cost import load_profile
 from prism.errors import ConfigError
 from prism.plan import Collective, Mode
-from sim.ask.point import Prediction
+from sim.ask.point import PointPrediction
 from sim.engine.topology import Edge, Topology, graph_of
 
 NEEDED = ("mode", "batch", "devices", "segments", "wire", "bandwidth", "latency", "jitter", "loss", "topology", "split")
-Objective = Literal["latency", "energy"]
+StudyObjective = Literal["latency", "energy"]
 
 
-class Axes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class StudyGrid(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The grid: every combination of these values. segments plays a part in mode segment_means alone, and
     of local only model, tokens and batch do. split: of the tokens, evenly or by the study's speeds."""
 
@@ -47,7 +47,7 @@ class Constraints(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     min_samples_per_s: PositiveNumber | None = None
     max_compression: PositiveNumber | None = None
 
-    def conflict(self, cells: Sequence[Prediction]) -> str:
+    def conflict(self, cells: Sequence[PointPrediction]) -> str:
         """Which of the limits none of the cells keeps, or that they can't be kept together."""
         given = {name: value for name, value in msgspec.structs.asdict(self).items() if value is not None}
         alone = [
@@ -59,7 +59,7 @@ class Constraints(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             return f"no cell keeps {' or '.join(alone)}: loosen it, or widen the grid"
         return f"each of {', '.join(given)} is kept by some cell, all by none: loosen one, or widen the grid"
 
-    def holds(self, cell: Prediction) -> bool:
+    def holds(self, cell: PointPrediction) -> bool:
         joules = math.inf if cell.energy_j is None else cell.energy_j
         limits = (
             (cell.latency_ms, self.max_latency_ms),
@@ -89,10 +89,10 @@ class Study(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     model: str | tuple[str, ...]
     profile: str = "orin-nano"
-    objective: Objective = "latency"
+    objective: StudyObjective = "latency"
     draws: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 0
     seed: int = 0
-    grid: Axes = Axes()
+    grid: StudyGrid = StudyGrid()
     constraints: Constraints = Constraints()
     inverse: tuple[Inverse, ...] = ()
     links: tuple[Edge, ...] = ()
@@ -128,6 +128,6 @@ def load_study(path: Path) -> Study:
     return study
 
 
-def compression(cell: Prediction) -> float:
+def compression(cell: PointPrediction) -> float:
     """CR: 1 where every row crosses."""
     return 1.0 if cell.segments is None else cell.tokens / (cell.segments * cell.devices)

@@ -44,12 +44,12 @@ def calibrate_command(
     """Fit a profile to measured traces: terms with their errors, residuals, and each model from the others alone."""
     from calibration.fit import calibrate
     from calibration.report import page as pages
-    from sim.ask.for_calibration import simulate
+    from sim.ask.for_calibration import simulator_of
 
     known = read_traces(traces)
     models = _models(known, model)
     probed = [record for path in probes or [] for record in _probes(path)]
-    found = calibrate(known, models, simulate(models), output.stem, probed, command_line())
+    found = calibrate(known, models, simulator_of(models), output.stem, probed, command_line())
     write_file(output, msgspec.json.format(msgspec.json.encode(found.profile), indent=1) + b"\n")
     if html:
         write_file(html, pages.fit_page(found, command_line()).encode())

@@ -20,8 +20,8 @@ from prism.spec import load_model_spec
 from prism.trace import perfetto, write_trace
 from prism.workload import build
 from sim.ask import study as grid
-from sim.ask.break_even import crossover, sensitivity
-from sim.ask.point import Axis, Point, Prediction, outside_of, plan_of, predict
+from sim.ask.break_even import find_break_even, sensitivity
+from sim.ask.point import Point, PointAxis, PointPrediction, outside_of, plan_of, predict
 from sim.ask.study_file import load_study
 from sim.cli import options, plots
 from sim.cli import output as report
@@ -94,13 +94,13 @@ def predict_command(
     cells = [predict(known, point, costs, seed) for point in todo]
     table = report.predictions_table(cells, f"{spec.name}, {spec.tokens} tokens, batch {batch}, profile {known.name}")
     _show(cells, table, json, _outside(cells))
-    _save(output, "Prediction", known.name, _outside(cells), plots.split_plot, cells, cells)
+    _save(output, "PointPrediction", known.name, _outside(cells), plots.split_plot, cells, cells)
 
 
 @app.command("crossover", epilog="Example: prism-sim crossover vit_base_patch16_224 --over bandwidth --batch 8")
 def crossover_command(
     model: options.Model,
-    over: Annotated[Axis, typer.Option(help="The quantity that varies.")],
+    over: Annotated[PointAxis, typer.Option(help="The quantity that varies.")],
     mode: DistributedMode = "segment_means",
     values: Annotated[str, typer.Option(help="Its values, as in 50,100,400; Mbps for bandwidth.")] = "",
     profile: options.Profile = "orin-nano",
@@ -135,7 +135,7 @@ def crossover_command(
     )
     link = link_of(bandwidth, latency, jitter, loss)
     point = Point(model=spec, plan=plan, batch=batch, link=link, topology=topology, seed=seed)
-    flip = crossover(known, point, over, _numbers(values, over), draws, seed)
+    flip = find_break_even(known, point, over, _numbers(values, over), draws, seed)
     whole = {
         "over": flip.over,
         "class": flip.kind,
@@ -298,7 +298,7 @@ def _numbers(text: str, over: str) -> tuple[float, ...]:
     return values
 
 
-def _outside(cells: list[Prediction]) -> list[str]:
+def _outside(cells: list[PointPrediction]) -> list[str]:
     """Why cells are tagged extrapolated, each reason once."""
     return [f"extrapolated: {line}" for line in dict.fromkeys(line for cell in cells for line in cell.outside)]
 

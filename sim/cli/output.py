@@ -14,11 +14,11 @@ from rich.table import Table
 from prism.cli.entry import command_line
 from prism.errors import ConfigError
 from prism.files import write_file
-from sim.ask.break_even import Flip, Influence
-from sim.ask.point import Prediction
+from sim.ask.break_even import Influence, PlanBreakEven
+from sim.ask.point import PointPrediction
 from sim.ask.study import Result
 from sim.cli.plots import SHOWN, STAGES, name_of, names_of, row
-from sim.serving.scenario import Served
+from sim.serving.scenario import ServingReport
 
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
@@ -50,7 +50,7 @@ def shown(value: Any) -> str:
     return "-" if value is None else str(value)
 
 
-def predictions_table(cells: Sequence[Prediction], title: str = "") -> Table:
+def predictions_table(cells: Sequence[PointPrediction], title: str = "") -> Table:
     table = Table("plan", "ms", "90 %", "J", "compute", "staging", "wait", "wire", "tag", title=title, box=None)
     for column in table.columns[1:8]:
         column.justify = "right"
@@ -72,7 +72,7 @@ def predictions_table(cells: Sequence[Prediction], title: str = "") -> Table:
     return table
 
 
-def flip_line(flip: Flip) -> str:
+def flip_line(flip: PlanBreakEven) -> str:
     """The answer of a crossover in one line."""
     span = f"{flip.values[0]:g} to {flip.values[-1]:g}{' Mbps' if flip.over == 'bandwidth' else ''}"
     wins = f"distributed wins in {100 * flip.p_distributed_wins:.0f} % of the draws at the point itself"
@@ -102,7 +102,7 @@ def sensitivity_table(influences: Sequence[Influence]) -> Table:
     return table
 
 
-def served_table(found: Served) -> Table:
+def served_table(found: ServingReport) -> Table:
     table = Table(show_header=False, box=None)
     joules = "no power profile" if found.joules_per_sample is None else f"{found.joules_per_sample:.3g} J per sample"
     for name, value in (

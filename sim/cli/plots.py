@@ -4,15 +4,15 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from sim.ask.break_even import Flip
-from sim.ask.point import Prediction
+from sim.ask.break_even import PlanBreakEven
+from sim.ask.point import PointPrediction
 from sim.ask.study import Result
 
 SHOWN = 40  # rows of a table or a plot; files have all
 STAGES = {"compute": "#3b6ea5", "staging": "#9a6fb0", "wait": "#c9ced6", "wire": "#d9822b"}
 
 
-def row(cell: Prediction) -> dict[str, Any]:
+def row(cell: PointPrediction) -> dict[str, Any]:
     """A prediction as one flat row."""
     split = cell.split_ms
     low, high = cell.interval_ms or (None, None)
@@ -39,7 +39,7 @@ def row(cell: Prediction) -> dict[str, Any]:
     }
 
 
-def name_of(cell: Prediction, parts: Sequence[str] = ("wire", "devices", "bandwidth_mbps", "batch")) -> str:
+def name_of(cell: PointPrediction, parts: Sequence[str] = ("wire", "devices", "bandwidth_mbps", "batch")) -> str:
     """What distinguishes a cell of one model; of the parts, those that are named."""
     words = {
         "wire": cell.wire,
@@ -53,7 +53,7 @@ def name_of(cell: Prediction, parts: Sequence[str] = ("wire", "devices", "bandwi
     return " ".join([mode, *chosen])
 
 
-def names_of(cells: Sequence[Prediction]) -> list[str]:
+def names_of(cells: Sequence[PointPrediction]) -> list[str]:
     """Names that leave out what all distributed cells share."""
     parts = []
     for part in ("wire", "devices", "bandwidth_mbps", "batch"):
@@ -62,7 +62,7 @@ def names_of(cells: Sequence[Prediction]) -> list[str]:
     return [name_of(cell, parts) for cell in cells]
 
 
-def split_plot(cells: Sequence[Prediction]) -> str:
+def split_plot(cells: Sequence[PointPrediction]) -> str:
     """Stacked bars, one a cell: where the time goes. SVG text."""
     chosen = list(cells[:SHOWN])
     figure, axes = _figure(0.4 * len(chosen) + 1.2)
@@ -81,7 +81,7 @@ def split_plot(cells: Sequence[Prediction]) -> str:
     return _svg(figure)
 
 
-def flip_plot(flip: Flip) -> str:
+def flip_plot(flip: PlanBreakEven) -> str:
     figure, axes = _figure(4.0)
     axes.plot(flip.values, flip.local_ms, color=STAGES["wait"], linewidth=3, label="local")
     axes.plot(flip.values, flip.distributed_ms, color=STAGES["wire"], label="distributed")

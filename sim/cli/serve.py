@@ -23,7 +23,7 @@ from sim.cli.options import link_of, map_name, model_of, usual_segments
 from sim.engine.backend import Machines, identical
 from sim.serving.fleet import Fault
 from sim.serving.requests import Batching, parse_arrivals
-from sim.serving.scenario import PredictingPolicy, Scenario, simulate
+from sim.serving.scenario import PredictingPolicy, Scenario, simulate_serving
 
 
 def serve_sim(
@@ -101,7 +101,7 @@ def serve_sim(
             raise ConfigError(f"mode {mode} needs at least 2 devices, there is {devices}; raise --devices")
         policy = FixedPolicy(chosen[0])
     found = msgspec.structs.replace(
-        simulate(machines, scenario, policy, table, Objective(least_agreement=least_agreement)),
+        simulate_serving(machines, scenario, policy, table, Objective(least_agreement=least_agreement)),
         outside=_outside(machines, spec, mode, plans, max_batch),
     )
     if json:

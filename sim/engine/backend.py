@@ -13,9 +13,9 @@ from prism.link import LinkSpec
 from prism.plan import ExecutionPlan
 from prism.rates import read_rates
 from prism.trace import Batch, Record, Trace, TraceHeader
-from sim.engine.device import Device
+from sim.engine.device import SimulatedDevice
 from sim.engine.network import Network
-from sim.engine.ranks import Group, Process
+from sim.engine.ranks import RankGroup, SimProcess
 from sim.engine.script import script
 from sim.engine.topology import Topology, known_routes, topology
 
@@ -52,11 +52,13 @@ class Machines(msgspec.Struct, frozen=True, kw_only=True):
             env.process(network.replay([(point.at_s, point.rate_bps / rates[0].rate_bps) for point in rates]))
         return network
 
-    def devices(self, ranks: int) -> list[Device]:
+    def devices(self, ranks: int) -> list[SimulatedDevice]:
         """The device of each rank."""
         count = min(ranks, len(self.costs))
         costs = [cost.together() if ranks > 1 else cost for cost in self.costs[:count]]
-        made = [Device(cost, self.profile.staged, shared=ranks > index + count) for index, cost in enumerate(costs)]
+        made = [
+            SimulatedDevice(cost, self.profile.staged, shared=ranks > index + count) for index, cost in enumerate(costs)
+        ]
         return [made[rank % count] for rank in range(ranks)]
 
 
@@ -80,12 +82,12 @@ class SimBackend:
         _, batches = self._ran(plan, workload, record=False)
         return [(batch.end_ns - batch.start_ns) / 1e6 for batch in batches if not batch.warmup]
 
-    def _ran(self, plan: ExecutionPlan, workload: Workload, *, record: bool) -> tuple[Group, list[Batch]]:
+    def _ran(self, plan: ExecutionPlan, workload: Workload, *, record: bool) -> tuple[RankGroup, list[Batch]]:
         if workload.batch < 1 or workload.batches < 1:
             raise PlanError(f"{workload.batches} batches of {workload.batch}: at least 1 of 1 is needed; raise --batch")
         env = simpy.Environment()
         machines = self._machines
-        group = Group(env, machines.devices(plan.ranks), machines.network(env, plan.ranks, workload.seed), record)
+        group = RankGroup(env, machines.devices(plan.ranks), machines.network(env, plan.ranks, workload.seed), record)
         batches: list[Batch] = []
         env.run(until=env.process(_batches(env, group, plan, workload, batches)))
         return group, batches
@@ -115,8 +117,8 @@ class SimBackend:
 
 
 def _batches(
-    env: simpy.Environment, group: Group, plan: ExecutionPlan, workload: Workload, done: list[Batch]
-) -> Process:
+    env: simpy.Environment, group: RankGroup, plan: ExecutionPlan, workload: Workload, done: list[Batch]
+) -> SimProcess:
     work = script(workload.model, plan, workload.batch)
     for number in range(workload.warmups + workload.batches):
         start = int(env.now)

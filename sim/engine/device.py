@@ -22,7 +22,7 @@ class Lane:
         return self.free_ns
 
 
-class Device(msgspec.Struct):
+class SimulatedDevice(msgspec.Struct):
     """One machine. A rank alone on it never queues; ranks that share it do, and their times are no
     device's (the trace header says oversubscribed)."""
 

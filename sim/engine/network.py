@@ -22,7 +22,7 @@ from sim.engine.topology import Graph, Routes, routes_of
 FRAME_BYTES = 1448  # TCP payload of one Ethernet frame
 
 
-class Medium:
+class SimulatedMedium:
     """One shared resource. `served` is what each message on it has got since the medium was last empty,
     in bits: a message that joins at v with b bits leaves when served reaches v + b."""
 
@@ -97,8 +97,8 @@ class Network:
     ) -> None:
         self._env, self._link = env, link
         self._rng = np.random.default_rng(seed) if link.jitter_s or link.loss else None
-        self.media: dict[Any, Medium] = {}
-        self._ways: dict[tuple[int, int], tuple[list[tuple[Medium, int]], int]] = {}
+        self.media: dict[Any, SimulatedMedium] = {}
+        self._ways: dict[tuple[int, int], tuple[list[tuple[SimulatedMedium, int]], int]] = {}
         for ends, hops in (routes_of(graph, ranks) if routes is None else routes).items():
             self._ways[ends] = self._way(graph, hops, message_s)
 
@@ -108,7 +108,7 @@ class Network:
         for hop in hops:
             name = graph.edges[hop]["medium"] or hop
             if name not in self.media:
-                self.media[name] = Medium(self._env, graph.edges[hop]["rate_bps"])
+                self.media[name] = SimulatedMedium(self._env, graph.edges[hop]["rate_bps"])
         latency = message_s + sum(graph.edges[hop]["latency_s"] for hop in hops)
         return [(self.media[name], count) for name, count in names.items()], round(latency * 1e9)
 

@@ -16,13 +16,13 @@ import simpy
 from prism.partition import HEADER_BYTES
 from prism.plan import ExecutionPlan
 from prism.trace import Span, aligned
-from sim.engine.device import Device
+from sim.engine.device import SimulatedDevice
 from sim.engine.network import Network
-from sim.engine.script import Script, Step, sides
+from sim.engine.script import Script, ScriptStep, sides
 
 Key = tuple[int, int, str, int]  # batch, receiving rank, op, block
 HALVES = 2  # gloo's ring cuts a chunk in two
-Process = Generator[simpy.Event, Any, Any]
+SimProcess = Generator[simpy.Event, Any, Any]
 
 
 class Timed(msgspec.Struct, frozen=True):
@@ -42,10 +42,10 @@ class Timed(msgspec.Struct, frozen=True):
 Phases = tuple[tuple[Timed, ...], ...]
 
 
-class Group:
+class RankGroup:
     """The ranks of one process group. `spans` keeps what happened, batch by batch, when `record` says so."""
 
-    def __init__(self, env: simpy.Environment, devices: list[Device], network: Network, record: bool) -> None:
+    def __init__(self, env: simpy.Environment, devices: list[SimulatedDevice], network: Network, record: bool) -> None:
         self._env, self._devices, self._network, self._record = env, devices, network, record
         self._uneven = devices[0].cost.uneven(len(devices))
         self._arrived: dict[Key, int] = {}
@@ -59,7 +59,7 @@ class Group:
         self.down_from: dict[int, int] = {}  # ranks that fall silent, and when
         self.posted_bytes = 0
 
-    def batch(self, number: int, plan: ExecutionPlan, script: Script) -> Process:
+    def batch(self, number: int, plan: ExecutionPlan, script: Script) -> SimProcess:
         """Run one batch; ends when the terminal has its answer. A rank starts when it has finished the
         batch before and the header is there."""
         known = self._known.get(id(script))
@@ -97,7 +97,7 @@ class Group:
         ]
         return aligned(spans, {})
 
-    def idle(self) -> Process:
+    def idle(self) -> SimProcess:
         """Wait until every rank has finished its batch."""
         for process in list(self._busy.values()):
             if process.is_alive:
@@ -118,13 +118,15 @@ class Group:
 
     # -- one rank -------------------------------------------------------------------------------------
 
-    def _follow(self, rank: int, number: int, script: Script, phases: Phases, before: simpy.Process | None) -> Process:
+    def _follow(
+        self, rank: int, number: int, script: Script, phases: Phases, before: simpy.Process | None
+    ) -> SimProcess:
         if before is not None and before.is_alive:
             yield before
         yield from self._until((number, rank, "header", -1), 1)
         yield from self._walk(rank, number, script, phases)
 
-    def _walk(self, rank: int, number: int, script: Script, phases: Phases) -> Process:
+    def _walk(self, rank: int, number: int, script: Script, phases: Phases) -> SimProcess:
         env, device, spans = self._env, self._devices[rank], self.spans[number]
         clock = int(env.now)
         handed: dict[tuple[str, int], tuple[int, int]] = {}
@@ -206,7 +208,7 @@ class Group:
             del self._waiting[key]
             waiting[1].succeed()
 
-    def _until(self, key: Key, needed: int) -> Process:
+    def _until(self, key: Key, needed: int) -> SimProcess:
         """Wait until `needed` messages of a key have arrived."""
         if self._arrived.get(key, 0) < needed:
             event = self._env.event()
@@ -246,7 +248,7 @@ class Ring:
             self._send(rank, half, hops - 1)
 
 
-def _timed(step: Step, device: Device) -> Timed:
+def _timed(step: ScriptStep, device: SimulatedDevice) -> Timed:
     launch, work = sides(step, device.cost) if step.kind == "work" else (0.0, 0.0)
     moving = bool(work) and device.cost.clock.slowdown > 0
     ns = -1 if moving else round(device.cost.joined(launch, work) * 1e9)

@@ -19,7 +19,7 @@ from prism.trace import Kind
 from prism.workload import Operation, WorkloadGraph, build
 
 
-class Step(msgspec.Struct, frozen=True, kw_only=True):
+class ScriptStep(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that a rank does: "work" takes its own time, "post" hands messages over and goes on,
     "await" stops until `needed` messages of `op` are here.
 
@@ -46,7 +46,7 @@ class Script(msgspec.Struct, frozen=True, kw_only=True):
     blocks: int
     ring: bool
     causal: bool
-    steps: tuple[tuple[tuple[Step, ...], tuple[Step, ...], tuple[Step, ...]], ...]
+    steps: tuple[tuple[tuple[ScriptStep, ...], tuple[ScriptStep, ...], tuple[ScriptStep, ...]], ...]
 
     def posted_bytes(self) -> int:
         """Payload that all ranks hand to the link in one batch, headers left out."""
@@ -70,7 +70,7 @@ def script(model: ModelSpec, plan: ExecutionPlan, batch: int) -> Script:
     return Script(blocks=model.blocks, ring=ring, causal=model.causal, steps=tuple(by_rank))
 
 
-def sides(step: Step, cost: CostModel) -> tuple[float, float]:
+def sides(step: ScriptStep, cost: CostModel) -> tuple[float, float]:
     """Seconds of a step of kind "work" on the host and, at its full clock, on the device; a copy is the
     host's alone."""
     if step.span == "stage_d2h" or step.span == "stage_h2d":
@@ -82,13 +82,15 @@ def sides(step: Step, cost: CostModel) -> tuple[float, float]:
     return launch, sum(cost.device_s(kernel) for kernel in kernels)
 
 
-def _by_phase(steps: Sequence[Step]) -> tuple[tuple[Step, ...], tuple[Step, ...], tuple[Step, ...]]:
+def _by_phase(
+    steps: Sequence[ScriptStep],
+) -> tuple[tuple[ScriptStep, ...], tuple[ScriptStep, ...], tuple[ScriptStep, ...]]:
     before, inside, after = (tuple(s for s in steps if s.relative == phase) for phase in (-1, 0, 1))
     return before, inside, after
 
 
-def _ordered(graph: WorkloadGraph, rank: int, local: bool) -> list[Step]:
-    steps: list[Step] = []
+def _ordered(graph: WorkloadGraph, rank: int, local: bool) -> list[ScriptStep]:
+    steps: list[ScriptStep] = []
     arriving: list[tuple[str, int, int]] = []
     exchanged, moved = False, graph.moved_bytes(rank)
     for node, data in graph.graph.nodes(data=True):
@@ -110,23 +112,23 @@ def _ordered(graph: WorkloadGraph, rank: int, local: bool) -> list[Step]:
     return _whole_blocks(steps) if local else steps
 
 
-def _arrival(copies: tuple[Operation, ...]) -> tuple[Step, Step]:
+def _arrival(copies: tuple[Operation, ...]) -> tuple[ScriptStep, ScriptStep]:
     """Wait for the messages, then copy them up. Their sources stand at the end of the copies' names."""
     name, relative = copies[0].name.partition(".")[0], copies[0].block
     sources = tuple(int(copy.name.rpartition(".")[2]) for copy in copies)
     size = sum(copy.wire_bytes for copy in copies)
     return (
-        Step(kind="await", span="wire", op=name, relative=relative, size=size, peers=sources),
-        Step(kind="work", span="stage_h2d", op=name, relative=relative, operations=copies, size=size),
+        ScriptStep(kind="await", span="wire", op=name, relative=relative, size=size, peers=sources),
+        ScriptStep(kind="work", span="stage_h2d", op=name, relative=relative, operations=copies, size=size),
     )
 
 
-def _step(op: Operation, exchanged: bool, moved: int) -> Step:
+def _step(op: Operation, exchanged: bool, moved: int) -> ScriptStep:
     name = op.name.partition(".")[0]
     if op.kind == "send":
-        return Step(kind="post", span="wire", op=name, relative=op.block, size=op.wire_bytes, peers=op.peers)
+        return ScriptStep(kind="post", span="wire", op=name, relative=op.block, size=op.wire_bytes, peers=op.peers)
     span: Kind = "stage_d2h" if op.kind == "stage_d2h" else "compute"
-    return Step(
+    return ScriptStep(
         kind="work",
         span=span,
         op=name,
@@ -138,10 +140,10 @@ def _step(op: Operation, exchanged: bool, moved: int) -> Step:
     )
 
 
-def _whole_blocks(steps: list[Step]) -> list[Step]:
+def _whole_blocks(steps: list[ScriptStep]) -> list[ScriptStep]:
     """On one device a block is one step, as the hardware records it."""
     inside = [step for step in steps if step.relative == 0]
-    whole = Step(
+    whole = ScriptStep(
         kind="work",
         span="compute",
         op="block",

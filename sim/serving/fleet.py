@@ -13,7 +13,7 @@ from prism.spec import ModelSpec
 from prism.trace import Batch, Trace
 from prism.trace.energy import modelled_energy
 from sim.engine.backend import Machines, SimBackend
-from sim.engine.ranks import Group, Process
+from sim.engine.ranks import RankGroup, SimProcess
 from sim.engine.script import script
 
 NOTICED_S = 0.03  # a peer whose process dies closes its sockets
@@ -54,7 +54,7 @@ class Fleet:
         self._factor = 1.0
         self._number = 0
         self._broken: simpy.Event | None = None
-        self._open: tuple[Batch, ExecutionPlan, Group] | None = None
+        self._open: tuple[Batch, ExecutionPlan, RankGroup] | None = None
         self.batch_joules: list[float] = []
         self.busy_ns: list[tuple[int, int]] = []  # nanoseconds of each batch, and its ranks
         self.modes: Counter[str] = Counter()
@@ -76,7 +76,7 @@ class Fleet:
     def devices(self) -> int:
         return len(self._devices)
 
-    def run(self, plan: ExecutionPlan, batch: int) -> Process:
+    def run(self, plan: ExecutionPlan, batch: int) -> SimProcess:
         """Why the batch failed, or ""."""
         env, number = self._env, self._number
         self._number += 1
@@ -111,7 +111,7 @@ class Fleet:
             self.batch_joules.append(modelled_energy(Trace(header=header, records=(*spans, batch)), power).joules)
         self._open = None
 
-    def _recover(self, number: int) -> Process:
+    def _recover(self, number: int) -> SimProcess:
         named = self._dead - self._lost
         why = f"device {min(named)} was lost" if named else "the link was out"
         self.failures.append(f"batch {number} at {self._env.now / 1e9:.3f} s: {why}")
@@ -122,13 +122,13 @@ class Fleet:
         yield self._env.timeout(round(REFORMED_S * 1e9))
         return why
 
-    def _formed(self) -> Group:
+    def _formed(self) -> RankGroup:
         alive = [d for k, d in enumerate(self._devices) if k not in self._lost]
         self._network = self._machines.network(self._env, len(alive), self._seed + len(self.failures))
         self._network.scale(self._factor)
-        return Group(self._env, alive, self._network, record=self._machines.profile.power is not None)
+        return RankGroup(self._env, alive, self._network, record=self._machines.profile.power is not None)
 
-    def _happen(self, fault: Fault) -> Process:
+    def _happen(self, fault: Fault) -> SimProcess:
         yield self._env.timeout(round(fault.at_s * 1e9))
         if fault.kind == "device":
             alive = [k for k in range(len(self._devices)) if k not in self._lost]

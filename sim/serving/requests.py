@@ -16,7 +16,7 @@ import simpy
 
 from prism.errors import ConfigError
 from prism.rates import read_numbers
-from sim.engine.ranks import Process
+from sim.engine.ranks import SimProcess
 
 Pattern = Literal["single-stream", "multi-stream", "server", "poisson", "trace", "offline"]
 
@@ -92,7 +92,7 @@ class Batching(msgspec.Struct, frozen=True, kw_only=True):
     patience_s: float = 0.0
 
 
-class Request(msgspec.Struct):
+class SimulatedRequest(msgspec.Struct):
     """One sample: nanoseconds of its arrival, of its batch's start, of its answer; -1 before."""
 
     arrived_ns: int
@@ -105,24 +105,24 @@ class Queue:
 
     def __init__(self, env: simpy.Environment) -> None:
         self._env = env
-        self.waiting: deque[Request] = deque()
-        self.all: list[Request] = []
+        self.waiting: deque[SimulatedRequest] = deque()
+        self.all: list[SimulatedRequest] = []
         self.longest = 0
         self.length_ns = 0
         self._since = 0
         self._news: simpy.Event | None = None
         self.closed = False
 
-    def put(self, count: int = 1) -> list[Request]:
+    def put(self, count: int = 1) -> list[SimulatedRequest]:
         self._count()
-        new = [Request(arrived_ns=int(self._env.now)) for _ in range(count)]
+        new = [SimulatedRequest(arrived_ns=int(self._env.now)) for _ in range(count)]
         self.waiting += new
         self.all += new
         self.longest = max(self.longest, len(self.waiting))
         self._tell()
         return new
 
-    def put_back(self, requests: Sequence[Request]) -> None:
+    def put_back(self, requests: Sequence[SimulatedRequest]) -> None:
         """Requests whose batch failed go first again."""
         self._count()
         self.waiting.extendleft(reversed(requests))
@@ -131,7 +131,7 @@ class Queue:
         self.closed = True
         self._tell()
 
-    def take(self, batching: Batching) -> Process:
+    def take(self, batching: Batching) -> SimProcess:
         """Generator: the next batch, as the policy of `batching` says; empty when nothing will come."""
         while not self.waiting and not self.closed:
             yield self._wait()
@@ -157,7 +157,7 @@ class Queue:
             self._news.succeed()
 
 
-def source(env: simpy.Environment, queue: Queue, arrivals: Arrivals, seed: int) -> Process:
+def arrive(env: simpy.Environment, queue: Queue, arrivals: Arrivals, seed: int) -> SimProcess:
     """Put the requests of an open pattern into the queue at their times."""
     for moment in arrivals.times_ns(seed):
         if moment > env.now:
@@ -166,13 +166,13 @@ def source(env: simpy.Environment, queue: Queue, arrivals: Arrivals, seed: int) 
     queue.close()
 
 
-def serve(
+def serve_queue(
     env: simpy.Environment,
     queue: Queue,
     arrivals: Arrivals,
     batching: Batching,
-    run: Callable[[list[Request]], Process],
-) -> Process:
+    run: Callable[[list[SimulatedRequest]], SimProcess],
+) -> SimProcess:
     """One batch after another until all requests are answered. `run` returns why a batch failed, or ""; the
     requests of a failed one go first again."""
     if arrivals.closed:
@@ -184,7 +184,7 @@ def serve(
                 return
             queries -= 1
             queue.put(arrivals.samples)
-        batch: list[Request] = yield from queue.take(batching)
+        batch: list[SimulatedRequest] = yield from queue.take(batching)
         if not batch:
             return
         for request in batch:

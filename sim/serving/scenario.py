@@ -13,9 +13,9 @@ from prism.spec import ModelSpec
 from prism.trace.quantiles import quantiles
 from sim.ask.point import Point, summary
 from sim.engine.backend import Machines
-from sim.engine.ranks import Process
+from sim.engine.ranks import SimProcess
 from sim.serving.fleet import Fault, Fleet
-from sim.serving.requests import Arrivals, Batching, Queue, Request, serve, source
+from sim.serving.requests import Arrivals, Batching, Queue, SimulatedRequest, arrive, serve_queue
 
 
 class Scenario(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,7 +29,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 0
 
 
-class Served(msgspec.Struct, frozen=True, kw_only=True):
+class ServingReport(msgspec.Struct, frozen=True, kw_only=True):
     """Milliseconds from arrival to answer, and from arrival to the batch's start. queue_mean: over time;
     backlog: requests not answered when the last one arrived. modes: batches by plan. joules_per_sample: of all
     devices, idle time included, failed batches as idle; null without a declared power profile. outside: in what
@@ -72,13 +72,13 @@ class PredictingPolicy:
         return summary(machines.profile, machines.costs[0], point).latency_ms.p50
 
 
-def simulate(
+def simulate_serving(
     machines: Machines,
     scenario: Scenario,
     policy: Policy,
     table: Table | None = None,
     objective: Objective = Objective(),
-) -> Served:
+) -> ServingReport:
     """Serve the scenario's requests to the end. Raises ConfigError for a fault that can't be."""
     env = simpy.Environment()
     queue = Queue(env)
@@ -86,7 +86,7 @@ def simulate(
 
     state = State()
 
-    def run(batch: list[Request]) -> Process:
+    def run(batch: list[SimulatedRequest]) -> SimProcess:
         nonlocal state
         observation = Observation(
             batch=len(batch),
@@ -100,8 +100,8 @@ def simulate(
         return (yield from fleet.run(decision.plan, len(batch)))
 
     if not scenario.arrivals.closed:
-        env.process(source(env, queue, scenario.arrivals, scenario.seed))
-    env.run(until=env.process(serve(env, queue, scenario.arrivals, scenario.batching, run)))
+        env.process(arrive(env, queue, scenario.arrivals, scenario.seed))
+    env.run(until=env.process(serve_queue(env, queue, scenario.arrivals, scenario.batching, run)))
     fleet.settle()
     return _report(env, queue, fleet, machines)
 
@@ -112,10 +112,10 @@ def percentiles(milliseconds: Sequence[float]) -> dict[str, float]:
     return {"mean": mean, "p50": p50, "p95": p95, "p99": p99, "max": longest}
 
 
-def _report(env: simpy.Environment, queue: Queue, fleet: Fleet, machines: Machines) -> Served:
+def _report(env: simpy.Environment, queue: Queue, fleet: Fleet, machines: Machines) -> ServingReport:
     requests, end = queue.all, int(env.now)
     last = max(request.arrived_ns for request in requests)
-    return Served(
+    return ServingReport(
         requests=len(requests),
         seconds=end / 1e9,
         latency_ms=percentiles([(r.ended_ns - r.arrived_ns) / 1e6 for r in requests]),

@@ -9,7 +9,7 @@ from support.simulated import KNOWN, LOCAL, MODELS, PACE_MS, PROFILE, simulated,
 
 from calibration.noise_floor import deviation
 from calibration.report import page as pages
-from calibration.validate import Report, compared
+from calibration.validate import ComparisonReport, compared
 from prism.cost import CalibratedProfile, Term
 from prism.errors import ConfigError
 from prism.perfmap import PerformanceMap, build_map
@@ -29,7 +29,7 @@ def profile(**changes: float) -> CalibratedProfile:
     return msgspec.structs.replace(PROFILE, terms=terms, residual_log_sd=0.01)
 
 
-def report(measured: PerformanceMap, known: CalibratedProfile, **fields) -> Report:
+def report(measured: PerformanceMap, known: CalibratedProfile, **fields) -> ComparisonReport:
     return compared(known, measured, guesses(known, measured.cells, MODELS, 40, 0, 1), MODELS, **fields)
 
 
