@@ -16,7 +16,7 @@ from assets import cache_folder
 from rich.progress import Progress
 
 from hw.evaluate.datasets import Columns
-from hw.evaluate.page import page
+from hw.evaluate.page import accuracy_page as page
 from hw.evaluate.run import EvalConfig, evaluate
 from prism.decide.accuracy import AccuracyTable, PlanAccuracy
 from prism.partition import split_sizes

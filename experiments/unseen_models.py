@@ -26,7 +26,7 @@ import typer
 
 from calibration.decision_scores import Guess
 from calibration.fit import Calibration, calibrate
-from calibration.report import page as pages
+from calibration import report as pages
 from calibration.validate import Report, compared
 from hw.run.config import RunConfig
 from hw.sweep.config import SweepConfig

@@ -8,7 +8,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from hw.cli import demo_page as report
+from hw.cli.demo_page import Section, demo_page, run_label
 from hw.run.config import Outcome, Progress, RunConfig
 from hw.run.launch import run_local
 from prism.errors import InputError
@@ -58,25 +58,25 @@ def run_demo(output: Path, command: str, console: Console, bar: Bar) -> None:
             traced = msgspec.structs.replace(config, trace=str(output / f"trace-{number}-{index}.jsonl"))
             with bar(False) as on_progress:
                 outcomes.append(run_local(traced, command, on_progress))
-        console.print(table(title, outcomes))
-        sections.append(report.Section(title=title, about=about, outcomes=tuple(outcomes)))
+        console.print(outcomes_table(title, outcomes))
+        sections.append(Section(title=title, about=about, outcomes=tuple(outcomes)))
     (output / "demo.json").write_bytes(msgspec.json.encode(sections))
     page = output / "index.html"
-    page.write_text(report.page("Prism demo", now_text(), command, sections), encoding="utf-8")
+    page.write_text(demo_page("Prism demo", now_text(), command, sections), encoding="utf-8")
     console.print(f"The page: {page}; the figures: {output / 'demo.json'}")
 
 
-def table(title: str, outcomes: list[Outcome]) -> Table:
-    """One row a run."""
+def outcomes_table(title: str, outcomes: list[Outcome]) -> Table:
+    """Tabulate the runs of a section, a row each."""
     first = outcomes[0]
     columns = ("run", "p50 ms", "compute", "wait", "wire", "bytes", "top-1", "agreement")
-    view = Table(*columns, title=title, caption=f"batch {first.batch}, {LINK}; the terminal's medians in ms")
+    view = Table(*columns, title=title, caption=f"batch {first.batch}, {LINK}; the leader's medians in ms")
     for column in view.columns[1:]:
         column.justify = "right"
     view.columns[0].no_wrap = True
     for outcome in outcomes:
         view.add_row(
-            report.label(outcome),
+            run_label(outcome),
             f"{outcome.latency_ms['p50']:.1f}",
             *[f"{outcome.split_ms[kind]:.1f}" for kind in ("compute", "wait", "wire")],
             f"{outcome.bytes_per_exchange:,}" if outcome.devices > 1 else "-",

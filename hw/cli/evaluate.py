@@ -50,9 +50,10 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
     """Run every plan over labelled data, against the model as it is: accuracy, agreement, and what they cost."""
-    from hw.evaluate.page import page, view, write_parquet
+    from hw.evaluate.page import accuracy_page
     from hw.evaluate.run import EvalConfig
     from hw.evaluate.run import evaluate as run
+    from hw.evaluate.tables import console_table, write_parquet
 
     columns = {
         "path": path_column,
@@ -86,12 +87,12 @@ def evaluate(
         found = run(resolved, output, command_line(), on_progress)
     found.table.save(output / "accuracy.json")
     write_parquet(found.table, output / "accuracy.parquet")
-    write_file(output / "index.html", page(found.table, found.misfits).encode())
+    write_file(output / "index.html", accuracy_page(found.table, found.misfits).encode())
     if as_json:
         print(msgspec.json.encode(found.table).decode())
         return
     console = Console()
-    console.print(view(found.table))
+    console.print(console_table(found.table))
     for line in (*found.table.unreadable, *found.misfits):
         console.print(f"left out: {line}", style="yellow", soft_wrap=True)
     console.print(f"The table for policies: {output / 'accuracy.json'}; the page: {output / 'index.html'}")

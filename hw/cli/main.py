@@ -61,7 +61,7 @@ def doctor(
     if as_json:
         print(msgspec.json.encode(checks).decode())
         return
-    from hw.cli import tables as render
+    from hw.cli import run_tables as render
 
     Console().print(render.doctor_table(checks))
 
@@ -149,7 +149,7 @@ def run(
     if as_json:
         print(msgspec.json.encode(outcome).decode())
         return
-    from hw.cli import tables as render
+    from hw.cli import run_tables as render
 
     Console().print(render.outcome_view(outcome))
 
@@ -183,7 +183,7 @@ def show(
     if as_json:
         print(msgspec.json.encode({"header": loaded.header, "summary": summary, "cut": loaded.cut}).decode())
         return
-    from hw.cli import tables as render
+    from hw.cli import run_tables as render
 
     Console().print(render.trace_view(loaded, summary))
 

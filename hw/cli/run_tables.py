@@ -1,6 +1,6 @@
-"""Results as tables for a terminal."""
+"""The checks of doctor, the outcome of a run and the summary of a trace, as tables for the console."""
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -27,7 +27,7 @@ def split_table(per_rank: dict[int, dict[str, float]], latency: dict[str, float]
     for column in table.columns[1:]:
         column.justify = "right"
     for rank, split in per_rank.items():
-        name = f"{rank} (terminal)" if rank == 0 else str(rank)
+        name = f"{rank} (leader)" if rank == 0 else str(rank)
         table.add_row(name, *[f"{split[kind]:.2f}" for kind in KINDS])
     table.caption = f"latency p50 {latency['p50']:.2f} ms, p95 {latency['p95']:.2f} ms"
     return table
@@ -89,14 +89,10 @@ def trace_view(trace: Trace, summary: Summary) -> RenderableType:
 
 
 def energy_line(energy: Energy | None, note: str) -> str:
-    """Joules per batch with what they rest on; a figure that is not measured says so."""
+    """Write the joules of a batch with what they rest on, or that they are not measured."""
     if energy is None:
         return f"energy {note}"
     devices = ", ".join(f"rank {rank} {joules:.3g} J" for rank, joules in energy.per_device_j.items())
     above = "" if energy.above_idle_j is None else f", {energy.above_idle_j:.3g} J above idle"
     basis = note if energy.modelled else f"{energy.samples} samples"
     return f"energy {energy.joules:.3g} J per batch ({devices}){above}; {energy.source}; {basis}"
-
-
-def show(console: Console, view: RenderableType) -> None:
-    console.print(view)
