@@ -27,6 +27,8 @@ def prediction_bars(cells: Sequence[Prediction]) -> "Figure":
 
 def crossover_figure(flip: Flip) -> "Figure":
     """Draw both latencies over the quantity that varies, and where they cross with its interval."""
+    from matplotlib.ticker import LogFormatter
+
     figure, (axes,) = panels(1, 4.0)
     axes.plot(flip.values, flip.local_ms, color=SLATE, linewidth=3, label="local")
     axes.plot(flip.values, flip.distributed_ms, color=VERMILION, label="distributed")
@@ -35,6 +37,9 @@ def crossover_figure(flip: Flip) -> "Figure":
         axes.axvline(flip.value, color=INK, linestyle=":")
     unit = " (Mbps)" if flip.over == "bandwidth" else ""
     axes.set(xscale="log", yscale="log", xlabel=f"{flip.over}{unit}", ylabel="ms per batch, simulated")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(LogFormatter())  # plain numbers, no powers of ten
+        axis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
     axes.legend()
     return figure
 

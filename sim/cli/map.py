@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -16,7 +16,7 @@ from prism.cli.option_groups import OptionGroup
 from prism.cost import CalibratedProfile, load_profile
 from prism.decide.table import LOCAL
 from prism.errors import ConfigError
-from prism.perfmap import build_map
+from prism.perfmap import PerformanceMap, build_map
 from prism.perfmap.pooling import TraceFile, TraceSet
 from prism.plan import WIRES, ExecutionPlan, Mode, Wire, combinations
 from prism.spec import LinkSpec, ModelSpec
@@ -76,8 +76,7 @@ def map_command(
     plans, misfits = cells.plans(costs, spec)
     points = cells.points(spec, plans, seed)
     console = Console(stderr=True)
-    files = [_simulated_file(costs, point, k) for k, point in enumerate(_tracked(points, console))]
-    simulated_map = build_map(TraceSet(files=tuple(files)), command=command_line())
+    simulated_map = _simulated_map(costs, points, console)
     simulated_map.save(output)
     if html:
         from prism.report.map_page import map_page
@@ -89,8 +88,11 @@ def map_command(
     Console().print(f"{len(points)} cells, simulated with profile {costs.name}: {output}")
 
 
-def _tracked(points: Sequence[Point], console: Console) -> Iterable[Point]:
-    return track(points, description="cells", console=console, transient=True)
+def _simulated_map(profile: CalibratedProfile, points: Sequence[Point], console: Console) -> PerformanceMap:
+    """Simulate every point, with a bar of progress, and build the map as of measured traces."""
+    tracked = track(points, description="cells", console=console, transient=True)
+    files = [_simulated_file(profile, point, number) for number, point in enumerate(tracked)]
+    return build_map(TraceSet(files=tuple(files)), command=command_line())
 
 
 def _simulated_file(profile: CalibratedProfile, point: Point, number: int) -> TraceFile:

@@ -17,7 +17,7 @@ from prism.report.figures import drawn
 from prism.spec import ModelSpec, load_model_spec
 from prism.trace import perfetto, write_trace
 from prism.workload import build
-from sim.ask.point import Point, outside_of, predict
+from sim.ask.point import Point, Prediction, outside_of, predict
 from sim.cli import options
 from sim.cli.answer_figures import prediction_bars
 from sim.cli.answer_tables import extrapolated, prediction_row, predictions_table
@@ -43,15 +43,19 @@ def predict_command(
     points = [msgspec.structs.replace(place, plan=each) for each in every_mode(plan, costs, spec)]
     cells = [predict(costs, point, models, seed) for point in points]
     title = f"{spec.name}, {spec.tokens} tokens, batch {batch}, profile {costs.name}"
-    Presentation(
+    _prediction_answer(cells, title, costs.name).show(output)
+
+
+def _prediction_answer(cells: list[Prediction], title: str, profile: str) -> Presentation:
+    return Presentation(
         title="Prediction",
-        profile=costs.name,
+        profile=profile,
         whole=cells,
         view=predictions_table(cells, title),
         lines=extrapolated(reason for cell in cells for reason in cell.outside),
         rows=[prediction_row(cell) for cell in cells],
         figure=lambda: drawn(prediction_bars, cells),
-    ).show(output)
+    )
 
 
 def every_mode(plan: options.PlanOptions, profile: CalibratedProfile, model: ModelSpec) -> list[ExecutionPlan]:

@@ -10,14 +10,16 @@ from rich.console import Console
 
 from prism.cli.entry import command_line, write_file
 from prism.errors import ConfigError
-from prism.report.page import facts_table, frame, html_table, installed, rendered
+from prism.report.page import cell_text, facts_table, frame, html_table, installed, rendered
 from prism.trace import now_text
 from sim.cli.options import OutputOptions
 
 PACKAGES = ("prism-edge", "simpy", "numpy", "networkx")
+UNITS = {"mbps": "Mbps", "j": "J"}
 SUFFIXES = (".json", ".csv", ".parquet", ".html")
 BODY = """{% for line in lines %}<p>{{ line }}</p>{% endfor %}
 {{ figure }}{{ facts }}{{ table }}
+{% if same %}<p class="about">In every row: {{ same }}.</p>{% endif %}
 {% if config %}<p>The study as it was resolved:</p><pre>{{ config }}</pre>{% endif %}"""
 ABOUT = (
     "simulated with profile {}: nothing here was measured. Rows tagged extrapolated lie outside of what the profile "
@@ -68,17 +70,35 @@ class Presentation(msgspec.Struct, kw_only=True):
 
     def page(self) -> str:
         """Make one HTML page that needs no other file."""
-        table = html_table(list(self.rows[0]), [row.values() for row in self.rows]) if self.rows else ""
+        names, same = _columns(self.rows)
         body = rendered(
             BODY,
             lines=[*([self.view] if isinstance(self.view, str) else []), *self.lines],
             figure=self.figure(),
             facts=facts_table(self.facts) if self.facts else "",
-            table="" if self.facts else table,
+            table=html_table([_head(name) for name in names], [[row[name] for name in names] for row in self.rows])
+            if self.rows and not self.facts
+            else "",
+            same="" if self.facts else ", ".join(f"{_head(name)} {cell_text(value)}" for name, value in same.items()),
             config=self.config,
         )
         about = f"{now_text()}, {ABOUT.format(self.profile)}"
         return frame(self.title, body, about, command_line(), installed(PACKAGES))
+
+
+def _columns(rows: Sequence[dict[str, Any]]) -> tuple[list[str], dict[str, Any]]:
+    """Tell the columns that differ between rows from those that hold one value; columns of nothing are left out."""
+    if not rows:
+        return [], {}
+    values = {name: {str(row[name]) for row in rows} for name in rows[0]}
+    names = [name for name, texts in values.items() if len(texts) > 1 or len(rows) == 1]
+    same = {name: rows[0][name] for name in values if name not in names and rows[0][name] not in (None, "")}
+    return names, same
+
+
+def _head(name: str) -> str:
+    """Write a field's name as a head, with its unit as people write it."""
+    return " ".join(UNITS.get(word, word) for word in name.split("_"))
 
 
 def _data_frame(path: Path, rows: Sequence[dict[str, Any]]) -> bytes:

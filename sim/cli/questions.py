@@ -1,6 +1,7 @@
 """prism-sim crossover, sensitivity and what-if: where an answer flips, what it hangs on, and a whole grid."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,8 +14,9 @@ from prism.plan import Mode
 from prism.report.figures import drawn
 from prism.spec import ModelSpec
 from sim.ask import study as grid
-from sim.ask.break_even import Flip, crossover, sensitivity
+from sim.ask.break_even import Flip, Influence, crossover, sensitivity
 from sim.ask.point import Axis, Point, outside_of
+from sim.ask.study import Result
 from sim.ask.study_file import Study, load_study
 from sim.cli import options
 from sim.cli.answer_figures import crossover_figure, front_figure
@@ -46,18 +48,20 @@ def crossover_command(
     costs, spec = load_profile(profile), model.spec()
     chosen = plan.plan(costs, spec, Mode(mode), least=2)
     point = Point(model=spec, plan=chosen, batch=batch, link=link.spec(), topology=link.topology, seed=seed)
-    flip = crossover(costs, point, over, _numbers(values, over), draws, seed)
-    line = crossover_line(flip)
+    _crossover_answer(crossover(costs, point, over, _numbers(values, over), draws, seed), costs.name).show(output)
+
+
+def _crossover_answer(flip: Flip, profile: str) -> Presentation:
     latencies = zip(flip.values, flip.local_ms, flip.distributed_ms, strict=True)
-    Presentation(
-        title=f"Crossover over {over}",
-        profile=costs.name,
+    return Presentation(
+        title=f"Crossover over {flip.over}",
+        profile=profile,
         whole=_crossover_json(flip),
-        view=line,
+        view=crossover_line(flip),
         lines=extrapolated(flip.outside),
-        rows=[{over: value, "local_ms": local, "distributed_ms": ours} for value, local, ours in latencies],
+        rows=[{flip.over: value, "local_ms": local, "distributed_ms": ours} for value, local, ours in latencies],
         figure=lambda: drawn(crossover_figure, flip),
-    ).show(output)
+    )
 
 
 def _crossover_json(flip: Flip) -> dict[str, Any]:
@@ -105,16 +109,20 @@ def sensitivity_command(
     costs, spec = load_profile(profile), model.spec()
     point = Point(model=spec, plan=plan.plan(costs, spec, Mode(mode), least=2), batch=batch, link=link.spec())
     influences = sensitivity(costs, point)
+    _sensitivity_answer(influences, costs.name, outside_of(costs, point)).show(output)
+
+
+def _sensitivity_answer(influences: Sequence[Influence], profile: str, outside: Sequence[str]) -> Presentation:
     flips = [influence.term for influence in influences if influence.flips]
     line = f"the winner hangs on {', '.join(flips)}" if flips else "no term alone changes the winner"
-    Presentation(
+    return Presentation(
         title="Sensitivity",
-        profile=costs.name,
+        profile=profile,
         whole=influences,
         view=sensitivity_table(influences),
-        lines=[line, *extrapolated(outside_of(costs, point))],
+        lines=[line, *extrapolated(outside)],
         rows=[msgspec.structs.asdict(influence) for influence in influences],
-    ).show(output)
+    )
 
 
 def what_if_command(
@@ -128,9 +136,13 @@ def what_if_command(
     asked = load_study(study)
     run = grid.over_ray(address) if engine == "ray" else grid.over_processes(processes or os.cpu_count() or 1)
     result = grid.solve(asked, _models(asked, study.parent), run)
+    _study_answer(result, asked, study.name).show(output)
+
+
+def _study_answer(result: Result, asked: Study, name: str) -> Presentation:
     front = [result.cells[k] for k in result.front]
-    Presentation(
-        title=f"Study {study.name}",
+    return Presentation(
+        title=f"Study {name}",
         profile=asked.profile,
         whole=result,
         view=predictions_table(front, "Pareto front: latency and energy per sample"),
@@ -138,7 +150,7 @@ def what_if_command(
         rows=[prediction_row(cell) for cell in result.cells],
         figure=lambda: drawn(front_figure, result),
         config=msgspec.json.format(msgspec.json.encode(asked)).decode(),
-    ).show(output)
+    )
 
 
 def _models(asked: Study, folder: Path) -> list[ModelSpec]:

@@ -25,7 +25,7 @@ from sim.cli.presentation import Presentation
 from sim.engine.backend import Machines, identical
 from sim.serving.fleet import Fault
 from sim.serving.requests import Batching, parse_arrivals
-from sim.serving.scenario import PredictingPolicy, Scenario, simulate
+from sim.serving.scenario import PredictingPolicy, Scenario, Served, simulate
 
 REQUESTS, POLICY, FAULTS = "Requests", "Policy", "Faults"  # panels of --help
 
@@ -127,16 +127,21 @@ def serve_command(
     deciding = policy.policy(machines, spec, plans, table)
     served = simulate(machines, scenario, deciding, table, Objective(least_agreement=policy.least_agreement))
     served = msgspec.structs.replace(served, outside=_outside(machines, spec, plans, requests.max_batch))
+    title = f"Serving: {requests.arrivals}, batches of at most {requests.max_batch}, mode {policy.mode}"
+    _served_answer(served, title, costs.name).show(output)
+
+
+def _served_answer(served: Served, title: str, profile: str) -> Presentation:
     facts = served_facts(served)
-    Presentation(
-        title=f"Serving: {requests.arrivals}, batches of at most {requests.max_batch}, mode {policy.mode}",
-        profile=costs.name,
+    return Presentation(
+        title=title,
+        profile=profile,
         whole=served,
         view=facts_view(facts),
         lines=extrapolated(served.outside),
         rows=[served_row(served)],
         facts=facts,
-    ).show(output)
+    )
 
 
 def _outside(machines: Machines, model: ModelSpec, plans: Sequence[ExecutionPlan], max_batch: int) -> tuple[str, ...]:

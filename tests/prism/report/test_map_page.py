@@ -98,6 +98,43 @@ def test_two_machines_are_both_named(tmp_path):
     assert shown.count("<td>processor</td>") == 2
 
 
+def simulated(map_, **provenance):
+    """The map as if it came from the simulator: a visit and a batch a cell."""
+    replace = msgspec.structs.replace
+    cells = [
+        replace(
+            cell,
+            source="simulated",
+            visits=1,
+            batches=1,
+            plan=replace(cell.plan, overlap=cell.plan.ranks == 1),
+            provenance=replace(cell.provenance, **provenance),
+        )
+        for cell in map_.cells
+    ]
+    return replace(map_, cells=tuple(cells))
+
+
+def test_a_simulated_map_claims_no_measurement(map_):
+    shown = map_page(simulated(map_, files=(), commands=("",), host={"device": "a board"}))
+    assert "simulated: nothing here was measured" in shown and "Simulated for" in shown
+    assert not any(
+        word in shown for word in ("visit", "spread", "Measured on", "written by", "The traces of each cell")
+    )
+    assert len(svgs(shown)) == 2
+
+
+def test_how_all_plans_exchange_stands_in_the_title_alone(map_):
+    shown = map_page(simulated(map_))
+    assert shown.count("no overlap") == 1 and "testbed, all plans: no overlap, simulated" in shown
+
+
+def test_lines_need_no_visits(map_):
+    cells = tuple(msgspec.structs.replace(cell, visit_p50_ms=()) for cell in map_.cells)
+    bare = msgspec.structs.replace(map_, cells=cells)
+    assert line_figure(grids(bare)[0], crossovers(bare)) is not None
+
+
 def test_colours_are_centred_at_one_and_saturate():
     assert min(colour_of(1.0)) > 0.95
     assert colour_of(4.0) == colour_of(9.0) != colour_of(2.0)
