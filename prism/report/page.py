@@ -17,7 +17,8 @@ h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; } .about {
 .scroll { overflow-x: auto; margin: 1.2rem 0; }
 table { border-collapse: collapse; width: 100%; font-size: .82rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .4rem; text-align: right; border-bottom: 1px solid #e3e6ea; white-space: nowrap; }
-th { font-weight: 600; white-space: normal; vertical-align: bottom; } th:first-child, td:first-child { text-align: left; }
+th { font-weight: 600; white-space: normal; vertical-align: bottom; }
+th:first-child, td:first-child { text-align: left; }
 .facts { width: auto; }
 .facts td { text-align: left; vertical-align: top; white-space: normal; overflow-wrap: anywhere; }
 .facts td:first-child { white-space: nowrap; color: #5a6472; padding-right: 1.5rem; }
