@@ -20,7 +20,7 @@ from hw.link.report import LinkConfig
 from hw.machine.scratch import scratch
 from hw.probe.cells import ProbeConfig
 from hw.run.config import LinkStep, ProbeStep, RunConfig
-from hw.sweep import config as sweeps
+from hw.sweep.config import config as sweeps
 from hw.sweep.config import SweepConfig, Visit
 from prism.cli.entry import command_line, write_file
 from prism.config import load_toml
@@ -160,7 +160,9 @@ def _status(text: str, quiet: bool) -> Iterator[None]:
         yield
 
 
-@app.command(epilog="Example: prism-hw profile --config experiments/scaled_grid.toml --output out/scaled --dry-run")
+@app.command(
+    epilog="Example: prism-hw profile --config experiments/scaled_grid/sweep.toml --output out/scaled --dry-run"
+)
 def profile(
     config: Annotated[Path, typer.Option(help="TOML file of the sweep: models, modes, segments, batches, rates, ...")],
     output: Annotated[

@@ -1,15 +1,10 @@
 """Choices on maps that lack some rates, where the right one is known."""
 
-import sys
-from pathlib import Path
-
 import pytest
 
+from experiments.adaptive.coarser_maps import on_every_map
 from prism.decide.table import LOCAL, Observation, Row, Table
 from prism.plan import ExecutionPlan, Mode
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
-from coarser_maps import on_every_map
 
 MEANS = ExecutionPlan(mode=Mode.SEGMENT_MEANS, devices=2, segments=10)
 FULL = ExecutionPlan(mode=Mode.FULL, devices=2)  # not measured in every slot: never chosen

@@ -19,7 +19,7 @@ from prism.plan import ExecutionPlan, Mode
 from prism.spec import ModelSpec
 from prism.workload import build, codec
 
-REFERENCE = Path(__file__).parents[2] / "experiments" / "reference" / "prism_compute_accuracy.csv"
+REFERENCE = Path(__file__).parents[2] / "experiments" / "lib" / "published" / "prism_compute_accuracy.csv"
 VIT = ModelSpec(
     name="vit_base",
     family="vit",

@@ -14,7 +14,7 @@ from hw.serving.channel import Channel, ChannelError, Ping
 from prism.decide.table import LOCAL
 
 TIMEOUT_S = 1.0
-SOON_S = 10.0  # a hang is forever; how soon is measured by experiments/faults.py
+SOON_S = 10.0  # a hang is forever; how soon is measured by experiments/faults
 
 
 @pytest.fixture
