@@ -9,8 +9,10 @@ import numpy as np
 
 from prism.cost import Tag
 from prism.errors import ConfigError
-from prism.perfmap import Cell, PerformanceMap, plan_label, short
-from prism.perfmap.crossover import Crossover, Kind, crossing, crossover, lines
+from prism.perfmap import Cell, PerformanceMap
+from prism.perfmap.crossover import Crossover, CrossoverKind, crossing, crossover, lines
+from prism.report.labels import plan_label, short
+from prism.trace.quantiles import quantile
 
 
 class Guess(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,9 +58,9 @@ class BreakEven(msgspec.Struct, frozen=True, kw_only=True):
     plan: str
     axis: str
     held: str
-    measured: Kind
+    measured: CrossoverKind
     measured_at: float | None
-    predicted: Kind
+    predicted: CrossoverKind
     predicted_at: float | None
     near_tie: bool
 
@@ -174,7 +176,7 @@ def rule_from(clear: Sequence[bool], lost: Sequence[float]) -> Rule:
     return Rule(
         decision_accuracy_pct=100 * float(np.mean(clear)) if clear else None,
         regret_mean_pct=100 * float(np.mean(lost)),
-        regret_p95_pct=100 * float(np.percentile(lost, 95)),
+        regret_p95_pct=100 * quantile(lost, 95),
     )
 
 

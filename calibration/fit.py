@@ -27,11 +27,11 @@ from calibration.compute_terms import (
     tied,
 )
 from calibration.trace_checks import checked, unpaced, unsteady, usual_pace_ms
+from prism.codecs import payload_bytes
 from prism.cost import CalibratedProfile, Taken, Term, columns
 from prism.errors import ConfigError
 from prism.perfmap import Cell, build_map
 from prism.perfmap.pooling import TraceSet
-from prism.plan import payload_bytes
 from prism.spec import ModelSpec
 from prism.trace import Probe
 

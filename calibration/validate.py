@@ -32,6 +32,7 @@ from prism.perfmap import Cell, PerformanceMap
 from prism.plan import ExecutionPlan, Mode
 from prism.spec import ModelSpec
 from prism.trace import KINDS
+from prism.trace.quantiles import quantiles
 from prism.workload import build
 
 INTERVAL = (5.0, 95.0)
@@ -142,7 +143,7 @@ def _judged(measured: Measured, guesses: Sequence[Guess], baselines: dict[str, R
 
 def _row(cell: Cell, guess: Guess) -> Row:
     ms = cell.latency_ms.p50
-    low, high = np.percentile(guess.draws, INTERVAL) if guess.draws else (guess.ms, guess.ms)
+    low, high = quantiles(guess.draws, *INTERVAL) if guess.draws else (guess.ms, guess.ms)
     return Row(
         cell=cell.label,
         model=cell.model,

@@ -24,9 +24,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from prism.codecs import Wire
 from prism.config import load_json, nearest
 from prism.errors import ConfigError
-from prism.plan import Wire
 from prism.spec import ModelSpec, PowerProfile
 from prism.workload import Kernel
 

@@ -3,17 +3,14 @@
 import itertools
 from collections.abc import Iterable, Sequence
 from enum import Enum
-from typing import Literal, get_args
+from typing import Literal
 
 import msgspec
 
+from prism.codecs import Wire
 from prism.errors import PlanError
 from prism.partition import Partition
 
-Wire = Literal["fp32", "fp16", "int8", "int4", "int2", "delta4", "delta3", "delta2", "delta1"]
-WIRES: tuple[Wire, ...] = get_args(Wire)
-GROUP = 32  # elements that share a scale and a minimum in the integer codecs
-DELTA_GROUP = 128  # elements that are rotated together and share a scale in the delta codecs
 RING_FROM_BYTES = 262_144  # from here on the ring beats the mesh for P >= 3 (measured; docs/decisions)
 
 
@@ -30,15 +27,6 @@ class Mode(str, Enum):
     def averages(self) -> bool:
         """Whether a plan of this mode has segments."""
         return self in (Mode.SEGMENT_MEANS, Mode.FIRST_AND_MEANS)
-
-
-class Rows(msgspec.Struct, frozen=True, kw_only=True):
-    """The rows [start, stop) of the last block's output: what a head reads. `mean_from` >= 0 asks
-    instead for the rows before it and, as one more row, the mean of all from it on."""
-
-    start: int
-    stop: int
-    mean_from: int = -1
 
 
 class ExecutionPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -125,24 +113,3 @@ def combinations(
         else:
             plans.append(plan)
     return plans, list(misfits)
-
-
-def payload_bytes(wire: Wire, elements: int) -> int:
-    """Bytes that a codec sends for `elements` values: 4 or 2 each, or k bits each in groups (the last one
-    padded): intK of 32 with a two-byte scale and a two-byte minimum, deltaK of 128 with a two-byte scale."""
-    if wire == "fp32":
-        return 4 * elements
-    if wire == "fp16":
-        return 2 * elements
-    group, extra = (DELTA_GROUP, 2) if predictive(wire) else (GROUP, 4)
-    return -(-elements // group) * (extra + group * bits_of(wire) // 8)
-
-
-def bits_of(wire: Wire) -> int:
-    """k of an intK or deltaK codec."""
-    return int(wire[-1])
-
-
-def predictive(wire: Wire) -> bool:
-    """Whether a codec sends the difference to the last block's rows, and so has a state."""
-    return wire.startswith("delta")

@@ -8,8 +8,8 @@ import numpy as np
 from calibration.decision_scores import BreakEven, Pair
 from calibration.fit import Residual
 from calibration.validate import Row
-from prism.perfmap import short
 from prism.report.figures import GREY, INK, MODE_COLOURS, VERMILION, legend_above, panels
+from prism.report.labels import short
 from prism.trace import KINDS
 
 if TYPE_CHECKING:

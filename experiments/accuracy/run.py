@@ -21,9 +21,10 @@ from experiments.lib.places import RESULTS as ALL_RESULTS
 from hw.evaluate.datasets import Columns
 from hw.evaluate.page import accuracy_page as page
 from hw.evaluate.run import EvalConfig, evaluate
+from prism.codecs import Wire
 from prism.decide.accuracy import AccuracyTable, PlanAccuracy
 from prism.partition import split_sizes
-from prism.plan import Mode, Wire
+from prism.plan import Mode
 
 RESULTS = ALL_RESULTS / "accuracy"
 CACHE = cache_folder()

@@ -22,7 +22,8 @@ from prism.nn.families import adapter_for
 from prism.nn.forward import Pass
 from prism.nn.recorder import NullRecorder
 from prism.nn.zoo import Loaded
-from prism.plan import ExecutionPlan, Mode, Rows
+from prism.partition import Rows
+from prism.plan import ExecutionPlan, Mode
 
 CUT = 8  # frozen blocks
 BATCH = 32

@@ -8,10 +8,11 @@ import typer
 from rich.console import Console
 
 from hw.cli.progress import bar
-from prism.cli.entry import command_line, write_file
+from prism.cli.entry import command_line
+from prism.codecs import WIRES
 from prism.config import convert, load_toml
 from prism.errors import ConfigError
-from prism.plan import WIRES
+from prism.files import write_file
 
 app = typer.Typer()
 

@@ -19,10 +19,11 @@ from hw.machine.scratch import scratch
 from hw.run import config as job
 from hw.run import launch
 from prism.cli import entry as command
-from prism.cli.entry import write_file
+from prism.codecs import Wire
 from prism.config import convert, load_toml
 from prism.errors import ConfigError
-from prism.plan import Mode, Wire
+from prism.files import write_file
+from prism.plan import Mode
 from prism.spec import ClusterSpec
 from prism.trace import perfetto, read_trace
 from prism.trace.metrics import summarise

@@ -20,11 +20,12 @@ from hw.link.report import LinkConfig
 from hw.machine.scratch import scratch
 from hw.probe.cells import ProbeConfig
 from hw.run.config import LinkStep, ProbeStep, RunConfig
-from hw.sweep.config import config as sweeps
+from hw.sweep import config as sweeps
 from hw.sweep.config import SweepConfig, Visit
-from prism.cli.entry import command_line, write_file
+from prism.cli.entry import command_line
 from prism.config import load_toml
 from prism.errors import ConfigError, ExchangeError
+from prism.files import write_file
 from prism.spec import ClusterSpec, LinkSpec, ModelSpec
 from prism.trace import read_trace, write_trace
 from prism.units import format_seconds
@@ -142,7 +143,11 @@ def probe(
     write_trace(output, header, probes)
     counts = Counter(probe.op for probe in probes if not probe.warmup)
     shapes = len(
-        {(probe.op, probe.shape) for probe in probes if probe.op not in ("mesh", "ring", "pair", "echo", "bulk")}
+        {
+            (probe.op, probe.shape, probe.codec)
+            for probe in probes
+            if probe.op not in ("mesh", "ring", "pair", "echo", "bulk")
+        }
     )
     if as_json:
         print(msgspec.json.encode({"output": str(output), "probes": counts, "operation_cells": shapes}).decode())
@@ -226,14 +231,14 @@ def performance_map(
 ) -> None:
     """Show latency, split and joules of every plan, batch and bandwidth, and where distributing pays."""
     from prism.perfmap import build_map, load_map
-    from prism.perfmap.crossover import compare, crossovers
+    from prism.perfmap.crossover import compare_maps, crossovers
     from prism.perfmap.pooling import read_traces
     from prism.report import map_tables as heatmap
 
     is_map = len(traces) == 1 and traces[0].suffix == ".json"
     built = load_map(traces[0]) if is_map else build_map(read_traces(traces), command_line())
     other = load_map(against) if against else None
-    agreement = compare(built, other) if other else None
+    agreement = compare_maps(built, other) if other else None
     if output:
         built.save(output)
     if html:

@@ -18,6 +18,7 @@ from hw.evaluate.scores import METRICS, Scored, figures, scored
 from hw.machine import facts as host
 from hw.run.config import Progress
 from hw.run.workpiece import fingerprint
+from prism.codecs import Wire, payload_bytes
 from prism.decide.accuracy import AccuracyTable, Metric, PlanAccuracy, answers_alike
 from prism.decide.table import LOCAL, Objective, Observation, table_of
 from prism.errors import ConfigError
@@ -26,7 +27,7 @@ from prism.nn.exchange import Exchange, run_in_process
 from prism.nn.families import adapter_for
 from prism.nn.zoo import Loaded, load_model
 from prism.perfmap import load_map
-from prism.plan import ExecutionPlan, Mode, Wire, combinations, payload_bytes
+from prism.plan import ExecutionPlan, Mode, combinations
 from prism.spec import ModelSpec, Positive
 from prism.trace import now_text
 from prism.units import parse_rate

@@ -18,6 +18,7 @@ from hw.inputs.samples import Sample
 from hw.inputs.score import main_tensor
 from prism.decide.accuracy import Figures, Metric
 from prism.errors import InputError
+from prism.trace.quantiles import quantiles
 
 METRICS: dict[Task, Metric] = {"classify": "top1", "language": "perplexity", "embed": "cosine", "pairs": "pearson"}
 RESAMPLES = 1000
@@ -158,6 +159,7 @@ def figures(
     kl = np.array([row.kl for row in rows if row.kl is not None])
     worse = sum(row.reference == 1 and row.value == 0 for row in rows) if metric == "top1" else 0
     better = sum(row.reference == 0 and row.value == 1 for row in rows) if metric == "top1" else 0
+    kl_median, kl_p99 = quantiles(kl, 50, 99) if len(kl) else (None, None)
     return Figures(
         value=value[0],
         value_ci90=_interval(value[1]),
@@ -169,8 +171,8 @@ def figures(
         better=better,
         mcnemar_p=float(binomtest(worse, worse + better).pvalue) if worse + better else None,
         kl_mean=float(kl.mean()) if len(kl) else None,
-        kl_median=float(np.median(kl)) if len(kl) else None,
-        kl_p99=float(np.percentile(kl, 99)) if len(kl) else None,
+        kl_median=kl_median,
+        kl_p99=kl_p99,
         logit_cosine=float(np.mean([row.cosine for row in rows])),
         relative_l2=float(np.mean([row.relative_l2 for row in rows])),
         spearman=spearman,

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from prism.decide.accuracy import AccuracyTable, Metric, PlanAccuracy
 from prism.errors import ConfigError
-from prism.perfmap import plan_label
+from prism.report.labels import plan_label
 
 NAMES: dict[Metric, str] = {"top1": "top-1", "perplexity": "perplexity", "pearson": "Pearson", "cosine": "cosine"}
 LOST: dict[Metric, str] = {"top1": "points lost", "perplexity": "% above", "pearson": "lost", "cosine": "1 - cosine"}

@@ -21,6 +21,7 @@ from calibration.alpha_beta import AlphaBeta, fit_alpha_beta
 from prism.errors import TraceError
 from prism.spec import LinkSpec
 from prism.trace import Probe
+from prism.trace.quantiles import quantiles
 
 IDLE, BUSY, LOADED = 0, 1, 2
 CROSSINGS = 2  # station to access point, access point to station
@@ -204,7 +205,7 @@ def goodput_ratio(pairs: Iterable[PairReport], expected_bps: float | None) -> fl
 def _round_trips(times_ms: list[float], lost: int) -> RoundTrips | None:
     if not times_ms:
         return None
-    p50, p95, p99 = (float(value) for value in np.percentile(times_ms, (50, 95, 99)))
+    p50, p95, p99 = quantiles(times_ms, 50, 95, 99)
     return RoundTrips(p50=p50, p95=p95, p99=p99, n=len(times_ms), lost=lost)
 
 

@@ -13,6 +13,7 @@ from hw.link.report import BUSY, IDLE, LOADED, LinkReport, PowerSave, RoundTrips
 from prism.report.figures import BLUE, GREEN, VERMILION, drawn, legend_above, line_style, panels
 from prism.report.page import frame, html_table, rendered
 from prism.trace import Probe
+from prism.trace.quantiles import quantiles
 from prism.units import format_bytes
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ def _draw_curve(
     style = line_style(number)
     times = 1e3 * np.asarray(seconds)
     distinct = np.unique(sizes)
-    low, middle, high = np.array([np.percentile(times[np.equal(sizes, size)], (10, 50, 90)) for size in distinct]).T
+    low, middle, high = np.array([quantiles(times[np.equal(sizes, size)], 10, 50, 90) for size in distinct]).T
     bars = (middle - low, high - middle)
     axes.errorbar(distinct, middle, bars, fmt="o", ms=4, lw=1, color=style["color"], label=label)
     for line in curve.lines:

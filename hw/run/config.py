@@ -7,8 +7,9 @@ import msgspec
 
 from hw.link.report import LinkConfig, LinkReport
 from hw.probe.cells import ProbeConfig
+from prism.codecs import Wire
 from prism.errors import ConfigError
-from prism.plan import ExecutionPlan, Mode, Wire
+from prism.plan import ExecutionPlan, Mode
 from prism.spec import LinkSpec, Port, Positive
 from prism.trace.energy import Energy
 

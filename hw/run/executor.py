@@ -17,7 +17,6 @@ from hw.comm.staging import CudaStager, HostStager
 from hw.energy.meters import PowerSampler, find_meter
 from hw.inputs.samples import Sample
 from hw.inputs.score import Tally, score
-from hw.machine.trace_file import trace_file
 from hw.probe.pace import Pace
 from hw.run.config import Event, Progress, RankJob, RunConfig, RunStep, Work
 from hw.run.outcome import outcome, trace_header
@@ -26,6 +25,7 @@ from prism.errors import InputError, PrismError
 from prism.nn.distribute import DistributedTransformer, distribute
 from prism.nn.exchange import Exchange
 from prism.trace import Batch, Idle, Record, Span, Trace, TraceWriter, aligned, aligned_power
+from prism.trace.files import trace_file
 from prism.trace.metrics import summarise
 
 PERIOD_S = 0.01  # between two power samples

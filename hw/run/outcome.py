@@ -9,7 +9,7 @@ from hw.inputs.score import Tally
 from hw.machine import facts as host
 from hw.run.config import Outcome, RankJob, RunConfig
 from hw.run.workpiece import Workpiece
-from prism.plan import payload_bytes
+from prism.codecs import payload_bytes
 from prism.spec import ModelSpec, load_power_profile
 from prism.trace import TraceHeader, now_text
 from prism.trace.metrics import Summary

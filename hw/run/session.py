@@ -12,7 +12,6 @@ from hw.comm import group as comm
 from hw.comm.shaper import SharedMedium
 from hw.link.bench import run_link
 from hw.machine import facts as host
-from hw.machine.trace_file import trace_file
 from hw.probe.suite import run_probes
 from hw.run.config import Checked, EndStep, Event, LinkStep, Measured, ProbeStep, RankJob, RunStep, Step, Work
 from hw.run.executor import Bench
@@ -21,6 +20,7 @@ from prism.nn.exchange import InProcessExchange
 from prism.plan import ExecutionPlan, Mode
 from prism.spec import LinkSpec
 from prism.trace import Probe, TraceHeader, TraceWriter, now_text
+from prism.trace.files import trace_file
 
 
 class Ready(msgspec.Struct, frozen=True, kw_only=True):

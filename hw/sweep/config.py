@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 import msgspec
 
 from hw.run.config import RunConfig
+from prism.codecs import Wire
 from prism.errors import ConfigError, PlanError
-from prism.plan import Mode, Wire
+from prism.plan import Mode
 from prism.spec import LinkSpec, ModelSpec, Positive
 from prism.workload import build
 

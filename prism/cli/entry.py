@@ -8,21 +8,12 @@ from pathlib import Path
 
 import typer
 
-from prism.errors import ConfigError, PrismError
+from prism.errors import PrismError
 
 
 def command_line() -> str:
     """The command as it was typed."""
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Raises ConfigError where it can't be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    except OSError as error:
-        raise ConfigError(f"{path} can't be written ({error}); choose another place") from None
 
 
 def run(app: typer.Typer, name: str) -> None:

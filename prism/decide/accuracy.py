@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from prism.codecs import CODECS
 from prism.config import load_json
 from prism.errors import ConfigError
 from prism.plan import ExecutionPlan, Mode
@@ -93,7 +94,7 @@ def answers_alike(plan: ExecutionPlan) -> ExecutionPlan:
 
 def is_exact(plan: ExecutionPlan) -> bool:
     """Whether a plan gives the uncompressed model's answer whatever was measured: nothing is averaged or rounded."""
-    return plan.ranks == 1 or (plan.mode is Mode.FULL and plan.wire == "fp32")
+    return plan.ranks == 1 or (plan.mode is Mode.FULL and CODECS[plan.wire].lossless)
 
 
 class Known(msgspec.Struct, frozen=True):

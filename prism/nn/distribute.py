@@ -22,7 +22,8 @@ from prism.nn.families.base import bind
 from prism.nn.forward import Pass
 from prism.nn.frame import FRAME, BatchHeader, pack, parse
 from prism.nn.recorder import NullRecorder, Recorder
-from prism.plan import ExecutionPlan, Rows
+from prism.partition import Rows
+from prism.plan import ExecutionPlan
 
 
 class _Embedded(Exception):

@@ -6,9 +6,11 @@ from typing import Any
 
 import msgspec
 
-from prism.perfmap import Cell, PerformanceMap, plan_label, short, workloads
-from prism.perfmap.crossover import Axis, Crossover, any_rate, ratio
+from prism.codecs import CODECS
+from prism.perfmap import Cell, PerformanceMap, workloads
+from prism.perfmap.crossover import Crossover, MapAxis, any_rate, ratio
 from prism.plan import ExecutionPlan, Mode
+from prism.report.labels import plan_label, short
 from prism.spec import LinkSpec
 from prism.units import format_seconds
 
@@ -124,7 +126,7 @@ def plan_codes(plans: Sequence[ExecutionPlan]) -> dict[ExecutionPlan, str]:
     codes: dict[ExecutionPlan, str] = {}
     for plan in plans:
         code = f"M{plan.segments}" if plan.segments else "F"
-        code += "" if plan.wire == "fp32" else f"-{plan.wire}"
+        code += "" if CODECS[plan.wire].lossless else f"-{plan.wire}"
         code += f"-P{plan.devices}" if several else ""
         taken = sum(other == code or other.startswith(f"{code}.") for other in codes.values())
         codes[plan] = f"{code}.{taken + 1}" if taken else code
@@ -145,7 +147,7 @@ def of_grid(grid: Grid, crossings: Sequence[Crossover]) -> list[Crossover]:
     return [c for c in crossings if (c.source, c.model, c.tokens, any_rate(c.link)) == own]
 
 
-def crossover_rows(grid: Grid, crossings: Sequence[Crossover], axis: Axis) -> tuple[list[str], list[list[str]]]:
+def crossover_rows(grid: Grid, crossings: Sequence[Crossover], axis: MapAxis) -> tuple[list[str], list[list[str]]]:
     """Tabulate the crossovers along one axis: a column for each value of the other axis, a row for each plan.
 
     Without a crossover along that axis there are no rows.

@@ -6,7 +6,7 @@ from typing import Any
 from markupsafe import Markup
 
 from prism.perfmap import Cell, PerformanceMap
-from prism.perfmap.crossover import Axis, Crossover, crossovers
+from prism.perfmap.crossover import Crossover, MapAxis, crossovers
 from prism.report.figures import drawn
 from prism.report.map_figures import SATURATION, heat_figure, line_figure
 from prism.report.map_grid import Grid, crossover_rows, grids, notes, plan_codes, rate_label, spread_label
@@ -120,7 +120,7 @@ def _cell_table(grid: Grid, cells: Sequence[Cell]) -> Markup:
 
 
 def _crossover_tables(grid: Grid, crossings: Sequence[Crossover]) -> Iterator[Markup]:
-    titles: dict[Axis, tuple[str, str]] = {
+    titles: dict[MapAxis, tuple[str, str]] = {
         "bandwidth_mbps": ("as fast as local from ... Mbps on", "batch {}"),
         "batch": ("as fast as local from batch ... on", "{} Mbps"),
     }

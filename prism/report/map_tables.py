@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prism.perfmap import PerformanceMap
-from prism.perfmap.crossover import Axis, Comparison, Crossover, crossovers
+from prism.perfmap.crossover import Comparison, Crossover, MapAxis, crossovers
 from prism.plan import ExecutionPlan
 from prism.report.map_grid import Grid, crossover_rows, grids, notes, plan_codes, rate_label, ratio_label, spread_label
 
@@ -104,7 +104,7 @@ def _best_text(grid: Grid, batch: int, rate: float | None) -> Text:
 def _crossover_tables(grid: Grid, crossings: Sequence[Crossover]) -> Iterator[RenderableType]:
     """Tabulate from which bandwidth on distributed is as fast as local at each batch; and the other way round."""
     plans = ("plan", [Text(grid.label(plan)) for plan in grid.plans])
-    titles: dict[Axis, str] = {
+    titles: dict[MapAxis, str] = {
         "bandwidth_mbps": "as fast as local from ... Mbps on, by batch",
         "batch": "as fast as local from batch ... on, by Mbps",
     }

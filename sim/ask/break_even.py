@@ -12,6 +12,7 @@ from prism.cost import CalibratedProfile, CostModel, Tag
 from prism.errors import ConfigError, PlanError
 from prism.perfmap.crossover import crossing
 from prism.plan import ExecutionPlan, Mode
+from prism.trace.quantiles import quantiles
 from sim.ask.point import INTERVAL, Axis, Point, at, latencies, latency_ms, outside_of, scatter
 
 Class = Literal["at", "always", "never"]
@@ -143,8 +144,8 @@ def _drawn(
 def _interval(places: Sequence[float], value: float | None) -> tuple[float, float] | None:
     if value is None:
         return None
-    low, high = np.percentile(places, INTERVAL)
-    return min(float(low), value), max(float(high), value)
+    low, high = quantiles(places, *INTERVAL)
+    return min(low, value), max(high, value)
 
 
 def _side(kind: Class, ratio: NDArray[np.float64]) -> Literal["above", "below", "everywhere", "nowhere"]:

@@ -12,12 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prism.backend import Workload
+from prism.codecs import payload_bytes
 from prism.cost import CalibratedProfile, CostModel, Tag, columns
 from prism.errors import ConfigError
-from prism.plan import ExecutionPlan, Mode, payload_bytes
+from prism.plan import ExecutionPlan, Mode
 from prism.spec import LinkSpec, ModelSpec
 from prism.trace import Trace
 from prism.trace.metrics import Summary, summarise
+from prism.trace.quantiles import quantiles
 from sim.engine.backend import SimBackend, identical
 from sim.engine.script import script
 from sim.engine.topology import Edge, Topology, graph_of
@@ -121,8 +123,8 @@ def predict(profile: CalibratedProfile, point: Point, costs: Sequence[CostModel]
     interval = None
     if costs:
         drawn = latencies(profile, costs, point) * scatter(profile, len(costs), point, seed)
-        low, high = np.percentile(drawn, INTERVAL)
-        interval = (min(float(low), found.latency_ms.p50), max(float(high), found.latency_ms.p50))
+        low, high = quantiles(drawn, *INTERVAL)
+        interval = (min(low, found.latency_ms.p50), max(high, found.latency_ms.p50))
     rate = point.link.rate_bps
     return Prediction(
         model=point.model.name,

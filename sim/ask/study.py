@@ -9,9 +9,10 @@ from typing import Any
 
 import msgspec
 
+from prism.codecs import Wire
 from prism.cost import CalibratedProfile, load_profile
 from prism.errors import ConfigError, PlanError
-from prism.plan import ExecutionPlan, Mode, Wire
+from prism.plan import ExecutionPlan, Mode
 from prism.spec import LinkSpec, ModelSpec
 from prism.units import parse_rate, parse_seconds, parse_share
 from sim.ask.point import Axis, Point, Prediction, at, plan_of, predict, with_tokens

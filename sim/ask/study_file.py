@@ -7,10 +7,11 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from prism.codecs import Wire
 from prism.config import load_toml
 from prism.cost import load_profile
 from prism.errors import ConfigError
-from prism.plan import Mode, Wire
+from prism.plan import Mode
 from prism.spec import Positive
 from sim.ask.point import Prediction
 from sim.engine.topology import Edge, Topology, graph_of

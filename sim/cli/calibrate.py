@@ -8,8 +8,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from prism.cli.entry import command_line, write_file
+from prism.cli.entry import command_line
 from prism.errors import ConfigError, InputError
+from prism.files import write_file
 from prism.perfmap.pooling import TraceSet, read_traces
 from prism.spec import ModelSpec
 from prism.trace import Probe, read_trace

@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from prism.backend import Workload
-from prism.cli.entry import command_line, write_file
+from prism.cli.entry import command_line
 from prism.cost import CalibratedProfile, load_profile
 from prism.errors import ConfigError
+from prism.files import write_file
 from prism.perfmap import Cell, PerformanceMap, build_map
 from prism.perfmap.pooling import TraceSet, read_traces
 from prism.spec import ModelSpec

@@ -11,14 +11,16 @@ import msgspec
 from rich.console import Console
 from rich.progress import track
 
-from prism.cli.entry import command_line, write_file
+from prism.cli.entry import command_line
 from prism.cli.option_groups import OptionGroup
+from prism.codecs import WIRES, Wire
 from prism.cost import CalibratedProfile, load_profile
 from prism.decide.table import LOCAL
 from prism.errors import ConfigError
+from prism.files import write_file
 from prism.perfmap import PerformanceMap, build_map
 from prism.perfmap.pooling import TraceFile, TraceSet
-from prism.plan import WIRES, ExecutionPlan, Mode, Wire, combinations
+from prism.plan import ExecutionPlan, Mode, combinations
 from prism.spec import LinkSpec, ModelSpec
 from prism.units import parse_rate
 from sim.ask.point import Point, outside_of, plan_of, simulated

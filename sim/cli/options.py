@@ -7,10 +7,11 @@ import msgspec
 import typer
 
 from prism.cli.option_groups import OptionGroup
+from prism.codecs import Wire
 from prism.cost import CalibratedProfile
 from prism.errors import ConfigError
 from prism.partition import segments_for_rate
-from prism.plan import ExecutionPlan, Mode, Wire
+from prism.plan import ExecutionPlan, Mode
 from prism.spec import LinkSpec, ModelSpec, load_model_spec
 from prism.units import parse_rate, parse_seconds, parse_share
 from sim.ask.point import plan_of, with_tokens

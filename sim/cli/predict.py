@@ -8,10 +8,10 @@ import msgspec
 import typer
 
 from prism.backend import Workload
-from prism.cli.entry import write_file
 from prism.cost import CalibratedProfile, load_profile
 from prism.decide.table import LOCAL
 from prism.errors import ConfigError
+from prism.files import write_file
 from prism.plan import ExecutionPlan, Mode
 from prism.report.figures import drawn
 from prism.spec import ModelSpec, load_model_spec

@@ -8,8 +8,9 @@ import msgspec
 from markupsafe import Markup
 from rich.console import Console
 
-from prism.cli.entry import command_line, write_file
+from prism.cli.entry import command_line
 from prism.errors import ConfigError
+from prism.files import write_file
 from prism.report.page import cell_text, facts_table, frame, html_table, installed, rendered
 from prism.trace import now_text
 from sim.cli.options import OutputOptions

@@ -13,9 +13,9 @@ from typing import Any, Literal
 import msgspec
 import simpy
 
+from prism.partition import HEADER_BYTES
 from prism.plan import ExecutionPlan
 from prism.trace import Span, aligned
-from prism.workload import HEADER_BYTES
 from sim.engine.device import Device
 from sim.engine.network import Network
 from sim.engine.script import Script, Step, sides

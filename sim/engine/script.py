@@ -11,8 +11,9 @@ from typing import Literal
 
 import msgspec
 
+from prism.codecs import payload_bytes
 from prism.cost import CostModel
-from prism.plan import ExecutionPlan, payload_bytes
+from prism.plan import ExecutionPlan
 from prism.spec import ModelSpec
 from prism.trace import Kind
 from prism.workload import Operation, WorkloadGraph, build

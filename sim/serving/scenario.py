@@ -10,6 +10,7 @@ from prism.decide.policy import Decision, Policy, State
 from prism.decide.table import LOCAL, Objective, Observation, Table
 from prism.plan import ExecutionPlan
 from prism.spec import ModelSpec
+from prism.trace.quantiles import quantiles
 from sim.ask.point import Point, summary
 from sim.engine.backend import Machines
 from sim.engine.ranks import Process
@@ -106,9 +107,9 @@ def simulate(
 
 
 def percentiles(milliseconds: Sequence[float]) -> dict[str, float]:
-    shares = {"p50": 50, "p95": 95, "p99": 99}
-    found = {name: float(np.percentile(milliseconds, share)) for name, share in shares.items()}
-    return {"mean": float(np.mean(milliseconds)), **found, "max": float(np.max(milliseconds))}
+    p50, p95, p99 = quantiles(milliseconds, 50, 95, 99)
+    mean, longest = float(np.mean(milliseconds)), float(np.max(milliseconds))
+    return {"mean": mean, "p50": p50, "p95": p95, "p99": p99, "max": longest}
 
 
 def _report(env: simpy.Environment, queue: Queue, fleet: Fleet, machines: Machines) -> Served:

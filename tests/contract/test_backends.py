@@ -13,9 +13,10 @@ from support.profiles import profile
 from hw.run.backend import GlooBackend
 from hw.run.config import RunConfig
 from prism.backend import Backend, Workload
+from prism.codecs import payload_bytes
 from prism.errors import PlanError
 from prism.nn.zoo import BUNDLED, describe
-from prism.plan import ExecutionPlan, Mode, payload_bytes
+from prism.plan import ExecutionPlan, Mode
 from prism.spec import LinkSpec
 from prism.trace import KINDS, Span, Trace, read_trace, write_trace
 from prism.trace.metrics import summarise

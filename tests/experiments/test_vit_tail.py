@@ -7,7 +7,8 @@ import torch
 from experiments.fine_tune.run import recovered
 from experiments.lib import vit_tail
 from prism.nn.zoo import load_model
-from prism.plan import ExecutionPlan, Mode, Rows
+from prism.partition import Rows
+from prism.plan import ExecutionPlan, Mode
 
 TOKENS, WIDTH, FIRST, LAST = 50, 64, 2, 6
 

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from prism.nn.codecs import Stream, encode
+from prism.nn.codecs import encode, stream_of
 from prism.nn.families import adapter_for
 from prism.plan import ExecutionPlan, Mode
 from prism.spec import ModelSpec
@@ -155,7 +155,7 @@ def test_a_delta_plan_sends_what_the_codec_makes_and_pays_for_its_kernels(wire, 
 def test_the_kernels_of_the_delta_codecs_are_those_that_run(wire):
     """Counted in a second block."""
     shape = (2, 32, 384)
-    sender, receiver = Stream(wire, shape), Stream(wire, shape)
+    sender, receiver = stream_of(wire, shape), stream_of(wire, shape)
     for _ in range(2):
         with Counted() as sent:
             payload = sender.encode(torch.randn(shape))
