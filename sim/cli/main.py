@@ -36,6 +36,13 @@ app = typer.Typer(
     help="Predict where a Transformer should run, without the hardware.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+@app.callback()
+def _group() -> None:
+    """Predict where a Transformer should run, without the hardware."""
+
+
 for name, command, arguments in COMMANDS:
     app.command(name, epilog=f"Example: prism-sim {name} {arguments}")(grouped(command))
 
