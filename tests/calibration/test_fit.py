@@ -21,7 +21,7 @@ from support.simulated import (
 from calibration import link_terms
 from calibration.fit import Calibration, calibrate
 from calibration.link_terms import LINK, fit_link_terms, undisturbed_ms
-from calibration.report.page import fit_page
+from calibration.report.fit import fit_page
 from prism.errors import ConfigError, TraceError
 from prism.perfmap import build_map
 from prism.trace import Probe, Span
