@@ -57,8 +57,8 @@ def test_the_floor_is_kept_before_real_members(tmp_path, accuracy, plans, chosen
         "policy": PrismPolicy(),
         "learn": False,
     }
-    with serving(tmp_path, objective=FLOOR, **fields) as service, Member(service.members.port, tmp_path):
-        assert service.members.wait(60) and until(lambda: service.runtime.estimate is not None)
+    with serving(tmp_path, objective=FLOOR, **fields) as service, Member(service.leader.port, tmp_path):
+        assert service.leader.wait(60) and until(lambda: service.runtime.estimate is not None)
         served = service.runtime.run({"x": images(1)})
     assert served.ran == chosen and not served.failed
     assert why in served.decision.why and served.decision.expected.agreement >= 0.98
