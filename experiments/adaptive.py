@@ -48,10 +48,10 @@ from prism.decide.accuracy import AccuracyTable, load_accuracy
 from prism.decide.link_rate import RateEstimate, Sample, updated
 from prism.decide.log import Decided, DecisionLog, read_decisions, replay
 from prism.decide.policy import FixedPolicy, LookupPolicy, PrismPolicy, State
-from prism.decide.table import LOCAL, Objective, Observation, Table, table_of
+from prism.decide.table import Objective, Observation, Table, table_of
 from prism.link import LinkSpec
 from prism.perfmap import PerformanceMap, load_map
-from prism.plan import ExecutionPlan, Mode
+from prism.plan import LOCAL, ExecutionPlan, Mode
 from sim.ask.point import Point, summary
 from sim.cli.options import model_of
 

@@ -30,13 +30,12 @@ from hw.serving.app import ServeConfig, open_service
 from hw.testbed.namespaces import INTERFACE, NamespaceTestbed
 from hw.testbed.netns import enter
 from prism.decide.policy import FixedPolicy
-from prism.decide.table import LOCAL
 from prism.link import LinkSpec
 from prism.nn.distribute import distribute
 from prism.nn.exchange import run_in_process
 from prism.nn.zoo import load_model
 from prism.perfmap import Cell, PerformanceMap, Provenance
-from prism.plan import ExecutionPlan, Mode
+from prism.plan import LOCAL, ExecutionPlan, Mode
 from prism.trace.metrics import Latency
 
 MODEL, BATCH, PORT, RATE = "fashion-vit", 8, 29500, 200e6
