@@ -29,7 +29,7 @@ def test_a_mode_that_is_named_stands(tmp_path):
 
 
 def test_weights_of_devices_are_finite(tmp_path):
-    with pytest.raises(ConfigError, match="plan.weights"):
+    with pytest.raises(ConfigError, match=r"plan\.weights"):
         resolve(None, {"device_weights": [1.0, float("nan")]})
     with pytest.raises(ConfigError, match="timeout_s"):
         resolve(written(tmp_path, "timeout_s = inf\n"), {})
