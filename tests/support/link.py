@@ -80,8 +80,10 @@ def connection(bed: NamespaceTestbed) -> Iterator[tuple[socket.socket, socket.so
 
 
 def stream_share(link: str, seconds: float = 1.0) -> float:
-    """What a plain TCP stream gets of the rate that a testbed promises it, after its first fifth. A busy host can't serve
-    its medium in time and loses some, which no measurement through it can do better."""
+    """Measure a plain TCP stream's share of the rate that a testbed promises it, after its first fifth.
+
+    A busy host can't serve its medium in time and loses some, which no measurement through it can do better.
+    """
     spec = LinkSpec.parse(link)
     assert spec.rate_bps
     with NamespaceTestbed(spec, 2) as bed, connection(bed) as (client, peer):
