@@ -13,9 +13,10 @@ from prism.link import LinkSpec
 from prism.plan import ExecutionPlan
 from prism.rates import read_rates
 from prism.trace import Batch, Record, Trace, TraceHeader
+from sim.engine.collectives import SimProcess
 from sim.engine.device import SimulatedDevice
 from sim.engine.network import Network
-from sim.engine.ranks import RankGroup, SimProcess
+from sim.engine.ranks import RankGroup
 from sim.engine.script import script
 from sim.engine.topology import Topology, known_routes, topology
 

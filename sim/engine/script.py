@@ -17,6 +17,8 @@ from prism.spec import ModelSpec
 from prism.trace import Kind
 from prism.workload import Operation, WorkloadGraph, build
 
+StepKind = Literal["work", "post", "await"]
+
 
 class ScriptStep(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that a rank does: "work" takes its own time, "post" hands messages over and goes on,
@@ -27,7 +29,7 @@ class ScriptStep(msgspec.Struct, frozen=True, kw_only=True):
     block's exchange that the rank's host sends and receives, on the step that follows it.
     """
 
-    kind: Literal["work", "post", "await"]
+    kind: StepKind
     span: Kind
     op: str
     relative: int

@@ -13,7 +13,8 @@ from prism.spec import ModelSpec
 from prism.trace import Batch, Trace
 from prism.trace.energy import modelled_energy
 from sim.engine.backend import Machines, SimBackend
-from sim.engine.ranks import RankGroup, SimProcess
+from sim.engine.collectives import SimProcess
+from sim.engine.ranks import RankGroup
 from sim.engine.script import script
 
 NOTICED_S = 0.03  # a peer whose process dies closes its sockets

@@ -16,7 +16,7 @@ import simpy
 
 from prism.errors import ConfigError
 from prism.rates import read_numbers
-from sim.engine.ranks import SimProcess
+from sim.engine.collectives import SimProcess
 
 Pattern = Literal["single-stream", "multi-stream", "server", "poisson", "trace", "offline"]
 

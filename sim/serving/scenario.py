@@ -12,7 +12,7 @@ from prism.plan import ExecutionPlan
 from prism.spec import ModelSpec
 from sim.ask.point import Point, summary
 from sim.engine.backend import Machines
-from sim.engine.ranks import SimProcess
+from sim.engine.collectives import SimProcess
 from sim.serving.fleet import Fault, Fleet
 from sim.serving.requests import Arrivals, Batching, Queue, SimulatedRequest, arrive, serve_queue
 
