@@ -12,12 +12,12 @@ from prism.cost import CalibratedProfile, CostModel, Tag
 from prism.errors import ConfigError, PlanError
 from prism.perfmap.crossover import crossing
 from prism.plan import ExecutionPlan, Mode
+from sim.ask.bisection import bisected
 from sim.ask.point import INTERVAL, Point, PointAxis, at, latencies, latency_ms, outside_of, scatter
 
 Class = Literal["at", "always", "never"]
 RATES_MBPS = tuple(float(round(10 ** (1 + k / 8), 3)) for k in range(25))  # 10 Mbps to 10 Gbps
 WHOLE: dict[str, tuple[float, ...]] = {"batch": (1, 2, 3, 4, 6, 8, 12, 16, 24, 32), "devices": (2, 3, 4, 6, 8, 12, 16)}
-REFINED = 1e-3  # of the value: how far a break-even is narrowed down
 
 
 class PlanBreakEven(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,19 +112,18 @@ def _curves(
 
 
 def _refined(
-    excess: Callable[[float], float], axis: PointAxis, grid: Sequence[float], known: NDArray[np.float64], place: float
+    excess: Callable[[float], float],
+    axis: PointAxis,
+    grid: Sequence[float],
+    measured: NDArray[np.float64],
+    place: float,
 ) -> float:
-    """Bisection between the grid's neighbours of `place`: to a whole number, or to REFINED."""
+    """Narrow down the change between the grid's neighbours of `place`. measured: excess at the grid, [values]."""
     upper = next(k for k, value in enumerate(grid) if value >= place and k > 0)
-    low, high = grid[upper - 1], grid[upper]
-    wins_low = bool(known[upper - 1] < 0)
-    while high - low > (1.0 if axis != "bandwidth" else REFINED * high):
-        middle = math.sqrt(low * high) if axis == "bandwidth" else float((int(low) + int(high)) // 2)
-        if (excess(middle) < 0) == wins_low:
-            low = middle
-        else:
-            high = middle
-    return high
+    wins_low = bool(measured[upper - 1] < 0)
+    return bisected(
+        grid[upper - 1], grid[upper], lambda value: (excess(value) < 0) == wins_low, whole=axis != "bandwidth"
+    )
 
 
 def _drawn(

@@ -89,11 +89,12 @@ def predict_command(
     known, spec = load_profile(profile), model_of(model, tokens, image_size)
     link = link_of(bandwidth, latency, jitter, loss, rates)
     costs = known.draws(draws, seed) if draws else []
-    todo = points_of(known, spec, link, batch, devices, segments, wire, overlap, collective, topology, seed)
+    local = Point(model=spec, plan=ExecutionPlan(mode=Mode.LOCAL), batch=batch, link=link, topology=topology, seed=seed)
+    todo = points_of(known, local, devices, segments, wire=wire, overlap=overlap, collective=collective)
     cells = [predict(known, point, costs, seed) for point in todo]
     table = report.predictions_table(cells, f"{spec.name}, {spec.tokens} tokens, batch {batch}, profile {known.name}")
     _show(cells, table, json, _outside(cells))
-    _save(output, "PointPrediction", known.name, _outside(cells), plots.split_plot, cells, cells)
+    _save(output, "Prediction", known.name, _outside(cells), plots.split_plot, cells, cells)
 
 
 @app.command("crossover", epilog="Example: prism-sim crossover vit_base_patch16_224 --over bandwidth --batch 8")

@@ -1,7 +1,7 @@
 """What the commands of prism-sim share: flags, and what is made of them."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import typer
@@ -10,7 +10,7 @@ from prism.cost import CalibratedProfile
 from prism.errors import ConfigError
 from prism.link import LinkSpec
 from prism.partition import segments_for_rate
-from prism.plan import ExecutionPlan, Mode, Wire
+from prism.plan import Mode, Wire
 from prism.spec import ModelSpec, load_model_spec
 from prism.units import parse_rate, parse_seconds, parse_share
 from sim.ask.point import Point, plan_of, with_tokens
@@ -90,31 +90,11 @@ def usual_segments(model: ModelSpec, devices: int, segments: int | None) -> int:
 
 
 def points_of(
-    profile: CalibratedProfile,
-    model: ModelSpec,
-    link: LinkSpec,
-    batch: int,
-    devices: int,
-    segments: int | None,
-    wire: Wire,
-    overlap: bool | None,
-    collective: str | None,
-    topology: Topology,
-    seed: int,
+    profile: CalibratedProfile, local: Point, devices: int, segments: int | None, **fields: Any
 ) -> list[Point]:
-    """Local, full exchange and segment means at one point; local alone for one device."""
-    plans = [ExecutionPlan(mode=Mode.LOCAL)]
-    if devices > 1:
-        plans += [
-            plan_of(
-                profile,
-                mode,
-                devices,
-                wire=wire,
-                overlap=overlap,
-                collective=collective,
-                segments=usual_segments(model, devices, segments),
-            )
-            for mode in (Mode.FULL, Mode.SEGMENT_MEANS)
-        ]
-    return [Point(model=model, plan=plan, batch=batch, link=link, topology=topology, seed=seed) for plan in plans]
+    """List local, full exchange and segment means at one point; local alone for one device. fields: of the plans."""
+    if devices == 1:
+        return [local]
+    fields["segments"] = usual_segments(local.model, devices, segments)
+    plans = [plan_of(profile, mode, devices, **fields) for mode in (Mode.FULL, Mode.SEGMENT_MEANS)]
+    return [local, *(msgspec.structs.replace(local, plan=plan) for plan in plans)]
