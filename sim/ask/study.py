@@ -1,4 +1,4 @@
-"""Studies: a grid over everything, an objective, constraints, a Pareto front and inverse questions."""
+"""Solve studies: a grid of points, an objective, constraints, a Pareto front and inverse questions."""
 
 import itertools
 import math
@@ -31,7 +31,7 @@ MOST_CELLS = 1_000_000
 
 
 class InverseAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """An inverse question with its answer; value is null where nothing in the range keeps the latency."""
+    """The answer to an inverse question; value is None where nothing in the range keeps the latency."""
 
     find: str
     value: float | None
@@ -41,9 +41,12 @@ class InverseAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """Cells in the order of the grid; indices of those that keep the constraints, of the best of them by the
-    objective, and of the front: those that no other beats in latency per sample and energy both.
-    left_out: combinations that can't be, with the reason. note: why no cell keeps the constraints, where none does."""
+    """A solved study.
+
+    cells: in the order of the grid. feasible: indices of those that keep the constraints. best: of these, by the
+    objective. front: of these, those that no other beats in both latency per sample and energy.
+    left_out: why other combinations can't be. note: why no cell keeps the constraints, where none does.
+    """
 
     cells: tuple[PointPrediction, ...]
     feasible: tuple[int, ...]
@@ -93,7 +96,7 @@ def points(study: Study, models: Sequence[ModelSpec], profile: CalibratedProfile
     size = math.prod(len(axis) for axis in axes.values())
     if size > MOST_CELLS:
         raise ConfigError(f"the grid has {size} cells, the limit is {MOST_CELLS}; give fewer values")
-    found: dict[Point, None] = {}
+    chosen: dict[Point, None] = {}
     left_out: dict[str, None] = {}
     for values in itertools.product(*axes.values()):
         try:
@@ -101,12 +104,12 @@ def points(study: Study, models: Sequence[ModelSpec], profile: CalibratedProfile
             if study.links and point.plan.ranks > 1:
                 link = msgspec.structs.replace(point.link, rate_bps=None, latency_s=0.0)
                 point = msgspec.structs.replace(point, edges=study.links, topology="switch", link=link)
-            found[point] = None
+            chosen[point] = None
         except PlanError as error:
             left_out[str(error)] = None
-    if not found:
+    if not chosen:
         raise ConfigError(f"no cell of the grid can be: {next(iter(left_out))}")
-    return list(found), list(left_out)
+    return list(chosen), list(left_out)
 
 
 def _axes(grid: StudyGrid, models: Sequence[ModelSpec]) -> dict[str, Sequence[Any]]:
@@ -151,7 +154,7 @@ def point_of(
 
 
 def cells_of(profile: CalibratedProfile, draws: int, seed: int, chunk: Sequence[Point]) -> list[PointPrediction]:
-    """Predictions of some points: one task of a pool."""
+    """Predict some points: one task of a pool."""
     costs = profile.draws(draws, seed) if draws else []
     return [predict(profile, point, costs, seed) for point in chunk]
 
@@ -162,7 +165,7 @@ Mapper = Callable[
 
 
 def over_processes(processes: int) -> Mapper:
-    """Chunks on a pool of processes of this machine; few chunks or one process stay in this one."""
+    """Run chunks on a pool of local processes; with one process or one chunk, in this one."""
 
     def run(task: Any, chunks: list[list[Point]]) -> Iterator[list[PointPrediction]]:
         if processes <= 1 or len(chunks) < 2:
@@ -175,7 +178,7 @@ def over_processes(processes: int) -> Mapper:
 
 
 def over_ray(address: str | None = None) -> Mapper:
-    """Chunks on a Ray cluster. Raises ConfigError where Ray isn't installed."""
+    """Run chunks on a Ray cluster. Raises ConfigError where Ray isn't installed."""
     try:
         import ray
     except ImportError:
@@ -193,7 +196,7 @@ def over_ray(address: str | None = None) -> Mapper:
 
 
 def solve(study: Study, models: Sequence[ModelSpec], run: Mapper) -> Result:
-    """All cells, what is best among those that keep the constraints, and the inverse questions."""
+    """Predict all cells, choose the best that keeps the constraints, and answer the inverse questions."""
     profile = load_profile(study.profile)
     todo, left_out = points(study, models, profile)
     chunks = [todo[k : k + CHUNK] for k in range(0, len(todo), CHUNK)]
@@ -222,7 +225,7 @@ def _rank(cell: PointPrediction, objective: StudyObjective) -> float:
 
 
 def _front(cells: Sequence[PointPrediction], feasible: Sequence[int]) -> tuple[int, ...]:
-    """Indices of cells that no other beats in both, by latency per sample; without joules only the fastest."""
+    """List the cells that no other beats in both, by latency per sample; without joules only the fastest."""
     order = sorted(feasible, key=lambda k: (_rank(cells[k], "latency"), _rank(cells[k], "energy")))
     front: list[int] = []
     for k in order:
