@@ -188,9 +188,9 @@ def _medians(trace: Trace, blocks: int) -> dict[tuple[int, str], float]:
 
 def seconds_of(step: ComputeStep, values: Mapping[str, float]) -> float:
     """Compute a step's seconds by the cost model."""
-    known = features(step, values)
+    factors = features(step, values)
     slowdown = 1.0 + values[SLOWDOWN] * step.together
-    return sum(values[name] * (slowdown if name == MEMORY else 1.0) * known[name] for name in LINEAR)
+    return sum(values[name] * (slowdown if name == MEMORY else 1.0) * factors[name] for name in LINEAR)
 
 
 def ranks_apart(
@@ -264,9 +264,9 @@ class _Design(NamedTuple):
 
 def _design(steps: Sequence[ComputeStep], values: Mapping[str, float]) -> _Design:
     numbers = {cell: number for number, cell in enumerate(dict.fromkeys(step.cell for step in steps))}
-    known = [features(step, values) for step in steps]
+    rows = [features(step, values) for step in steps]
     return _Design(
-        features=np.array([[row[name] for name in LINEAR] for row in known]),
+        features=np.array([[row[name] for name in LINEAR] for row in rows]),
         times=np.array([float(step.times) for step in steps]),
         cells=np.array([numbers[step.cell] for step in steps]),
         together=np.array([step.together for step in steps]),

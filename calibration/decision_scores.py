@@ -114,12 +114,12 @@ def measured_of(measured: PerformanceMap) -> MeasuredPairs:
             "no workload has both a local and a distributed cell, so that nothing can be compared; measure modes = "
             '["local", "full"] of one model and batch'
         )
-    found = [
+    changes = [
         (crossover(axis, line), [(place[id(cell)], place[id(local)]) for cell, local in line])
         for axis, line in lines(measured)
         if len(line) > 1
     ]
-    return MeasuredPairs(measured, twins, found)
+    return MeasuredPairs(measured, twins, changes)
 
 
 def pairs_of(measured: MeasuredPairs, guesses: Sequence[Guess]) -> list[DecisionPair]:

@@ -70,7 +70,7 @@ def pick(candidates: Sequence[Candidate], visits: Sequence[Sequence[float]], mos
     Starts with local cells and the corners of the grid, without which nothing is known.
     visits: milliseconds of each candidate's visits so far. most: visits of a cell at most.
     """
-    counts = np.array([len(each) for each in visits])
+    counts = np.array([len(times) for times in visits])
     first = _unknown(candidates, counts)
     if first is not None:
         return Pick(first, float("inf"))
@@ -94,12 +94,12 @@ def expected(candidates: Sequence[Candidate], visits: Sequence[Sequence[float]])
 
 def _unknown(candidates: Sequence[Candidate], counts: NDArray[np.int_]) -> int | None:
     """Find an unvisited local cell, or an unvisited corner of a plan's batches and rates."""
-    for place, each in enumerate(candidates):
-        if each.plan.ranks == 1 and not counts[place]:
+    for place, cell in enumerate(candidates):
+        if cell.plan.ranks == 1 and not counts[place]:
             return place
-    for place, each in enumerate(candidates):
-        alike = [c for c in candidates if c.plan == each.plan]
-        corner = each.batch in (min(c.batch for c in alike), max(c.batch for c in alike)) and each.mbps in (
+    for place, cell in enumerate(candidates):
+        alike = [c for c in candidates if c.plan == cell.plan]
+        corner = cell.batch in (min(c.batch for c in alike), max(c.batch for c in alike)) and cell.mbps in (
             min(c.mbps for c in alike),
             max(c.mbps for c in alike),
         )
@@ -109,8 +109,8 @@ def _unknown(candidates: Sequence[Candidate], counts: NDArray[np.int_]) -> int |
 
 
 def _pairs(candidates: Sequence[Candidate]) -> list[tuple[int, int]]:
-    local = {each.batch: place for place, each in enumerate(candidates) if each.plan.ranks == 1}
-    return [(place, local[each.batch]) for place, each in enumerate(candidates) if each.plan.ranks > 1]
+    local = {cell.batch: place for place, cell in enumerate(candidates) if cell.plan.ranks == 1}
+    return [(place, local[cell.batch]) for place, cell in enumerate(candidates) if cell.plan.ranks > 1]
 
 
 def _posterior(candidates: Sequence[Candidate], visits: Sequence[Sequence[float]]) -> tuple[Array, Array, float]:
@@ -118,30 +118,30 @@ def _posterior(candidates: Sequence[Candidate], visits: Sequence[Sequence[float]
 
     Returns the mean, [candidates], the covariance, [candidates, candidates], and the standard deviation of one visit.
     """
-    seen = [place for place, each in enumerate(visits) if each]
+    seen = [place for place, times in enumerate(visits) if times]
     medians = np.array([np.median(visits[place]) for place in seen])
-    work = np.array([each.work for each in candidates])
+    work = np.array([cell.work for cell in candidates])
     design = work[seen] / medians[:, None]
     scale = np.linalg.norm(design, axis=0)
     scale[scale == 0] = 1.0
-    found, _ = nnls(design / scale, np.ones(len(seen)))
-    physics = np.log(np.maximum(work @ (found / scale), 1e-9))
+    coefficients, _ = nnls(design / scale, np.ones(len(seen)))
+    physics = np.log(np.maximum(work @ (coefficients / scale), 1e-9))
     spreads = [np.log(ms) - np.log(np.median(ms)) for ms in visits if len(ms) > 1]
     off = np.concatenate(spreads) if spreads else np.zeros(0)
-    freedom = sum(len(each) - 1 for each in spreads)
+    freedom = sum(len(logs) - 1 for logs in spreads)
     noise = float(np.sqrt((np.sum(off**2) + NOISE_WEIGHT * NOISE**2) / (freedom + NOISE_WEIGHT)))
     alike = _alike(candidates)
     counts = np.array([len(visits[place]) for place in seen])
-    known = alike[np.ix_(seen, seen)] + np.diag(noise**2 / counts)
-    gain = np.linalg.solve(known, alike[seen]).T
+    observed = alike[np.ix_(seen, seen)] + np.diag(noise**2 / counts)
+    gain = np.linalg.solve(observed, alike[seen]).T
     mean = physics + gain @ (np.log(medians) - physics[seen])
     return mean, alike - gain @ alike[seen], noise
 
 
 def _alike(candidates: Sequence[Candidate]) -> Array:
     """Prior covariance of what the physical terms miss, [candidates, candidates]; large for plans and rates alike."""
-    batch = np.log([each.batch for each in candidates])
-    rate = np.log([each.mbps or 1.0 for each in candidates])
+    batch = np.log([cell.batch for cell in candidates])
+    rate = np.log([cell.mbps or 1.0 for cell in candidates])
     plan = np.array([[float(a.plan == b.plan) for b in candidates] for a in candidates])
     near = ((batch[:, None] - batch) / NEAR_BATCH) ** 2 + ((rate[:, None] - rate) / NEAR_RATE) ** 2
     return np.asarray(MISS**2 * (0.5 * plan + 0.5 * plan * np.exp(-near / 2)))

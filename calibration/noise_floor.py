@@ -34,12 +34,12 @@ def perfect(measured: MeasuredPairs, logs: Sequence[NDArray[np.float64]]) -> Per
     visit = deviation(logs)
     if visit is None:
         return None
-    spread = visit * np.array([_of_median(len(each)) for each in logs])
+    spread = visit * np.array([_of_median(len(visits)) for visits in logs])
     rng = np.random.default_rng(0)
-    found = [_scored(measured, np.exp(spread * rng.standard_normal(len(spread)))) for _ in range(DRAWS)]
+    scores = [_scored(measured, np.exp(spread * rng.standard_normal(len(spread)))) for _ in range(DRAWS)]
     *means, log2 = (
-        float(np.mean(known)) if (known := [each for each in column if each is not None]) else None
-        for column in zip(*found, strict=True)
+        float(np.mean(values)) if (values := [value for value in column if value is not None]) else None
+        for column in zip(*scores, strict=True)
     )
     mape, accuracy, regret, p95 = (mean if mean is not None else float("nan") for mean in means)
     return Perfect(
@@ -74,7 +74,7 @@ def deviation(logs: Sequence[NDArray[np.float64]]) -> float | None:
     From the mean distance of two visits of a cell (2 s / sqrt(pi) of normal ones), which a disturbed visit moves less
     than a variance.
     """
-    apart = [abs(a - b) for each in logs for a, b in itertools.combinations(each, 2)]
+    apart = [abs(a - b) for visits in logs for a, b in itertools.combinations(visits, 2)]
     return float(np.sqrt(np.pi) / 2 * np.mean(apart)) if apart else None
 
 

@@ -147,11 +147,11 @@ def compared(
 
 
 def _judged(
-    measured: MeasuredPairs, guesses: Sequence[Guess], baselines: dict[str, Rule], known: Perfect | None
+    measured: MeasuredPairs, guesses: Sequence[Guess], baselines: dict[str, Rule], flawless: Perfect | None
 ) -> ComparisonReport:
     rows = [_row(cell, guess) for cell, guess in zip(measured.map.cells, guesses, strict=True)]
     pairs, evens = pairs_of(measured, guesses), break_evens_of(measured, guesses)
-    scores = _scores(measured.map, rows, pairs, evens, baselines, guesses, known)
+    scores = _scores(measured.map, rows, pairs, evens, baselines, guesses, flawless)
     return ComparisonReport(scores=scores, rows=tuple(rows), pairs=tuple(pairs), break_evens=tuple(evens))
 
 
@@ -181,21 +181,21 @@ def _rules(
     models: dict[str, ModelSpec],
     reference: PerformanceMap | None,
 ) -> dict[str, Rule]:
-    found = {
+    rules = {
         "always local": rule_of(pairs, [False] * len(pairs)),
         "always distributed": rule_of(pairs, [True] * len(pairs)),
     }
     if reference is not None:
-        known = [
+        profiled = [
             (cell, cell.latency_ms.p50 / local.latency_ms.p50 - 1, _gflops(cell, models))
             for cell in reference.cells
             if cell.plan.ranks > 1 and (local := reference.local(cell.workload)) is not None
         ]
         cells = [measured.map.cells[index] for index, _ in measured.twins]
-        least = _threshold([(flops, excess) for _, excess, flops in known])
-        found["FLOP threshold"] = rule_of(pairs, [_gflops(cell, models) >= least for cell in cells])
-        found["nearest profiled model"] = rule_of(pairs, [_nearest(cell, known, models) < 0 for cell in cells])
-    return found
+        least = _threshold([(flops, excess) for _, excess, flops in profiled])
+        rules["FLOP threshold"] = rule_of(pairs, [_gflops(cell, models) >= least for cell in cells])
+        rules["nearest profiled model"] = rule_of(pairs, [_nearest(cell, profiled, models) < 0 for cell in cells])
+    return rules
 
 
 def _gflops(cell: Cell, models: dict[str, ModelSpec]) -> float:
@@ -208,13 +208,13 @@ def _local_gflops(model: ModelSpec, batch: int, tokens: int) -> float:
     return build(model, LOCAL, batch, tokens).flops(0) / 1e9
 
 
-def _threshold(known: Sequence[tuple[float, float]]) -> float:
+def _threshold(profiled: Sequence[tuple[float, float]]) -> float:
     """Find the GFLOPs above which distributing is right most often on the profiled models."""
-    steps = [*sorted({flops for flops, _ in known}), math.inf]
-    return max(steps, key=lambda least: sum((flops >= least) == (excess < 0) for flops, excess in known))
+    steps = [*sorted({flops for flops, _ in profiled}), math.inf]
+    return max(steps, key=lambda least: sum((flops >= least) == (excess < 0) for flops, excess in profiled))
 
 
-def _nearest(cell: Cell, known: Sequence[tuple[Cell, float, float]], models: dict[str, ModelSpec]) -> float:
+def _nearest(cell: Cell, profiled: Sequence[tuple[Cell, float, float]], models: dict[str, ModelSpec]) -> float:
     """Look up the excess of the profiled cell nearest in logarithms of FLOPs, bandwidth and bytes.
 
     One of the same mode and codec goes first.
@@ -228,7 +228,7 @@ def _nearest(cell: Cell, known: Sequence[tuple[Cell, float, float]], models: dic
         size = math.log(theirs.bytes_per_exchange / cell.bytes_per_exchange)
         return 100.0 * kind + abs(math.log(other[2] / flops)) + abs(rate) + abs(size)
 
-    return min(known, key=distance)[1]
+    return min(profiled, key=distance)[1]
 
 
 def _best_plan(measured: PerformanceMap, guesses: Sequence[Guess]) -> Rule:
@@ -261,7 +261,7 @@ def _scores(
     evens: Sequence[BreakEven],
     baselines: dict[str, Rule],
     guesses: Sequence[Guess],
-    known: Perfect | None,
+    flawless: Perfect | None,
 ) -> Scores:
     off = [100 * (pair.predicted_excess - pair.measured_excess) for pair in pairs]
     logs = distances(evens)
@@ -290,5 +290,5 @@ def _scores(
         brier=float(np.mean(won)),
         extrapolated_cells=sum(row.tag == "extrapolated" for row in rows),
         baselines=baselines,
-        perfect=known,
+        perfect=flawless,
     )

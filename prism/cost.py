@@ -168,10 +168,10 @@ def columns(model: ModelSpec) -> int:
 
 def load_profile(name: str) -> CalibratedProfile:
     """Load a built-in profile by name, or one from a JSON file. Raises ConfigError with the names there are."""
-    known = sorted(path.stem for path in PROFILES.glob("*.json"))
-    path = PROFILES / f"{name}.json" if name in known else Path(name)
+    built_in = sorted(path.stem for path in PROFILES.glob("*.json"))
+    path = PROFILES / f"{name}.json" if name in built_in else Path(name)
     if not path.is_file():
-        raise ConfigError(f"profile {name!r} is neither built in nor a file; {nearest(name, known)}")
+        raise ConfigError(f"profile {name!r} is neither built in nor a file; {nearest(name, built_in)}")
     return load_json(path, CalibratedProfile)
 
 

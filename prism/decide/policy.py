@@ -113,16 +113,16 @@ class PrismPolicy(msgspec.Struct, frozen=True, kw_only=True, tag="prism", forbid
 
     def decide(self, observation: Observation, table: Table | None, objective: Objective, state: State) -> Decision:
         view = _required(table).at(observation, objective)
-        found = candidates(view, observation, objective)
-        present = _present(view, found.best, observation, objective, state)
-        reason = self._reason(found.best, present, observation.at_s, state)
+        choice = candidates(view, observation, objective)
+        present = _present(view, choice.best, observation, objective, state)
+        reason = self._reason(choice.best, present, observation.at_s, state)
         stays = reason is Reason.WITHIN_DOUBT or reason is Reason.TOO_YOUNG
-        chosen = present if present is not None and stays else found.best
+        chosen = present if present is not None and stays else choice.best
         return Decision(
             plan=chosen.plan,
-            why=reason + found.note,
+            why=reason + choice.note,
             expected=chosen,
-            runner_up=found.best if chosen is not found.best else found.runner_up,
+            runner_up=choice.best if chosen is not choice.best else choice.runner_up,
             state=State(plan=chosen.plan, since_s=state.since_s if chosen.plan == state.plan else observation.at_s),
         )
 

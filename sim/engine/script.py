@@ -1,4 +1,4 @@
-"""A WorkloadGraph as what each rank does in order, with seconds from a cost model.
+"""Turn a WorkloadGraph into the steps of each rank, in order, with seconds from a cost model.
 
 All blocks are alike, so the graph of one block is built and walked as often as the model has blocks.
 An arrival is waited for where its rows are first needed, as the hardware's ranks do.
@@ -18,6 +18,8 @@ from prism.spec import ModelSpec
 from prism.trace import Kind
 from prism.workload import Operation, WorkloadGraph, build
 
+StepKind = Literal["work", "post", "await"]
+
 
 class ScriptStep(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that a rank does: "work" takes its own time, "post" hands messages over and goes on,
@@ -28,7 +30,7 @@ class ScriptStep(msgspec.Struct, frozen=True, kw_only=True):
     block's exchange that the rank's host sends and receives, on the step that follows it.
     """
 
-    kind: Literal["work", "post", "await"]
+    kind: StepKind
     span: Kind
     op: str
     relative: int
@@ -40,8 +42,10 @@ class ScriptStep(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Script(msgspec.Struct, frozen=True, kw_only=True):
-    """What every rank does in one batch: before the blocks, in each block, and after them. causal: later parts wait for
-    earlier ones, and never the other way round."""
+    """The steps of every rank in one batch: before the blocks, in each block, and after them.
+
+    ring: whether exchanges go round a ring. causal: later parts wait for earlier ones, and never the other way round.
+    """
 
     blocks: int
     ring: bool
@@ -49,7 +53,7 @@ class Script(msgspec.Struct, frozen=True, kw_only=True):
     steps: tuple[tuple[tuple[ScriptStep, ...], tuple[ScriptStep, ...], tuple[ScriptStep, ...]], ...]
 
     def posted_bytes(self) -> int:
-        """Payload that all ranks hand to the link in one batch, headers left out."""
+        """Count the payload that all ranks hand to the link in one batch, without headers."""
         weights = (1, self.blocks, 1)
         return sum(
             weight * step.size * len(step.peers)
@@ -62,7 +66,7 @@ class Script(msgspec.Struct, frozen=True, kw_only=True):
 
 @lru_cache(maxsize=512)
 def script(model: ModelSpec, plan: ExecutionPlan, batch: int) -> Script:
-    """The script of one batch. Raises PlanError where the plan doesn't fit the model's tokens."""
+    """Write the script of one batch. Raises PlanError where the plan doesn't fit the model's tokens."""
     graph = build(msgspec.structs.replace(model, blocks=1), plan, batch)
     size = payload_bytes(plan.wire, batch * plan.sent_rows(model.tokens)[0] * model.width)
     ring = plan.ranks > 1 and plan.uses_ring(size, model.causal)
@@ -71,8 +75,7 @@ def script(model: ModelSpec, plan: ExecutionPlan, batch: int) -> Script:
 
 
 def sides(step: ScriptStep, cost: CostModel) -> tuple[float, float]:
-    """Seconds of a step of kind "work" on the host and, at its full clock, on the device; a copy is the
-    host's alone."""
+    """Compute the seconds of work on the host and, at its full clock, on the device; a copy is the host's alone."""
     if step.span == "stage_d2h" or step.span == "stage_h2d":
         return sum(cost.copy_s(step.span, op.wire_bytes) for op in step.operations), 0.0
     kernels = [kernel for op in step.operations for kernel in op.kernels]
@@ -141,7 +144,7 @@ def _step(op: Operation, exchanged: bool, moved: int) -> ScriptStep:
 
 
 def _whole_blocks(steps: list[ScriptStep]) -> list[ScriptStep]:
-    """On one device a block is one step, as the hardware records it."""
+    """Join the steps of a block to one, as hardware records it on one device."""
     inside = [step for step in steps if step.relative == 0]
     whole = ScriptStep(
         kind="work",

@@ -1,4 +1,4 @@
-"""The devices of a scenario, that may be lost, and their link, that may be out."""
+"""Simulate the devices of a scenario, which may be lost, and their link, which may be out."""
 
 from collections import Counter
 from typing import Literal
@@ -13,7 +13,8 @@ from prism.spec import ModelSpec
 from prism.trace import Batch, Trace
 from prism.trace.energy import modelled_energy
 from sim.engine.backend import Machines, SimBackend
-from sim.engine.ranks import RankGroup, SimProcess
+from sim.engine.collectives import SimProcess
+from sim.engine.ranks import RankGroup
 from sim.engine.script import script
 
 NOTICED_S = 0.03  # a peer whose process dies closes its sockets
@@ -21,8 +22,10 @@ REFORMED_S = 0.03  # a new group on a fresh prefix of the store
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True):
-    """device: one that is lost for good at a time, noticed at once or, when silent, after the timeout.
-    link: nothing moves from at_s until until_s."""
+    """A failure. device: lost for good at a time, noticed at once or, when silent, after the timeout.
+
+    link: nothing moves from at_s until until_s.
+    """
 
     kind: Literal["device", "link"]
     at_s: float
@@ -32,7 +35,7 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Fleet:
-    """The devices of a scenario, one batch at a time. A group that broke is replaced by one of those left."""
+    """The devices of a scenario, one batch at a time. A broken group is replaced by one of the devices left."""
 
     def __init__(
         self,
@@ -63,21 +66,22 @@ class Fleet:
         for fault in faults:
             if fault.kind == "device" and not 0 < fault.device < len(self._devices):
                 raise ConfigError(
-                    f"device {fault.device} can't fail: give one of 1 to {len(self._devices) - 1}; 0 is the terminal"
+                    f"device {fault.device} can't fail: give one of 1 to {len(self._devices) - 1}; 0 is the leader"
                 )
             env.process(self._happen(fault))
 
     @property
     def reachable(self) -> int:
-        """Devices that the terminal believes to reach."""
+        """Count the devices that the leader believes it can reach."""
         return 1 if self._env.now < self._out_until else len(self._devices) - len(self._lost | self._noticed)
 
     @property
     def devices(self) -> int:
+        """Count the devices, lost ones included."""
         return len(self._devices)
 
     def run(self, plan: ExecutionPlan, batch: int) -> SimProcess:
-        """Why the batch failed, or ""."""
+        """Run one batch; a generator that returns why it failed, or an empty text."""
         env, number = self._env, self._number
         self._number += 1
         if self._noticed - self._lost:
@@ -100,7 +104,7 @@ class Fleet:
         return ""
 
     def settle(self) -> None:
-        """Joules of the last batch: by now every rank of it has ended, or will not."""
+        """Add up the joules of the last batch: by now every rank of it has ended, or never will."""
         if self._open is None:
             return
         batch, plan, group = self._open

@@ -1,4 +1,4 @@
-"""Requests: how they arrive, how they are put together to batches, and what a queue does to them.
+"""Simulate requests: their arrival, their batching, and the queue between.
 
 The arrival patterns are those of MLPerf inference: single-stream and multi-stream send the next query when
 the last one is answered, server is a Poisson process, offline has everything at once.
@@ -16,13 +16,13 @@ import simpy
 
 from prism.errors import ConfigError
 from prism.rates import read_numbers
-from sim.engine.ranks import SimProcess
+from sim.engine.collectives import SimProcess
 
 Pattern = Literal["single-stream", "multi-stream", "server", "poisson", "trace", "offline"]
 
 
 class Arrivals(msgspec.Struct, frozen=True, kw_only=True):
-    """A pattern and its numbers. rate_per_s: server, poisson; samples: of a multi-stream query; times_s: trace."""
+    """A pattern of arrivals. rate_per_s: server, poisson. samples: of a multi-stream query. times_s: trace."""
 
     pattern: Pattern
     requests: int
@@ -36,7 +36,7 @@ class Arrivals(msgspec.Struct, frozen=True, kw_only=True):
         return self.pattern in ("single-stream", "multi-stream")
 
     def times_ns(self, seed: int) -> list[int]:
-        """When each request of an open pattern arrives."""
+        """Draw when each request of an open pattern arrives."""
         if self.pattern == "offline":
             return [0] * self.requests
         if self.pattern == "trace":
@@ -46,7 +46,7 @@ class Arrivals(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def parse_arrivals(text: str, requests: int) -> Arrivals:
-    """From "poisson:20", "server:20" (per second), "single-stream", "multi-stream:8" (samples a query),
+    """Read "poisson:20", "server:20" (per second), "single-stream", "multi-stream:8" (samples a query),
     "offline" or "trace:FILE.csv" (a column of seconds). Raises ConfigError."""
     pattern, _, rest = text.partition(":")
     if pattern in ("poisson", "server"):
@@ -93,7 +93,7 @@ class Batching(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SimulatedRequest(msgspec.Struct):
-    """One sample: nanoseconds of its arrival, of its batch's start, of its answer; -1 before."""
+    """One sample: nanoseconds of its arrival, of the start of its batch, and of its answer; -1 before."""
 
     arrived_ns: int
     started_ns: int = -1
@@ -114,6 +114,7 @@ class Queue:
         self.closed = False
 
     def put(self, count: int = 1) -> list[SimulatedRequest]:
+        """Add requests that arrive now."""
         self._count()
         new = [SimulatedRequest(arrived_ns=int(self._env.now)) for _ in range(count)]
         self.waiting += new
@@ -123,16 +124,17 @@ class Queue:
         return new
 
     def put_back(self, requests: Sequence[SimulatedRequest]) -> None:
-        """Requests whose batch failed go first again."""
+        """Return requests whose batch failed to the front."""
         self._count()
         self.waiting.extendleft(reversed(requests))
 
     def close(self) -> None:
+        """Say that no request will come."""
         self.closed = True
         self._tell()
 
     def take(self, batching: Batching) -> SimProcess:
-        """Generator: the next batch, as the policy of `batching` says; empty when nothing will come."""
+        """Wait for the next batch; a generator that returns it, empty when nothing will come."""
         while not self.waiting and not self.closed:
             yield self._wait()
         if not self.waiting:
@@ -173,8 +175,10 @@ def serve_queue(
     batching: Batching,
     run: Callable[[list[SimulatedRequest]], SimProcess],
 ) -> SimProcess:
-    """One batch after another until all requests are answered. `run` returns why a batch failed, or ""; the
-    requests of a failed one go first again."""
+    """Run one batch after another until all requests are answered.
+
+    run: returns why a batch failed, or an empty text; the requests of a failed one go first again.
+    """
     if arrivals.closed:
         batching = Batching(largest=arrivals.samples)
     queries = arrivals.requests

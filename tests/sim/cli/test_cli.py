@@ -204,7 +204,7 @@ def test_serving_and_sensitivity(tmp_path):
         (["crossover", "vit.json", "--over", "batch", "--values", "1,x"], "1,x"),
         (["crossover", "vit.json", "--over", "bandwidth", "--values", "10,nan"], "finite"),
         (["crossover", "vit.json", "--over", "tokens", "--values", "1,500"], "1 prefix tokens"),
-        (["serve-sim", "vit.json", "--fail", "0@1s"], "0 is the terminal"),
+        (["serve-sim", "vit.json", "--fail", "0@1s"], "0 is the leader"),
         (["serve-sim", "vit.json", "--outage", "4s-3s"], "ends before"),
         (["trace", "vit.json"], "nothing to write"),
         (["map", "vit.json", "--modes", "full,halves", "-o", "m.json"], "first_and_means"),

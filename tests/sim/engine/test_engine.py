@@ -20,8 +20,8 @@ from prism.trace.energy import modelled_energy
 from prism.trace.metrics import summarise
 from prism.workload import Kernel, build
 from sim.engine.backend import Machines, SimBackend, identical
+from sim.engine.collectives import Ring
 from sim.engine.network import Network
-from sim.engine.ranks import Ring
 from sim.engine.script import ScriptStep, script, sides
 from sim.engine.topology import topology
 

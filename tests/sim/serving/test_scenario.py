@@ -163,5 +163,5 @@ def test_arrivals_that_can_not_be_are_one_line(text):
 
 def test_a_fault_of_the_terminal_is_refused():
     served = Scenario(model=SMALL, arrivals=poisson(1, 1), faults=(Fault(kind="device", device=0, at_s=1),))
-    with pytest.raises(ConfigError, match="0 is the terminal"):
+    with pytest.raises(ConfigError, match="0 is the leader"):
         simulate_serving(MACHINES, served, FixedPolicy(LOCAL))
