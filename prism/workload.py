@@ -110,11 +110,6 @@ def rotary(values: int) -> tuple[Kernel, ...]:
     return (once, elementwise(values // 2), once, once, elementwise(values, 2))
 
 
-# tensors that each kernel of an activation reads; GPT-2's own (gelu_new of transformers) is a chain, Llama's is followed
-# by the product with the gate, others are one
-ACTIVATIONS: dict[str, tuple[int, ...]] = {"gpt2": (1, 1, 2, 1, 1, 1, 1, 2), "llama": (1, 2)}
-
-
 def codec(wire: Wire, values: int, *, decode: bool = False) -> tuple[Kernel, ...]:
     """Kernels of encoding (or decoding) values for the wire; fp32 crosses as it is."""
     row = CODECS[wire]
@@ -207,16 +202,18 @@ class _Builder:
 
     def _norm(self, rows: int) -> tuple[Kernel, ...]:
         width = self.model.width
-        return rms_norm(rows, width) if self.model.family == "llama" else (norm(rows, width),)
+        return rms_norm(rows, width) if self.model.structure.norm == "rms" else (norm(rows, width),)
 
     def _projections(self, rows: int, *widths: int) -> tuple[Kernel, ...]:
-        """Norm and projections to `widths`, the last one the values'. Llama has a matrix for each, and rotates all but
-        the values."""
-        width = self.model.width
-        if self.model.family != "llama":
-            return (*self._norm(rows), gemm(rows, width, sum(widths)))
-        turned = (kernel for each in widths[:-1] for kernel in rotary(rows * each))
-        return (*self._norm(rows), *(gemm(rows, width, each) for each in widths), *turned)
+        """Norm, projections to `widths`, and the rotation of all but the last, which is the values'."""
+        width, structure = self.model.width, self.model.structure
+        outputs = (sum(widths),) if structure.fused else widths
+        turned = widths[:-1] if structure.rotary else ()
+        return (
+            *self._norm(rows),
+            *(gemm(rows, width, output) for output in outputs),
+            *(kernel for each in turned for kernel in rotary(rows * each)),
+        )
 
     def _attend(self, rank: int) -> tuple[Kernel, ...]:
         m, batch, own = self.model, self.batch, self.partition.sizes[rank]
@@ -231,8 +228,8 @@ class _Builder:
             gemm(rows, m.width, m.width),
             elementwise(rows * m.width, 2),
             *self._norm(rows),
-            *(gemm(rows, m.width, m.mlp_width),) * (2 if m.gated else 1),
-            *(elementwise(rows * m.mlp_width, reads) for reads in ACTIVATIONS.get(m.family, (1,))),
+            *(gemm(rows, m.width, m.mlp_width),) * (2 if m.structure.gated else 1),
+            *(elementwise(rows * m.mlp_width, reads) for reads in m.structure.activation),
             gemm(rows, m.mlp_width, m.width),
             elementwise(rows * m.width, 2),
         )
