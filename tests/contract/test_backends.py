@@ -130,7 +130,7 @@ def test_bytes_are_those_of_the_workload_graph(trace, plan):
         expected = sum(
             o.wire_bytes * len(o.peers)
             for o in graph.operations()
-            if o.kind == "send" and o.name.partition(".")[0] == op
+            if o.kind == "send" and o.name == op
         )
         assert sent == expected
         assert sum(span.received_bytes for span in spans if span.op == op) == expected
