@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from prism.errors import ExchangeError, PeerLostError, PlanError
 from prism.nn.exchange import Exchange, Expected
 from prism.nn.families import adapter_for
-from prism.nn.families.base import ModelAdapter, bind
+from prism.nn.families.base import Adapter, bind
 from prism.nn.forward import Pass
 from prism.nn.frame import FRAME, BatchHeader, pack, parse
 from prism.nn.recorder import NullRecorder, Recorder
@@ -39,7 +39,7 @@ def distribute(
     exchange: Exchange,
     recorder: Recorder | None = None,
     epoch: int = 0,
-    adapter: ModelAdapter | None = None,
+    adapter: Adapter | None = None,
 ) -> "DistributedTransformer":
     """Wrap a model for the ranks of `exchange`. On one rank, or in local mode, calls go to the model as it is.
     epoch: of the group; ranks of another one are refused. adapter: the model's, where the caller has it already.
@@ -69,7 +69,7 @@ class DistributedTransformer(nn.Module):
         exchange: Exchange,
         recorder: Recorder,
         epoch: int,
-        adapter: ModelAdapter,
+        adapter: Adapter,
     ) -> None:
         super().__init__()
         self.model = model

@@ -11,7 +11,7 @@ from prism.codecs import payload_bytes
 from prism.errors import PlanError
 from prism.nn.codecs import payload_like, stream_of
 from prism.nn.exchange import Exchange, Expected, Pending
-from prism.nn.families.base import Block, ModelAdapter
+from prism.nn.families.base import Adapter, Block
 from prism.nn.frame import BatchHeader, pack
 from prism.nn.recorder import Recorder
 from prism.nn.segment_means import attention_bias, segment_counts, segment_means, segment_positions
@@ -28,7 +28,7 @@ class Pass:
 
     def __init__(
         self,
-        adapter: ModelAdapter,
+        adapter: Adapter,
         blocks: list[Block],
         plan: ExecutionPlan,
         exchange: Exchange,
