@@ -5,8 +5,8 @@ processor time to compute for 50 ms. `Popen` replaces `subprocess.Popen` for the
 A command of the form `python -m hw...` or `python -c "... sim.cli.main ..."` is forked from a template process that
 holds the imports; everything else starts as always. What the fork does afterwards is the command itself, with a process
 id, environment, working directory, files and exit status of its own. Its child ranks are forked the same way. Its
-parent
-is the process of the tests: the intermediate parent exits, and the kernel hands orphans to the nearest subreaper.
+parent is the process that started it: the intermediate parent exits, and the kernel hands orphans to the nearest
+subreaper.
 
 A test whose subject is the start itself (imports, signals, orphans) carries the marker `cold`.
 """
@@ -70,7 +70,7 @@ class Popen(ColdPopen):  # type: ignore[type-arg]
             "cwd": os.fspath(cwd) if cwd else os.getcwd(),
             "session": bool(new_session),
         }
-        self.pid = template.fork(request, files) if template else _fork(request, files)
+        self.pid = template.fork(request, files)
         self._child_created = True
         self._close_pipe_fds(*pipes)
 
@@ -78,8 +78,8 @@ class Popen(ColdPopen):  # type: ignore[type-arg]
 class Template:
     """The process that holds the imports, started when it is first needed."""
 
-    def __init__(self) -> None:
-        self._socket: socket.socket | None = None
+    def __init__(self, connection: socket.socket | None = None) -> None:
+        self._socket = connection
         self._lock = threading.Lock()
 
     def fork(self, request: dict[str, Any], files: list[int]) -> int:
@@ -97,7 +97,7 @@ class Template:
             return int.from_bytes(answer, "big")
 
     def _start(self) -> socket.socket:
-        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+        _adopt_orphans()
         ours, theirs = socket.socketpair()
         here = Path(__file__).parents[1]
         paths = [str(here.parent), str(here), os.environ.get("PYTHONPATH", "")]
@@ -113,7 +113,7 @@ class Template:
         return ours
 
 
-template: Template | None = Template()
+template = Template()
 
 
 def serve(connection: socket.socket) -> None:
@@ -130,10 +130,8 @@ def serve(connection: socket.socket) -> None:
         reading, writing = os.pipe()
         if (between := os.fork()) == 0:
             os.close(reading)
-            own = os.getpid()
-            if (child := _fork(request, files, between=own)) > 0:
-                os.write(writing, child.to_bytes(8, "big"))
-                os._exit(0)
+            os.write(writing, _fork(request, files, os.getpid()).to_bytes(8, "big"))
+            os._exit(0)
         os.close(writing)
         pid = os.read(reading, 8)
         os.close(reading)
@@ -143,10 +141,10 @@ def serve(connection: socket.socket) -> None:
         connection.sendall(pid)
 
 
-def _fork(request: dict[str, Any], files: list[int], between: int = 0) -> int:
-    """Fork a process that runs a request and ends; the parent returns its id.
+def _fork(request: dict[str, Any], files: list[int], between: int) -> int:
+    """Fork a process that runs a request and ends; the parent, whose id `between` is, returns the child's id.
 
-    between: the parent that exits; the child waits until it belongs to the process of the tests.
+    The child begins when its parent has exited, so that it belongs to the process that asked.
     """
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
@@ -167,12 +165,14 @@ def _fork(request: dict[str, Any], files: list[int], between: int = 0) -> int:
 
 
 def _run(request: dict[str, Any], files: list[int], between: int) -> int:
-    while between and os.getppid() == between:
+    while os.getppid() == between:
         os.sched_yield()
+    kind, text, arguments = request["command"]
+    helper = _own_template() if text == "hw.cli.main" else None
     spare = [os.dup(file) if file < 3 else file for file in files]  # none is overwritten before it is used
     for target, file in enumerate(spare):
         os.dup2(file, target)
-    os.closerange(3, 1024)
+    _close_all_but(helper.fileno() if helper else 2)
     if request["session"]:
         os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -180,8 +180,9 @@ def _run(request: dict[str, Any], files: list[int], between: int) -> int:
     os.environ.update(request["env"])
     os.chdir(request["cwd"])
     random.seed()
-    _forget_parent()
-    kind, text, arguments = request["command"]
+    global template
+    template, subprocess.Popen = Template(helper), Popen  # type: ignore[misc]
+    Popen.cold = helper is None
     try:
         if kind == "-m":
             sys.argv = [text, *arguments]
@@ -202,15 +203,25 @@ def _run(request: dict[str, Any], files: list[int], between: int) -> int:
     return code if isinstance(code, int) else int(code is not None)
 
 
-def _forget_parent() -> None:
-    """Fork this process's own children directly, as their parent must be this process."""
-    global template
-    template = None
-    subprocess.Popen = Popen  # type: ignore[misc]
-    Popen.cold = False
-    import torch
+def _own_template() -> socket.socket:
+    """Fork a template for the ranks of this process, before it computes: a pool of threads doesn't survive a fork."""
+    ours, theirs = socket.socketpair()
+    if os.fork() == 0:
+        _close_all_but(theirs.fileno())
+        serve(theirs)
+        os._exit(0)
+    theirs.close()
+    _adopt_orphans()
+    return ours
 
-    torch.set_num_threads(1)  # before any parallel region: a pool of threads does not survive the fork of a rank
+
+def _adopt_orphans() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _close_all_but(kept: int) -> None:
+    os.closerange(3, kept)
+    os.closerange(max(kept + 1, 3), 1024)
 
 
 def main() -> None:
