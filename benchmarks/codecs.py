@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from prism.nn.codecs import Stream
+from prism.codecs import WIRES, Wire, payload_bytes
+from prism.nn.codecs import Stream, stream_of
 from prism.nn.families import adapter_for
 from prism.nn.families.base import Block
-from prism.plan import WIRES, Wire, payload_bytes
 
 CROSSINGS = 2 * 2  # messages of a block, times stations' ways over the air
 
@@ -65,7 +65,7 @@ def main() -> None:
     own, received = torch.randn(shape), torch.randn(shape)
     calls: dict[str, Callable[[], Tensor]] = {"block": partial(block_pass, block, own, received)}
     for wire in WIRES:
-        calls[wire] = partial(codec_pass, wire, own, Stream(wire, shape), Stream(wire, shape))
+        calls[wire] = partial(codec_pass, wire, own, stream_of(wire, shape), stream_of(wire, shape))
     found: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(args.rounds + 2):
         for name, call in calls.items():

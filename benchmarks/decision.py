@@ -14,9 +14,9 @@ import msgspec
 
 from prism.decide.policy import PrismPolicy, State
 from prism.decide.table import Objective, Observation, Table, table_of
+from prism.link import LinkSpec
 from prism.perfmap import Cell, PerformanceMap, Provenance
-from prism.plan import ExecutionPlan, Mode
-from prism.spec import LinkSpec
+from prism.plan import LOCAL, ExecutionPlan, Mode
 from prism.trace.metrics import Latency
 
 PLANS, BATCHES, RATES = 25, (1, 2, 4, 8, 16, 32, 64, 128), 50
@@ -24,9 +24,7 @@ DECISIONS, REPEATS, GOAL_US = 2000, 11, 50.0
 
 
 def table() -> Table:
-    plans = [ExecutionPlan(mode=Mode.LOCAL)] + [
-        ExecutionPlan(mode=Mode.SEGMENT_MEANS, devices=2, segments=k) for k in range(1, PLANS)
-    ]
+    plans = [LOCAL] + [ExecutionPlan(mode=Mode.SEGMENT_MEANS, devices=2, segments=k) for k in range(1, PLANS)]
     rates = [10e6 * 1.1**k for k in range(RATES)]
     cells = [
         _cell(plan, batch, rate)

@@ -21,7 +21,8 @@ import torch
 import torch.multiprocessing as mp
 
 from hw.evaluate import run as evaluation
-from hw.evaluate.run import EvalConfig, evaluate
+from hw.evaluate.config import EvalConfig
+from hw.evaluate.run import evaluate
 from hw.inputs.samples import SAMPLE_IMAGES, ImageReader, Sample, image_paths
 from prism.nn.zoo import Loaded, load_model
 from prism.plan import Mode

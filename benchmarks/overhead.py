@@ -27,8 +27,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from hw.comm.group import GlooExchange, free_port, open_store, process_group
+from hw.comm.group import process_group
+from hw.comm.interfaces import free_port
 from hw.comm.recorder import SpanRecorder
+from hw.comm.rendezvous import open_store
 from hw.comm.staging import HostStager
 from prism.nn.distribute import distribute
 from prism.plan import ExecutionPlan, Mode
@@ -89,7 +91,7 @@ def rank_main(rank: int, args: argparse.Namespace, port: int, results: mp.Queue)
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
     store = open_store("127.0.0.1", port, rank == 0, 60)
-    with process_group(store, rank, 2, interface="lo", timeout_s=60):
+    with process_group(store, rank, 2, interface="lo", timeout_s=60) as control:
         torch.manual_seed(0)
         model = timm.create_model(args.model, pretrained=False).eval()
         x = torch.randn(args.batch, *model.pretrained_cfg["input_size"])
@@ -97,7 +99,7 @@ def rank_main(rank: int, args: argparse.Namespace, port: int, results: mp.Queue)
         mode = Mode.SEGMENT_MEANS if args.segments else Mode.FULL
         plan = ExecutionPlan(mode=mode, devices=2, segments=args.segments)
         recorder = SpanRecorder(rank)
-        exchange = GlooExchange(HostStager(), recorder)
+        exchange = control.exchange(HostStager(), recorder)
         framework = distribute(model, plan, exchange, recorder)
         unrecorded = distribute(model, plan, exchange)
 

@@ -1,10 +1,11 @@
-"""Typed configuration: TOML or JSON text to a frozen struct, with a hint for every misspelt key."""
+"""Turn TOML or JSON text into a frozen struct, with a hint for every misspelt key; and the bounds of its numbers."""
 
 import difflib
 import re
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -16,16 +17,27 @@ else:
     import tomli as tomllib
 
 T = TypeVar("T")
+LARGEST = sys.float_info.max  # as an upper bound it refuses inf; a lower bound refuses nan
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+NonNegative = Annotated[int, msgspec.Meta(ge=0)]
+PositiveNumber = Annotated[float, msgspec.Meta(gt=0, le=LARGEST)]
+NonNegativeNumber = Annotated[float, msgspec.Meta(ge=0, le=LARGEST)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 
 
-def nearest(name: str, known: list[str]) -> str:
-    """A hint for a misspelt name: the nearest known one, or the list of what is known."""
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else "known: " + ", ".join(sorted(set(known)))
+def nearest(name: str, names: list[str]) -> str:
+    """Hint at what a misspelt name may mean: the nearest known one, or the list of all."""
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {close[0]!r}?" if close else "known: " + ", ".join(sorted(set(names)))
 
 
 def convert(data: Any, type_: type[T], source: str) -> T:
-    """Build a struct from plain data. Raises ConfigError that names the key, the source and the remedy."""
+    """Build a struct from plain data. Raises ConfigError that names the key, the source and the remedy.
+
+    A struct whose files were once written otherwise has a static method `upgraded`, from any data to today's keys.
+    """
+    data = getattr(type_, "upgraded", lambda same: same)(data)
     try:
         return msgspec.convert(data, type_, strict=True)
     except msgspec.ValidationError as error:
@@ -33,8 +45,44 @@ def convert(data: Any, type_: type[T], source: str) -> T:
 
 
 def load_toml(path: Path, type_: type[T]) -> T:
+    """Read a TOML file as a struct. Raises ConfigError that names the file, the key and the remedy."""
+    return convert(_raw_toml(path), type_, str(path))
+
+
+def merged(
+    path: Path | None,
+    flags: Mapping[str, Any],
+    type_: type[T],
+    complete: Callable[[dict[str, Any]], object] | None = None,
+) -> T:
+    """Read a TOML file, lay the flags over it, and convert the whole.
+
+    Only what was written counts: a key that neither names keeps its default, and a flag of None was not given. A flag
+    that is a table goes over the file's table key by key. complete: adds to the merged data what it implies.
+    Raises ConfigError that names the file or the flags, the key and the remedy.
+    """
+    data = _over({} if path is None else _raw_toml(path), flags)
+    if complete is not None:
+        complete(data)
+    sources = [*([] if path is None else [str(path)]), *(["the flags"] if path is None or _over({}, flags) else [])]
+    return convert(data, type_, " with ".join(sources))
+
+
+def _over(data: dict[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay the flags that were given over plain data, tables key by key."""
+    result = dict(data)
+    for key, value in flags.items():
+        if isinstance(value, Mapping):
+            below = result.get(key)
+            value = _over(below if isinstance(below, dict) else {}, value) or None
+        if value is not None:
+            result[key] = value
+    return result
+
+
+def _raw_toml(path: Path) -> dict[str, Any]:
     try:
-        return convert(tomllib.loads(path.read_text(encoding="utf-8")), type_, str(path))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: can't be read ({error}); give the path of a TOML file") from None
     except tomllib.TOMLDecodeError as error:
@@ -42,6 +90,7 @@ def load_toml(path: Path, type_: type[T]) -> T:
 
 
 def load_json(path: Path, type_: type[T]) -> T:
+    """Read a JSON file as a struct. Raises ConfigError that names the file, the key and the remedy."""
     try:
         return convert(msgspec.json.decode(path.read_bytes()), type_, str(path))
     except OSError as error:
@@ -51,7 +100,7 @@ def load_json(path: Path, type_: type[T]) -> T:
 
 
 def _explain(message: str, data: Any, type_: type) -> str:
-    """msgspec's message with the value it speaks of, and a hint for an unknown key."""
+    """Add the value at fault to msgspec's message, and a hint for an unknown key."""
     unknown = re.search(r"unknown field `(.+?)`", message)
     if unknown is not None:
         return f"{message}; {nearest(unknown[1], _field_names(type_))}"
@@ -63,11 +112,12 @@ def _explain(message: str, data: Any, type_: type) -> str:
             data = data[int(step)] if step.isdigit() else data[step]
     except (KeyError, IndexError, TypeError):
         return message
-    return f"{located[2]} {data!r}: {located[1][0].lower()}{located[1][1:]}"
+    value = "" if isinstance(data, dict) else f" {data!r}"
+    return f"{located[2]}{value}: {located[1][0].lower()}{located[1][1:]}"
 
 
 def _field_names(type_: type) -> list[str]:
-    """Names of all fields of a struct and of the structs inside it."""
+    """List the names of all fields of a struct and of the structs inside it."""
     names: list[str] = []
     pending: list[Any] = [msgspec.inspect.type_info(type_)]
     while pending:

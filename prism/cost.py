@@ -1,17 +1,19 @@
-"""Seconds per operation, from a calibrated profile. The profile is data; nothing here was measured.
+"""Compute seconds per operation from a calibrated profile. The profile is data; nothing here was measured.
 
-A block's step costs its kernels on the device (a roofline, one efficiency per class of operation) and
-its launches on the host, which the device's queue hides in part:
+A block's step costs its kernels on the device (a roofline, one efficiency per class of operation) and its launches on
+the host, which the device's queue hides in part:
 
     step = (launch^p + device^p)^(1/p)        p = 1: one after the other, p -> infinity: the longer one
 
-launch = kernels * kernel.fixed_s + block.fixed_s (+ exchange.fixed_s after an exchange: the queue is empty)
-+ bytes that the exchange moved * exchange.s_per_byte (the network's work on the host),
-device = sum of (FLOPs * s_per_flop, bytes * memory.s_per_byte) joined: the larger one, or by roofline.power as
-launch and device are (1: a core that computes and fetches by turns), stretched while the clock is low (Clock)
-and beside other ranks of the same machine (CostModel.together). Of ranks that should take equally long, one is slower
-(CostModel.uneven).
-Copies and packing cost fixed + slope * bytes with a break between two regimes of size.
+launch = kernels * kernel.fixed_s + block.fixed_s
+         + exchange.fixed_s after an exchange, which leaves the queue empty
+         + bytes that the exchange moved * exchange.s_per_byte, the network's work on the host
+device = sum over kernels of FLOPs * s_per_flop joined with bytes * memory.s_per_byte
+
+A kernel's two sides are joined by the larger one, or by roofline.power as launch and device are (1: a core that
+computes and fetches by turns). The device is slower while its clock is low (Clock) and beside other ranks of the same
+machine (CostModel.together). Ranks that should take equally long differ (CostModel.uneven). Copies and packing cost
+fixed + slope * bytes, with a break between two regimes of size.
 """
 
 import math
@@ -24,16 +26,17 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from prism.codecs import Wire
 from prism.config import load_json, nearest
 from prism.errors import ConfigError
-from prism.plan import Wire
+from prism.plan import Collective, Embed
 from prism.spec import ModelSpec, PowerProfile
 from prism.workload import Kernel
 
 PROFILES = Path(__file__).parent / "profiles"
 PROFILE_SCHEMA = 1
 CURVES = ("d2h", "pack", "unpack", "h2d")
-OF_DEVICE = ("gemm", "attention", "memory", "kernel", "block", "exchange", *CURVES)  # whose seconds its speed divides
+OF_DEVICE = ("gemm", "attention", "memory", "kernel", "block", "exchange", *CURVES)  # terms that a speed divides
 REQUIRED = (
     "gemm.s_per_flop",
     "attention.s_per_flop",
@@ -44,7 +47,7 @@ REQUIRED = (
     "link.gain",
     "link.message_s",
 )
-OPTIONAL = (  # 0 where a profile leaves them out; a curve without a break has one slope
+OPTIONAL = (  # 0 where a profile lacks them; a curve without a break has one slope
     "exchange.fixed_s",
     "exchange.s_per_byte",
     "together.slowdown",
@@ -59,7 +62,7 @@ Tag = Literal["calibrated", "extrapolated"]
 
 
 class Term(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One parameter. origin: fitted to data, or a prior that no data moved; source says from where."""
+    """One parameter of the cost model. origin: fitted to data, or a prior that no data moved; source: of its value."""
 
     name: str
     value: float
@@ -78,21 +81,21 @@ class Taken(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     codecs that crossed the link."""
 
     overlap: bool = True
-    embed: Literal["terminal", "each"] = "terminal"
-    collective: Literal["auto", "mesh", "ring"] = "auto"
+    embed: Embed = "terminal"
+    collective: Collective = "auto"
     wires: tuple[Wire, ...] = ("fp32",)
 
 
 class CalibratedProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is known of one kind of device in one power mode, and of its link.
+    """The fitted cost model of one kind of device in one power mode, and of its link.
 
-    covariance: of the logarithms of the terms, in their order; empty when nothing is known of it.
-    residual_log_sd: scatter of the logarithm of a whole latency about the model, beyond the terms'.
-    ranges: where the data were, inclusive (batch, tokens, width, columns of the widest matrix product, devices,
-    message_bytes, link_mbps).
+    covariance: of the logarithms of the terms, [terms, terms]; empty where unknown.
+    residual_log_sd: standard deviation of the logarithm of a latency about the model, beyond that of the terms.
+    ranges: of the data, inclusive: batch, tokens, width, columns (of the widest matrix product), devices,
+    message_bytes, link_mbps.
     staged: whether tensors are copied between a device and its host.
     traces: SHA-256 of each trace or table that the fit read.
-    pace_ms: how quick the machine was when the data were taken (prism.trace.metrics.pace_ms); null where nobody timed it.
+    pace_ms: the machine's pace when the data were taken (prism.trace.metrics.pace_ms); None where it wasn't timed.
     """
 
     schema: int = PROFILE_SCHEMA
@@ -121,18 +124,19 @@ class CalibratedProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
             raise ValueError(f"covariance is {np.shape(self.covariance)}, there are {len(names)} terms")
 
     def values(self) -> dict[str, float]:
+        """Map each term's name to its value."""
         return {term.name: term.value for term in self.terms}
 
     def model(self) -> "CostModel":
+        """Make the cost model of the estimates."""
         return CostModel(self.values())
 
     def slowness(self, pace_ms: float | None) -> float:
-        """How many times as long the machine computed, at this pace, as when the profile's data were taken; 1 where either
-        pace is unknown."""
+        """Compute how many times as long the machine takes at this pace as at the profile's; 1 if either is unknown."""
         return pace_ms / self.pace_ms if pace_ms and self.pace_ms else 1.0
 
     def draws(self, count: int, seed: int) -> list["CostModel"]:
-        """Cost models of `count` draws of the terms, log-normal about the estimates."""
+        """Draw `count` cost models, log-normal about the estimates."""
         if not self.covariance:
             return [self.model()] * count
         names = [term.name for term in self.terms]
@@ -142,44 +146,44 @@ class CalibratedProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         return [CostModel(dict(zip(names, map(float, row), strict=True))) for row in drawn]
 
     def outside(self, point: Mapping[str, float]) -> list[str]:
-        """In what a point lies outside of the data; a quantity that no data had counts as outside."""
-        found = []
+        """List the quantities in which a point lies outside of the data, or that the data lack."""
+        outside = []
         for name, value in point.items():
             low, high = self.ranges.get(name, (float("nan"), float("nan")))
             if not low <= value <= high:
-                known = f"calibrated {low:g}..{high:g}" if low == low else "never calibrated"
-                found.append(f"{name} {value:g} ({known})")
-        return found
+                calibrated = "never calibrated" if math.isnan(low) else f"calibrated {low:g}..{high:g}"
+                outside.append(f"{name} {value:g} ({calibrated})")
+        return outside
 
 
 def normal_scores(count: int) -> list[float]:
-    """Where the smallest, the second and so on of `count` normal values are expected, in deviations."""
+    """Expected order statistics of `count` standard normal values, ascending (Blom, 1958)."""
     return [NormalDist().inv_cdf((place - 0.375) / (count + 0.25)) for place in range(1, count + 1)]
 
 
 def columns(model: ModelSpec) -> int:
-    """Of the widest matrix product: Q, K and V, the MLP, or the head, whose vocabulary may be far wider."""
+    """Count the columns of the widest matrix product: Q, K and V, the MLP, or the head with its vocabulary."""
     return max(model.width + 2 * model.kv_width, model.mlp_width, model.output_width)
 
 
 def load_profile(name: str) -> CalibratedProfile:
-    """A built-in profile by name, or one from a JSON file. Raises ConfigError with what there is."""
-    known = sorted(path.stem for path in PROFILES.glob("*.json"))
-    path = PROFILES / f"{name}.json" if name in known else Path(name)
+    """Load a built-in profile by name, or one from a JSON file. Raises ConfigError with the names there are."""
+    built_in = sorted(path.stem for path in PROFILES.glob("*.json"))
+    path = PROFILES / f"{name}.json" if name in built_in else Path(name)
     if not path.is_file():
-        raise ConfigError(f"profile {name!r} is neither built in nor a file; {nearest(name, known)}")
+        raise ConfigError(f"profile {name!r} is neither built in nor a file; {nearest(name, built_in)}")
     return load_json(path, CalibratedProfile)
 
 
 def _root(covariance: Sequence[Sequence[float]]) -> NDArray[np.float64]:
-    """A square root of a covariance that may be singular (terms that are tied to each other)."""
+    """Compute a square root of a covariance that may be singular, where terms are tied to each other."""
     values, vectors = np.linalg.eigh(np.array(covariance, dtype=float))
     root: NDArray[np.float64] = vectors * np.sqrt(np.clip(values, 0.0, None))
     return root
 
 
 class Curve(msgspec.Struct, frozen=True):
-    """fixed + slope * bytes, and another slope beyond the break. Nothing costs nothing."""
+    """fixed + slope * bytes, with another slope beyond the break; no bytes cost nothing."""
 
     fixed_s: float
     s_per_byte: float
@@ -187,6 +191,7 @@ class Curve(msgspec.Struct, frozen=True):
     large_s_per_byte: float
 
     def seconds(self, size: int) -> float:
+        """Compute the time of `size` bytes."""
         if size <= 0:
             return 0.0
         if not self.break_bytes or size <= self.break_bytes:
@@ -196,11 +201,11 @@ class Curve(msgspec.Struct, frozen=True):
 
 
 class Clock(msgspec.Struct, frozen=True):
-    """A governor that lowers a device's clock while it has little to do, as boards with power budgets have.
+    """A frequency governor that lowers a device's clock while it is idle, as boards with power budgets have.
 
-    The level goes from 1 to 0 in fall_s without work and back in rise_s with it; a device computes at
-    1 / (1 + slowdown (1 - level)) at its ends and linearly in between in speed. So a device that is busy for
-    more than rise_s / (rise_s + fall_s) of its time keeps its clock, and one that mostly waits loses it.
+    The level falls from 1 to 0 in fall_s without work and rises in rise_s with it. The speed is 1 at level 1,
+    1 / (1 + slowdown) at level 0, and linear in between. So a device that is busy for more than
+    rise_s / (rise_s + fall_s) of its time keeps its clock, and one that mostly waits loses it.
     """
 
     slowdown: float
@@ -208,15 +213,15 @@ class Clock(msgspec.Struct, frozen=True):
     fall_s: float
 
     def idle(self, level: float, seconds: float) -> float:
-        """The level after `seconds` without work."""
+        """Compute the level after `seconds` without work."""
         return max(0.0, level - seconds / self.fall_s) if self.fall_s else level
 
     def busy(self, level: float, seconds: float) -> float:
-        """The level after `seconds` of work."""
+        """Compute the level after `seconds` of work."""
         return min(1.0, level + seconds / self.rise_s) if self.rise_s else 1.0
 
     def stretched(self, level: float, work_s: float) -> float:
-        """Seconds for what takes `work_s` at the full clock: speed rises linearly until the level is 1."""
+        """Compute the seconds of what takes `work_s` at the full clock: speed rises linearly until the level is 1."""
         if not self.rise_s or not self.slowdown:
             return work_s
         slowest = 1.0 / (1.0 + self.slowdown)
@@ -248,23 +253,27 @@ class CostModel:
         self.link_gain, self.message_s = values["link.gain"], values["link.message_s"]
 
     def together(self) -> "CostModel":
-        """The device while others work beside it: ranks of one machine share its memory. A byte takes
-        (1 + together.slowdown) times as long; itself where there is no such term."""
+        """Model the device while others work beside it: ranks of one machine share its memory.
+
+        A byte takes (1 + together.slowdown) times as long. Without that term, the model itself.
+        """
         factor = 1.0 + self._values.get("together.slowdown", 0.0)
         if factor == 1.0:
             return self
         return CostModel({**self._values, "memory.s_per_byte": factor * self._s_per_byte})
 
     def uneven(self, ranks: int) -> tuple[float, ...]:
-        """What several ranks' seconds of one block are multiplied with, in some order: ranks that should take equally long
-        don't, and who waits for all waits for the slowest. together.spread is the deviation of a rank's logarithm; the
-        factors stand where that many normal values are expected (Blom, 1958)."""
+        """Compute a factor for each rank's seconds of a block, in no particular order.
+
+        Ranks that should take equally long don't, and a rank that waits for all waits for the slowest. together.spread
+        is the standard deviation of a rank's logarithm; the factors are the expected order statistics.
+        """
         if ranks == 1 or not self._spread:
             return (1.0,) * ranks
         return tuple(math.exp(self._spread * value) for value in normal_scores(ranks))
 
     def at_speed(self, speed: float) -> "CostModel":
-        """A device `speed` times as fast in all that it computes, launches and copies; its link stays as it is."""
+        """Model a device `speed` times as fast in all that it computes, launches and copies, on the same link."""
         if speed == 1.0:
             return self
         return CostModel(
@@ -275,8 +284,10 @@ class CostModel:
         )
 
     def device_s(self, kernel: Kernel) -> float:
-        """A kernel on the device alone, at its full clock: the roofline. Norms and elementwise kernels are bound by
-        memory."""
+        """Compute a kernel's seconds on the device, at its full clock: the roofline.
+
+        Norms and elementwise kernels are bound by memory.
+        """
         memory_s = kernel.memory_bytes * self._s_per_byte
         slope = self._s_per_flop.get(kernel.op_class)
         if slope is None:
@@ -286,28 +297,26 @@ class CostModel:
         return _joined(memory_s, kernel.flops * slope, self._roofline)
 
     def launch_s(self, kernels: int, *, block: bool = False, exchanged: bool = False, moved: int = 0) -> float:
-        """The host's part of a step. block: it carries a block's fixed cost; exchanged: it goes on from
-        rows of other ranks; moved: bytes of the exchange that the host sent and received."""
+        """Compute the host's part of a step, in seconds.
+
+        block: the step carries a block's fixed cost. exchanged: it needs rows of other ranks. moved: bytes of the
+        exchange that the host sent and received.
+        """
         fixed = kernels * self._kernel_s + block * self._block_s + exchanged * self._exchange_s
         return fixed + moved * self._moved_s_per_byte
 
     def joined(self, launch: float, device: float) -> float:
-        """A step's seconds from its two sides."""
+        """Join the two sides of a step, in seconds."""
         return _joined(launch, device, self._power)
 
-    def step_s(self, kernels: Sequence[Kernel], *, block: bool = False, exchanged: bool = False) -> float:
-        """Kernels one after the other, at the full clock."""
-        device = sum(self.device_s(kernel) for kernel in kernels)
-        return self.joined(self.launch_s(len(kernels), block=block, exchanged=exchanged), device)
-
     def copy_s(self, kind: Literal["stage_d2h", "stage_h2d"], size: int) -> float:
-        """A message's way between device and host memory, packing included."""
+        """Compute the seconds of a message's copy between device and host memory, packing included."""
         first, second = ("pack", "d2h") if kind == "stage_d2h" else ("h2d", "unpack")
         return self.curves[first].seconds(size) + self.curves[second].seconds(size)
 
 
 def _joined(first: float, second: float, power: float) -> float:
-    """(first^power + second^power)^(1/power), without overflow."""
+    """Compute (first^power + second^power)^(1/power) without overflow."""
     longer, shorter = (first, second) if first > second else (second, first)
     if shorter <= 0.0:
         return longer

@@ -11,8 +11,11 @@ class ConfigError(PrismError):
     """A configuration file, a flag or a specification can't be used."""
 
 
-class PlanError(PrismError):
-    """A plan doesn't fit the model, the tokens or the number of devices."""
+class PlanError(PrismError, ValueError):
+    """A plan doesn't fit the model, the tokens or the number of devices.
+
+    A ValueError too, so that msgspec says where in a file such a plan stands.
+    """
 
 
 class UnsupportedModelError(PrismError):

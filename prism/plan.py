@@ -1,25 +1,31 @@
-"""How one batch is executed. The terminal is rank 0: it owns part 0, the input and the answer."""
+"""Say how one batch is executed: the only spelling of a plan's words.
+
+Rank 0 leads: it owns part 0, the input and the answer.
+"""
 
 import itertools
 from collections.abc import Iterable, Sequence
 from enum import Enum
-from typing import Literal, get_args
+from typing import Literal
 
 import msgspec
 
+from prism.codecs import Wire, payload_bytes
+from prism.config import PositiveNumber
 from prism.errors import PlanError
 from prism.partition import Partition
 
-Wire = Literal["fp32", "fp16", "int8", "int4", "int2", "delta4", "delta3", "delta2", "delta1"]
-WIRES: tuple[Wire, ...] = get_args(Wire)
-GROUP = 32  # elements that share a scale and a minimum in the integer codecs
-DELTA_GROUP = 128  # elements that are rotated together and share a scale in the delta codecs
+Embed = Literal["terminal", "each"]
+Collective = Literal["auto", "mesh", "ring"]
+Route = Literal["mesh", "ring"]  # what "auto" chooses from
 RING_FROM_BYTES = 262_144  # from here on the ring beats the mesh for P >= 3 (measured; docs/decisions)
 
 
 class Mode(str, Enum):
-    """What crosses in each block: nothing, all rows, or means of L segments a part. The last mode keeps the first token (a
-    class token, or what attention sinks into) out of all means: it is a segment of its own."""
+    """What crosses in each block: nothing, all rows, or means of L segments a part.
+
+    first_and_means keeps the first token (a class token or an attention sink) as a segment of its own.
+    """
 
     LOCAL = "local"
     FULL = "full"
@@ -32,21 +38,12 @@ class Mode(str, Enum):
         return self in (Mode.SEGMENT_MEANS, Mode.FIRST_AND_MEANS)
 
 
-class Rows(msgspec.Struct, frozen=True, kw_only=True):
-    """The rows [start, stop) of the last block's output: what a head reads. `mean_from` >= 0 asks
-    instead for the rows before it and, as one more row, the mean of all from it on."""
-
-    start: int
-    stop: int
-    mean_from: int = -1
-
-
 class ExecutionPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Everything the ranks must agree on; the terminal sends it with each batch.
+    """Everything the ranks must agree on; the leader sends it with each batch. Raises PlanError for a contradiction.
 
     segments: L, the rows that each part sends per block (modes that average only).
     weights: relative speed of each device; None splits the tokens evenly.
-    embed: "terminal" embeds and scatters the rows, "each" lets every rank embed an input it already has.
+    embed: "terminal" lets the leader embed and scatter the rows; with "each" every rank embeds an input that it has.
     collective: "mesh" posts all messages at once, "ring" is gloo's all_gather, "auto" chooses by size.
     overlap: project the own part while the exchange is under way.
     """
@@ -55,9 +52,9 @@ class ExecutionPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     devices: int = 1
     segments: int | None = None
     wire: Wire = "fp32"
-    weights: tuple[float, ...] | None = None
-    embed: Literal["terminal", "each"] = "terminal"
-    collective: Literal["auto", "mesh", "ring"] = "auto"
+    weights: tuple[PositiveNumber, ...] | None = None
+    embed: Embed = "terminal"
+    collective: Collective = "auto"
     overlap: bool = True
 
     def __post_init__(self) -> None:
@@ -78,8 +75,12 @@ class ExecutionPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         """Devices that compute: 1 in local mode."""
         return 1 if self.mode is Mode.LOCAL else self.devices
 
+    def on(self, devices: int) -> "ExecutionPlan":
+        """The same plan on another number of devices; a local one stays on its own. Raises PlanError."""
+        return self if self.mode is Mode.LOCAL else msgspec.structs.replace(self, devices=devices)
+
     def partition(self, tokens: int) -> Partition:
-        """Who owns which of `tokens` tokens. Raises PlanError where the plan doesn't fit them."""
+        """Assign `tokens` tokens to the ranks. Raises PlanError where the plan doesn't fit them."""
         if self.weights is not None and self.ranks > 1:
             partition = Partition.weighted(tokens, self.weights)
         else:
@@ -96,24 +97,33 @@ class ExecutionPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         sizes = self.partition(tokens).sizes
         return sizes if self.segments is None else (self.segments,) * len(sizes)
 
+    def message_bytes(self, batch: int, tokens: int, width: int) -> int:
+        """Payload of the leader's message in one block; 0 where nothing is exchanged."""
+        return 0 if self.ranks == 1 else payload_bytes(self.wire, batch * self.sent_rows(tokens)[0] * width)
+
     def first_alone(self, part: int) -> bool:
         """Whether the first token of a part is a segment of its own."""
         return self.mode is Mode.FIRST_AND_MEANS and part == 0
 
-    def uses_ring(self, payload_bytes: int, causal: bool) -> bool:
-        """Whether a block's exchange goes round the ring. A causal part needs only the earlier ones,
-        so there a ring would carry about twice the bytes: refused when asked for, never chosen."""
+    def uses_ring(self, message_bytes: int, causal: bool) -> bool:
+        """Whether a block's exchange goes round the ring. Raises PlanError for a ring of a causal model.
+
+        A causal part needs only the earlier ones, so a ring would carry about twice the bytes.
+        """
         if self.collective == "ring" and causal:
             raise PlanError("collective ring: a causal model sends to later parts only; use mesh or auto")
         if self.collective == "auto":
-            return not causal and self.ranks >= 3 and payload_bytes >= RING_FROM_BYTES
+            return not causal and self.ranks >= 3 and message_bytes >= RING_FROM_BYTES
         return self.collective == "ring"
+
+
+LOCAL = ExecutionPlan(mode=Mode.LOCAL)
 
 
 def combinations(
     tokens: int, devices: Iterable[int], wires: Sequence[Wire], modes: Sequence[Mode], segments: Sequence[int]
 ) -> tuple[list[ExecutionPlan], list[str]]:
-    """Every distributed plan of these that fits so many tokens, with every L where a mode averages; and why others don't."""
+    """Combine modes, devices, codecs and L into the plans that fit so many tokens; also say why others don't."""
     kinds = [(mode, rows) for mode in modes for rows in (segments if mode.averages else (None,))]
     plans, misfits = list[ExecutionPlan](), dict[str, None]()
     for count, wire, (mode, rows) in itertools.product(devices, wires, kinds):
@@ -125,24 +135,3 @@ def combinations(
         else:
             plans.append(plan)
     return plans, list(misfits)
-
-
-def payload_bytes(wire: Wire, elements: int) -> int:
-    """Bytes that a codec sends for `elements` values: 4 or 2 each, or k bits each in groups (the last one
-    padded): intK of 32 with a two-byte scale and a two-byte minimum, deltaK of 128 with a two-byte scale."""
-    if wire == "fp32":
-        return 4 * elements
-    if wire == "fp16":
-        return 2 * elements
-    group, extra = (DELTA_GROUP, 2) if predictive(wire) else (GROUP, 4)
-    return -(-elements // group) * (extra + group * bits_of(wire) // 8)
-
-
-def bits_of(wire: Wire) -> int:
-    """k of an intK or deltaK codec."""
-    return int(wire[-1])
-
-
-def predictive(wire: Wire) -> bool:
-    """Whether a codec sends the difference to the last block's rows, and so has a state."""
-    return wire.startswith("delta")

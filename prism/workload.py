@@ -4,17 +4,17 @@ One node is one operation of one rank; an edge says what must be finished before
 hardware executes the same steps, the simulator walks this graph, and both take bytes from here.
 """
 
-from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
 import networkx as nx
 
-from prism.plan import DELTA_GROUP, GROUP, ExecutionPlan, Rows, Wire, bits_of, payload_bytes, predictive
+from prism.codecs import CODECS, PLAIN, Wire, payload_bytes
+from prism.partition import head_rows, receivers, returned_rows
+from prism.plan import ExecutionPlan
 from prism.spec import ModelSpec
 
 OpClass = Literal["gemm", "attention", "norm", "elementwise"]
-HEADER_BYTES = 1024  # the terminal's message that announces a batch to each rank
 WORD = 4  # bytes of a value inside a device: fp32
 NORM_FLOPS = 5  # per element of a LayerNorm, as fvcore counts it and as the published table did
 
@@ -113,65 +113,15 @@ def rotary(values: int) -> tuple[Kernel, ...]:
 # tensors that each kernel of an activation reads; GPT-2's own (gelu_new of transformers) is a chain, Llama's is followed
 # by the product with the gate, others are one
 ACTIVATIONS: dict[str, tuple[int, ...]] = {"gpt2": (1, 1, 2, 1, 1, 1, 1, 2), "llama": (1, 2)}
-# what prism.nn.codecs's codecs read and write: bytes a value of each kernel over all values, and kernels over the groups
-ENCODE, ENCODE_GROUPS = (4, 8, 8, 8, 8, 5, 2, 1), 9
-DECODE, DECODE_GROUPS = (2, 5, 8), 5
-# the delta codecs', beside the rotation: difference, energy, levels; what was sent is added to what was there; and kernels
-# that pack and unpack, by bits
-DELTA_ENCODE, DELTA_FOLLOW, DELTA_ENCODE_GROUPS, DELTA_DECODE_GROUPS = (12, 4, 8, 8, 8, 5), (5, 8, 12), 8, 1
-DELTA_PACK, DELTA_UNPACK = {1: 6, 2: 4, 3: 13, 4: 2}, {1: 2, 2: 2, 3: 6, 4: 2}
 
 
 def codec(wire: Wire, values: int, *, decode: bool = False) -> tuple[Kernel, ...]:
     """Kernels of encoding (or decoding) values for the wire; fp32 crosses as it is."""
-    if wire == "fp32":
-        return ()
-    if predictive(wire):
-        return _delta_codec(bits_of(wire), values, decode)
-    passes: tuple[int, ...]
-    if wire == "fp16":
-        passes, small = ((6,), 0) if decode else ((8, 6), 0)
-    else:
-        passes, small = (DECODE, DECODE_GROUPS) if decode else (ENCODE, ENCODE_GROUPS)
-    return _passes([each * values for each in passes] + [2 * WORD * (values // GROUP)] * small)
-
-
-def _delta_codec(bits: int, values: int, decode: bool) -> tuple[Kernel, ...]:
-    groups = -(-values // DELTA_GROUP)
-    if decode:
-        passes, small = ((2,) * DELTA_UNPACK[bits] + DELTA_FOLLOW), DELTA_DECODE_GROUPS
-    else:
-        passes, small = (DELTA_ENCODE + DELTA_FOLLOW + (1,) * DELTA_PACK[bits]), DELTA_ENCODE_GROUPS
-    turn = gemm(groups, DELTA_GROUP, DELTA_GROUP)
-    return (turn, *_passes([each * values for each in passes] + [2 * WORD * groups] * small))
-
-
-def _passes(sizes: Sequence[int]) -> tuple[Kernel, ...]:
-    return tuple(Kernel(op_class="elementwise", flops=0, memory_bytes=size) for size in sizes)
-
-
-def head_rows(model: ModelSpec, tokens: int) -> Rows:
-    """The rows of the last block that the model's own head reads."""
-    if model.head == "first":
-        return Rows(start=0, stop=1)
-    if model.head == "last":
-        return Rows(start=tokens - 1, stop=tokens)
-    if model.head == "mean":
-        return Rows(start=0, stop=tokens, mean_from=model.prefix_tokens)
-    return Rows(start=0, stop=tokens)
-
-
-def returned_rows(rows: Rows, start: int, stop: int) -> int:
-    """Rows that the owner of tokens [start, stop) sends back for a head that reads `rows`."""
-    if rows.mean_from < 0:
-        return max(0, min(stop, rows.stop) - max(start, rows.start))
-    prefix = max(0, min(stop, rows.mean_from) - start)
-    return prefix + (1 if stop > rows.mean_from else 0)
-
-
-def receivers(rank: int, ranks: int, causal: bool) -> tuple[int, ...]:
-    """Ranks that need a part's rows: all others, or in a causal model the later ones."""
-    return tuple(p for p in range(ranks) if p != rank and (not causal or p > rank))
+    row = CODECS[wire]
+    passes, groups = (row.decode if decode else row.encode), row.groups(values)
+    turn = (gemm(groups, row.group, row.group),) if row.rotated else ()
+    sizes = [size * values for size in passes.value_bytes] + [2 * WORD * groups] * passes.group_kernels
+    return (*turn, *(Kernel(op_class="elementwise", flops=0, memory_bytes=size) for size in sizes))
 
 
 def build(model: ModelSpec, plan: ExecutionPlan, batch: int, tokens: int | None = None) -> WorkloadGraph:
@@ -208,7 +158,7 @@ class _Builder:
         self, name: str, rank: int, block: int, values: int, peers: tuple[int, ...], after: tuple[str, int, int]
     ) -> dict[int, tuple[str, int, int]]:
         """D2H at the sender, the messages, H2D at each receiver, which is what is returned."""
-        wire = self.plan.wire if name == "exchange" else "fp32"  # input and answer are never compressed
+        wire = self.plan.wire if name == "exchange" else PLAIN  # input and answer are never compressed
         size = payload_bytes(wire, values)
         down = self.add(
             Operation(name=f"{name}.d2h", kind="stage_d2h", rank=rank, block=block, wire_bytes=size), [after]

@@ -1,122 +1,130 @@
 """prism-hw serve and join: a model behind an endpoint, on one device or several, whichever is quicker just now."""
 
+import logging
 import signal
 import socket
 import sys
 import threading
-from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
-from rich.console import Console
-from rich.live import Live
-from rich.table import Table
 
-from prism.cli.entry import command_line
-from prism.config import convert, load_toml
+from hw.cli.flags import MODEL, WEIGHTS, Config
+from hw.serving.config import JoinConfig, ServeConfig
+from prism.cli import entry, logs
+from prism.cli.options import MODEL_PANEL, OUTPUT_PANEL, option, takes
+from prism.config import merged
 from prism.errors import ConfigError
 from prism.units import parse_seconds
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 app = typer.Typer()
+SERVE_PANEL, NET_PANEL = "Serving", "Addresses and keys"
+
+
+def _seconds(text: str | None) -> float | None:
+    return None if text is None else parse_seconds(text)
+
+
+SERVE: dict[str, Any] = {
+    **MODEL,
+    **WEIGHTS,
+    "map": Annotated[str | None, option("Performance map of the model (prism-hw map).", MODEL_PANEL, "--map")],
+    "accuracy": Annotated[str | None, option("Accuracy table of the model (prism-hw evaluate).", MODEL_PANEL)],
+    "least_agreement": Annotated[
+        float | None, option("With the uncompressed model, by the accuracy table.", SERVE_PANEL, min=0, max=1)
+    ],
+    "devices": Annotated[int | None, option("That serve together at most.", SERVE_PANEL)],
+    "max_batch": Annotated[int | None, option("Samples that go together at most.", SERVE_PANEL)],
+    "max_wait_s": Annotated[
+        str | None,
+        option(
+            "How long the first of a batch waits for others, as in 5ms.", SERVE_PANEL, "--max-wait", callback=_seconds
+        ),
+    ],
+    "timeout_s": Annotated[
+        str | None,
+        option(
+            "For the other devices, before a batch is answered here, as in 2s.",
+            SERVE_PANEL,
+            "--timeout",
+            callback=_seconds,
+        ),
+    ],
+    "learn": Annotated[bool | None, option("Correct the map by what is served.", SERVE_PANEL, "--learn/--no-learn")],
+    "threads": Annotated[int | None, option("Threads to compute with.", SERVE_PANEL)],
+    "join_at": Annotated[str | None, option("ADDRESS:PORT where devices join.", NET_PANEL, "--join")],
+    "key_file": Annotated[str | None, option("The key that devices share; without it, local only.", NET_PANEL)],
+    "http": Annotated[str | None, option("ADDRESS:PORT of the v2 endpoint and /metrics.", NET_PANEL)],
+    "token_file": Annotated[str | None, option("Token that requests must show.", NET_PANEL)],
+    "decisions": Annotated[str | None, option("Log of decisions (JSON lines), for prism-sim replay.", OUTPUT_PANEL)],
+}
+DEFAULTS = {**msgspec.to_builtins(ServeConfig()), "http": f"{ServeConfig().http_address}:{ServeConfig().http_port}"}
 
 
 @app.command(epilog="Example: prism-hw serve fashion-vit --map map.json --join 10.0.0.1:29500 --key-file key")
-def serve(
-    model: Annotated[str | None, typer.Argument(help="fashion-vit, a timm or transformers name, or a folder.")] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file; flags go over it.")] = None,
-    map_file: Annotated[str | None, typer.Option("--map", help="Performance map of the model (prism-hw map).")] = None,
-    accuracy: Annotated[str | None, typer.Option(help="Accuracy table of the model (prism-hw evaluate).")] = None,
-    least_agreement: Annotated[
-        float | None, typer.Option(min=0, max=1, help="With the uncompressed model, by the accuracy table.")
-    ] = None,
-    join_at: Annotated[str | None, typer.Option("--join", help="ADDRESS:PORT where devices join.")] = None,
-    key_file: Annotated[str | None, typer.Option(help="The key that devices share; without it, local only.")] = None,
-    devices: Annotated[int | None, typer.Option(help="That serve together at most.")] = None,
-    http: Annotated[str | None, typer.Option(help="ADDRESS:PORT of the v2 endpoint and /metrics.")] = None,
-    token_file: Annotated[str | None, typer.Option(help="Token that requests must show.")] = None,
-    weights: Annotated[str | None, typer.Option(help='"random", or a .safetensors or .pt file.')] = None,
-    max_batch: Annotated[int | None, typer.Option(help="Samples that go together at most.")] = None,
-    max_wait: Annotated[str | None, typer.Option(help="How long the first of a batch waits for others.")] = None,
-    timeout: Annotated[str | None, typer.Option(help="For the other devices, before a batch is answered here.")] = None,
-    learn: Annotated[bool | None, typer.Option("--learn/--no-learn", help="Correct the map by what is served.")] = None,
-    decisions: Annotated[str | None, typer.Option(help="Log of decisions (JSON lines), for prism-sim replay.")] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads to compute with.")] = None,
-) -> None:
+@takes(SERVE, DEFAULTS)
+def serve(flags: dict[str, Any], config: Config = None, verbose: entry.Verbose = 0) -> None:
     """Serve a model: each batch runs on one device or on several, whichever is expected to be better."""
-    from hw.serving.app import ServeConfig, terminal
+    logs.configure(verbose)
+    places = {**_place("join_", flags.pop("join_at")), **_place("http_", flags.pop("http"))}
+    objective = {"least_agreement": flags.pop("least_agreement")}
+    resolved = merged(config, {**flags, **places, "objective": objective}, ServeConfig)
+    from rich.console import Console
+    from rich.live import Live
 
-    flags: dict[str, Any] = {
-        "model": model,
-        "map": map_file,
-        "accuracy": accuracy,
-        "key_file": key_file,
-        "devices": devices,
-        "token_file": token_file,
-        "weights": weights,
-        "max_batch": max_batch,
-        "learn": learn,
-        "decisions": decisions,
-        "threads": threads,
-        "max_wait_s": None if max_wait is None else parse_seconds(max_wait),
-        "timeout_s": None if timeout is None else parse_seconds(timeout),
-        **_place("join_", join_at),
-        **_place("http_", http),
-    }
-    base = msgspec.to_builtins(load_toml(config, ServeConfig)) if config else {}
-    given = {key: value for key, value in flags.items() if value is not None}
-    if least_agreement is not None:
-        given["objective"] = {**base.get("objective", {}), "least_agreement": least_agreement}
-    resolved = convert({**base, **given}, ServeConfig, str(config) if config else "the flags")
+    from hw.serving.app import open_service
+
     stopped = _stopping()
-    with terminal(resolved, command_line()) as service:
-        members = service.members
+    with open_service(resolved, entry.command_line()) as service:
         print(f"serving {resolved.model} at http://{resolved.http_address}:{service.server.port}/v2", flush=True)
-        if members is not None:
-            print(f"devices join at {resolved.join_address}:{members.port}", flush=True)
+        if service.leader is not None:
+            print(f"devices join at {resolved.join_address}:{service.leader.port}", flush=True)
         console = Console(stderr=True)
         if not console.is_terminal:
             stopped.wait()
             return
+        events = _LastEvent()
         with Live(console=console, auto_refresh=False) as live:
             while not stopped.wait(0.5):
-                live.update(_view(service), refresh=True)
+                live.update(_view(service, events.text), refresh=True)
 
 
 @app.command(epilog="Example: prism-hw join 10.0.0.1:29500 --model fashion-vit --key-file key")
 def join(
-    place: Annotated[str, typer.Argument(metavar="ADDRESS:PORT", help="Where the terminal lets devices join.")],
+    place: Annotated[str, typer.Argument(metavar="ADDRESS:PORT", help="Where the leader lets devices join.")],
     key_file: Annotated[str, typer.Option(help="The key that devices share.")],
-    model: Annotated[str, typer.Option(help="The model that the terminal serves.")] = "fashion-vit",
+    model: Annotated[str, typer.Option(help="The model that the leader serves.")] = "fashion-vit",
     weights: Annotated[str | None, typer.Option(help='"random", or a .safetensors or .pt file.')] = None,
     name: Annotated[str, typer.Option(help="This device's name.")] = socket.gethostname(),
     threads: Annotated[int, typer.Option(help="Threads to compute with.")] = 1,
     timeout: Annotated[str, typer.Option(help="For one message of a batch.")] = "2s",
+    verbose: entry.Verbose = 0,
 ) -> None:
-    """Serve with a terminal: join it, follow, and join again after whatever went wrong."""
-    from hw.serving.app import JoinConfig
+    """Serve with a leader: join it, follow, and join again after whatever went wrong."""
+    logs.configure(verbose, quiet=logging.INFO)  # a command that joins and rejoins says so
+    timeout_s = parse_seconds(timeout)
     from hw.serving.app import join as serve_with
 
-    found = _place("", place)
-    say = Console(stderr=True).print
     serve_with(
         JoinConfig(
-            address=found["address"],
-            port=found["port"],
+            **_place("", place),
             name=name,
             key_file=key_file,
             model=model,
             weights=weights,
             threads=threads,
-            timeout_s=parse_seconds(timeout),
+            timeout_s=timeout_s,
         ),
-        lambda text: say(text, highlight=False),
         _stopping(),
     )
 
 
 def _stopping() -> threading.Event:
-    """Set when the process is asked to end."""
+    """Make an event that is set when the process is asked to end."""
     stopped = threading.Event()
 
     def stop(*_: object) -> None:
@@ -128,7 +136,7 @@ def _stopping() -> threading.Event:
 
 
 def _place(prefix: str, text: str | None) -> dict[str, Any]:
-    """From ADDRESS:PORT. Raises ConfigError."""
+    """Read ADDRESS:PORT as two fields. Raises ConfigError."""
     if text is None:
         return {}
     address, _, port = text.rpartition(":")
@@ -137,10 +145,26 @@ def _place(prefix: str, text: str | None) -> dict[str, Any]:
     return {f"{prefix}address": address, f"{prefix}port": int(port)}
 
 
-def _view(service: Any) -> Table:
-    """What is going on, for a person who looks on."""
-    runtime, members = service.runtime, service.members
-    group, estimate = members.group() if members else None, runtime.estimate
+class _LastEvent(logging.Handler):
+    """Keeps the last log line of the service, for the live view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text = ""
+        logger = logging.getLogger("hw.serving")
+        logger.setLevel(min(logger.getEffectiveLevel(), logging.INFO))
+        logger.addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.text = record.getMessage()
+
+
+def _view(service: Any, event: str) -> "Table":
+    """Show the state of serving to a person who looks on."""
+    from rich.table import Table
+
+    runtime, estimate = service.runtime, service.runtime.estimate
+    group = service.leader.group() if service.leader else None
     table = Table(show_header=False, box=None)
     served = ", ".join(f"{mode} {count}" for mode, count in runtime.served.items()) or "none yet"
     table.add_row("batches", served)
@@ -148,11 +172,11 @@ def _view(service: Any) -> Table:
         expected = "" if last.decision.expected is None else f" of {last.decision.expected.ms:.0f} expected"
         table.add_row("the last one", f"{last.ran.mode.value}, {last.ms:.0f} ms{expected} ({last.decision.why})")
     table.add_row("answered locally after a failure", str(runtime.failures))
-    table.add_row("devices", f"terminal, {', '.join(group.names)} (epoch {group.epoch})" if group else "terminal")
+    table.add_row("devices", f"leader, {', '.join(group.names)} (epoch {group.epoch})" if group else "leader")
     rate = "not known" if estimate is None else f"{estimate.rate_bps / 1e6:.0f} Mbps (by {estimate.source})"
     table.add_row("medium", rate)
     table.add_row("waiting", str(service.batcher.waiting))
     table.add_row("corrections of the map", str(runtime.corrections))
-    if members is not None and members.history:
-        table.add_row("last event", members.history[-1][1])
+    if event:
+        table.add_row("last event", event)
     return table

@@ -1,1 +1,1 @@
-"""The process group, the exchange over it, staging, clocks and spans."""
+"""What ranks say to each other: the group, its control plane, the exchange over it, staging, clocks and spans."""

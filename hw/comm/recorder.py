@@ -3,7 +3,14 @@
 import time
 from collections.abc import Callable
 
+import torch
+
 from prism.trace import Kind, Span
+
+
+def recorder_for(device: torch.device, rank: int) -> "SpanRecorder":
+    """Make the recorder of a rank that computes on `device`."""
+    return SpanRecorder(rank, torch.cuda.synchronize) if device.type == "cuda" else SpanRecorder(rank)
 
 
 class SpanRecorder:
@@ -24,15 +31,17 @@ class SpanRecorder:
 
     @property
     def recording(self) -> bool:
+        """Whether a batch is under way."""
         return self._batch is not None
 
     def begin(self, batch: int) -> None:
+        """Begin a batch, and its first span."""
         self._spans, self._batch, self._handed = [], batch, {}
         self._open = ("compute", "prepare", -1)
         self._started = self._since = time.monotonic_ns()
 
     def switch(self, kind: Kind, op: str, block: int, at_ns: int | None = None) -> None:
-        """End the running span and begin the next one, now or at a moment since the running one began."""
+        """End the running span and begin the next one: now, or at a given time within the running one."""
         if self._batch is None:
             return
         now = time.monotonic_ns() if at_ns is None else max(at_ns, self._since)
@@ -40,14 +49,15 @@ class SpanRecorder:
         self._open, self._since = (kind, op, block), now
 
     def handed_over(self, op: str, block: int, sent_bytes: int) -> None:
-        """This rank's own message left its hands."""
+        """Note when this rank posted its own message, for the wire span of the same op and block."""
         self._handed[op, block] = (time.monotonic_ns(), sent_bytes)
 
     def received(self, sources: tuple[int, ...], received_bytes: int) -> None:
-        """What the running wire span waited for."""
+        """Note what the running wire span waited for. sources: ranks."""
         self._wire = {"sources": sources, "received_bytes": received_bytes}
 
     def end(self) -> None:
+        """End the batch once its work on the device is done."""
         if self._batch is None:
             return
         self._synchronise()
@@ -59,7 +69,7 @@ class SpanRecorder:
         self._batch, self._handed = None, {}
 
     def take(self) -> tuple[list[Span], int, int]:
-        """Spans of the last batch, or of the one under way when it failed, with its start and end."""
+        """Return the spans, start and end (ns) of the last batch, or of the one under way when it failed."""
         if self._batch is not None:
             self.end()
         end = max((span.end_ns for span in self._spans), default=self._started)

@@ -13,14 +13,17 @@ import time
 import numpy as np
 
 from prism.errors import ConfigError
+from prism.link import CROSSINGS
 
-CROSSINGS = 2
 CLOCK, RATE, LATENCY, HEAD = 0, 1, 2, 3  # before the rows: ns, bit/s, s
 SLOTS = 256  # messages of one pair that may be under way: more than any model has blocks
 
 
 class SharedMedium:
-    """One rank's view of the medium. All ranks must open the same file on the same machine."""
+    """One rank's view of the medium. All ranks open the same file on the same machine.
+
+    Raises ConfigError for a file that can't be opened.
+    """
 
     def __init__(self, path: str, rank: int, ranks: int) -> None:
         self._rank, self._ranks = rank, ranks
@@ -38,17 +41,18 @@ class SharedMedium:
 
     @staticmethod
     def create(path: str, ranks: int, rate_bps: float, latency_s: float) -> None:
+        """Write the file of a medium with no message in the air."""
         state = np.zeros(HEAD + 2 * ranks * ranks * SLOTS)
         state[RATE], state[LATENCY] = rate_bps, latency_s
         state.tofile(path)
 
     def set_rate(self, rate_bps: float) -> None:
-        """For messages sent from now on; what is in the air keeps the airtime it was given."""
+        """Change the rate of messages sent from now on; those in the air keep their airtime."""
         with _Locked(self._file):
             self._state[RATE] = rate_bps
 
     def send(self, peer: int, size: int) -> None:
-        """Put a message into the air. Call before the bytes are sent."""
+        """Put a message of `size` bytes into the air. Call before the bytes are sent."""
         row = self._row(self._rank, peer, self._sent[peer])
         self._sent[peer] += 1
         with _Locked(self._file):
@@ -56,7 +60,7 @@ class SharedMedium:
             self._left[row] = max(CROSSINGS * 8e9 * size / float(self._state[RATE]), 1.0)
 
     def arrive(self, peer: int, steps: int = 1) -> None:
-        """Block until the next message of `peer` has arrived. Call after its bytes are here."""
+        """Block until the next message of `peer` has arrived, after `steps` latencies. Call once its bytes are here."""
         row = self._row(peer, self._rank, self._taken[peer])
         self._taken[peer] += 1
         while True:

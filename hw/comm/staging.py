@@ -16,21 +16,28 @@ from prism.nn.exchange import Expected
 
 
 class Stager(Protocol):
+    """Moves tensors between the device that computes and host memory. op, block: what the copy is recorded as."""
+
     def to_host(self, tensor: Tensor, op: str, block: int) -> Tensor:
-        """The tensor in memory that gloo can send from."""
+        """Copy a tensor to memory that gloo can send from."""
         ...
 
     def to_device(self, arrived: dict[int, Tensor], op: str, block: int) -> dict[int, Tensor]:
-        """Arrived tensors in memory that the model can compute on."""
+        """Copy arrived tensors to memory that the model can compute on."""
         ...
 
     def buffer(self, key: tuple[object, ...], expected: Expected) -> Tensor:
-        """Host memory for a tensor to arrive in: the same memory for the same key and shape."""
+        """Provide host memory for a tensor to arrive in: the same memory for the same key and shape."""
         ...
 
 
+def stager_for(device: torch.device, recorder: SpanRecorder) -> Stager:
+    """Choose the stager of the device that computes. recorder: where the copies' spans go."""
+    return CudaStager(device, recorder) if device.type == "cuda" else HostStager()
+
+
 class HostStager:
-    """CPU tensors: no copies."""
+    """Stages CPU tensors: no copies. pin: page-locked buffers, for copies from a GPU."""
 
     def __init__(self, pin: bool = False) -> None:
         self._pin = pin
@@ -44,14 +51,14 @@ class HostStager:
 
     def buffer(self, key: tuple[object, ...], expected: Expected) -> Tensor:
         shape, dtype = expected
-        known = self._buffers.get(key)
-        if known is None or tuple(known.shape) != shape or known.dtype != dtype:
-            known = self._buffers[key] = torch.empty(shape, dtype=dtype, pin_memory=self._pin)
-        return known
+        buffer = self._buffers.get(key)
+        if buffer is None or tuple(buffer.shape) != shape or buffer.dtype != dtype:
+            buffer = self._buffers[key] = torch.empty(shape, dtype=dtype, pin_memory=self._pin)
+        return buffer
 
 
 class CudaStager:
-    """GPU tensors: asynchronous copies on the current stream, an event on either side of each."""
+    """Stages GPU tensors: asynchronous copies on the current stream, an event on either side of each."""
 
     def __init__(self, device: torch.device, recorder: SpanRecorder) -> None:
         self._device, self._recorder = device, recorder

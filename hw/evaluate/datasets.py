@@ -1,5 +1,7 @@
-"""What `prism-hw evaluate` reads: labelled images, labelled texts, rated pairs of texts, plain texts. An item that can't
-be read is listed, not dropped in silence."""
+"""Read the data of `prism-hw evaluate`: labelled images, labelled texts, rated pairs of texts, plain texts.
+
+An item that can't be read is listed, not dropped in silence.
+"""
 
 import csv
 import functools
@@ -12,6 +14,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from hw.evaluate.config import Columns
 from hw.inputs.samples import (
     SAMPLE_IMAGES,
     ImageReader,
@@ -29,18 +32,8 @@ from prism.nn.zoo import Loaded
 Task = Literal["classify", "language", "embed", "pairs"]
 
 
-class Columns(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Names in a CSV or JSONL file. pair: the second text of a rated pair, which `score` rates."""
-
-    path: str = "path"
-    text: str = "text"
-    label: str = "label"
-    pair: str = ""
-    score: str = "score"
-
-
-class Pair(msgspec.Struct, frozen=True):
-    """Two samples by number, and how alike people find them."""
+class RatedPair(msgspec.Struct, frozen=True):
+    """Two samples by number, and the likeness that people gave them."""
 
     a: int
     b: int
@@ -48,35 +41,38 @@ class Pair(msgspec.Struct, frozen=True):
 
 
 class Dataset(msgspec.Struct, frozen=True, kw_only=True):
-    """Samples with what makes batches of them. unreadable: name and reason, and a line for each label that the model
-    lacks. digest: of names, labels and contents."""
+    """Samples with what makes batches of them.
+
+    unreadable: name and reason of each item left out, and a line for each label that the model lacks.
+    digest: hash of names, labels and contents.
+    """
 
     inputs: Inputs
     task: Task
     unreadable: tuple[str, ...]
     digest: str
-    pairs: tuple[Pair, ...] = ()
+    pairs: tuple[RatedPair, ...] = ()
 
 
 def load_dataset(data: Path | None, loaded: Loaded, tokens: int | None, columns: Columns, limit: int | None) -> Dataset:
-    """From a folder of images, or a CSV, JSONL or text file; without one, the bundled images. limit: samples at most.
+    """Load a folder of images, or a CSV, JSONL or text file; without one, the bundled images. limit: samples at most.
 
     Raises InputError where nothing can be read, or a column is missing.
     """
     if loaded.kind == "image":
         if tokens is not None:
             raise InputError(f"tokens {tokens}: an image has as many as its model takes; leave --tokens out")
-        found = _images(data or SAMPLE_IMAGES, loaded, columns, limit)
+        dataset = _images(data or SAMPLE_IMAGES, loaded, columns, limit)
     elif data is None:
         raise InputError("a model of texts needs data: pass --data FILE.jsonl, .csv or .txt")
     else:
-        found = _texts(data, loaded, tokens, columns, limit)
-    lines = (*found.unreadable, *_unknown_labels(found, loaded.labels))
-    return msgspec.structs.replace(found, unreadable=lines)
+        dataset = _texts(data, loaded, tokens, columns, limit)
+    lines = (*dataset.unreadable, *_unknown_labels(dataset, loaded.labels))
+    return msgspec.structs.replace(dataset, unreadable=lines)
 
 
 def _unknown_labels(dataset: Dataset, labels: Sequence[str]) -> Iterator[str]:
-    """A line for each label that the model lacks: such items are compared with the model, and not in top-1."""
+    """Report each label that the model lacks: such items are compared with the model, and not in top-1."""
     given = Counter(sample.label for sample in dataset.inputs.samples)
     if dataset.task != "classify" or set(given) == {None}:
         return
@@ -95,7 +91,8 @@ def _images(data: Path, loaded: Loaded, columns: Columns, limit: int | None) -> 
     else:
         if any(data.glob("data_batch_*")):
             raise InputError(
-                f"{data}: holds CIFAR as Python pickles, which can run any code when read; save its images as LABEL/NAME.png first"
+                f"{data}: holds CIFAR as Python pickles, which can run any code when read; save its images as "
+                f"LABEL/NAME.png first"
             )
         named = [(path, label_of(path, data)) for path in image_paths(data)]
     task: Task = "classify" if adapter_for(loaded.model).spec.output_width else "embed"
@@ -111,7 +108,7 @@ def _images(data: Path, loaded: Loaded, columns: Columns, limit: int | None) -> 
         good.append(Sample(name=name, label=None if label is None else str(label), content=path))
 
     def collate(batch: Sequence[Sample]) -> dict[str, Any]:
-        """Opened again: many photographs decoded would fill a small board."""
+        """Open the images again: many decoded photographs would fill a small board's memory."""
         replace = msgspec.structs.replace
         return reader.collate([replace(sample, content=reader.open(sample.content)) for sample in batch])
 
@@ -137,10 +134,10 @@ def _texts(data: Path, loaded: Loaded, tokens: int | None, columns: Columns, lim
     collate = functools.partial(collate_texts, tokens=tokens)
     numbers: dict[str, int] = {}
     samples: list[Sample] = []
-    pairs: list[Pair] = []
+    pairs: list[RatedPair] = []
 
     def number(text: str, label: str | None) -> int:
-        """Raises InputError for what is no text. A text of pairs stands once, however many pairs it is in."""
+        """Number a text; one of pairs stands once, however many pairs have it. Raises InputError for an empty one."""
         if columns.pair and text in numbers:
             return numbers[text]
         content = encode(text)
@@ -155,7 +152,7 @@ def _texts(data: Path, loaded: Loaded, tokens: int | None, columns: Columns, lim
             text, label = _cell_text(row, columns.text), row.get(columns.label)
             if columns.pair:
                 other, score = _cell_text(row, columns.pair), _cell_number(row, columns.score)
-                pairs.append(Pair(number(text, None), number(other, None), score))
+                pairs.append(RatedPair(number(text, None), number(other, None), score))
             else:
                 number(text, None if label is None else str(label))
         except InputError as error:
@@ -182,7 +179,7 @@ def _cell_number(row: dict[str, Any], column: str) -> float:
 
 
 def _task(loaded: Loaded) -> Task:
-    """What a model of texts is for, by its class: transformers names them so. Raises InputError for another head."""
+    """Tell a text model's task from its class name in transformers. Raises InputError for another head."""
     name = type(loaded.model).__name__
     if "ForSequenceClassification" in name:
         return "classify"
@@ -202,7 +199,7 @@ def _whole(
     digest: Any,
     data: Path,
     task: Task,
-    pairs: tuple[Pair, ...] = (),
+    pairs: tuple[RatedPair, ...] = (),
 ) -> Dataset:
     if not samples:
         first = f" ({bad[0]})" if bad else ""
@@ -212,7 +209,10 @@ def _whole(
 
 
 def _lines(path: Path) -> list[tuple[int, str]]:
-    """Lines that aren't empty, with their numbers. A text may hold what str.splitlines takes for a line's end."""
+    """Read the lines that aren't empty, with their numbers. Raises InputError.
+
+    A text may hold what str.splitlines takes for a line's end.
+    """
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -221,8 +221,10 @@ def _lines(path: Path) -> list[tuple[int, str]]:
 
 
 def _rows(path: Path, columns: Columns, *needed: str) -> tuple[list[dict[str, Any]], list[str]]:
-    """Rows of a CSV or JSONL file, and the lines that are none. needed: fields of Columns. Raises InputError for a column
-    that no row has."""
+    """Read the rows of a CSV or JSONL file, and list the lines that are none. needed: fields of Columns.
+
+    Raises InputError for a column that no row has.
+    """
     lines, bad = _lines(path), []
     rows: list[dict[str, Any]] = []
     if path.suffix == ".csv":

@@ -1,11 +1,11 @@
-"""How likely a causal model finds texts under a plan, with every part in this process: what language benchmarks ask."""
+"""Compute the likelihood of texts under a plan of a causal model, as language benchmarks ask for it."""
 
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from hw.evaluate.run import together
+from hw.evaluate.in_process import together
 from hw.inputs.samples import Sample, collate_texts
 from prism.errors import InputError
 from prism.nn.families import adapter_for
@@ -16,7 +16,7 @@ Ids = list[int]
 
 
 class Likelihood:
-    """tokens: what the model sees at once, at most; default: all its positions.
+    """Log-likelihoods under a plan. tokens: the longest input; default: all positions of the model.
 
     Raises InputError for a model that predicts no tokens, and PlanError for a plan that doesn't fit.
     """
@@ -32,11 +32,13 @@ class Likelihood:
 
     @torch.no_grad()
     def of(self, pairs: Sequence[tuple[Ids, Ids]]) -> list[tuple[float, bool]]:
-        """For each context and continuation: the sum of the logarithms of the continuation's probabilities, and whether each
-        of its tokens was the likeliest. A context too long loses its beginning. Raises InputError."""
+        """Score each continuation of a context: its log-likelihood, and whether each of its tokens was the likeliest.
+
+        A context too long loses its beginning. Raises InputError.
+        """
         inputs = [self._input(*pair) for pair in pairs]
         order = sorted(range(len(pairs)), key=lambda k: len(inputs[k]))  # little padding
-        found = {}
+        scores = {}
         for start in range(0, len(order), self._batch):
             numbers = order[start : start + self._batch]
             samples = [Sample(name=str(k), label=None, content=inputs[k]) for k in numbers]
@@ -44,23 +46,24 @@ class Likelihood:
             logits_BTV = together(self._model, self._plan, call).logits
             for k, logits_TV in zip(numbers, logits_BTV, strict=True):
                 stop, next_T = len(inputs[k]), torch.tensor(pairs[k][1])
-                found[k] = _likelihood(logits_TV[stop - len(next_T) : stop], next_T)
-        return [found[k] for k in range(len(pairs))]
+                scores[k] = _likelihood(logits_TV[stop - len(next_T) : stop], next_T)
+        return [scores[k] for k in range(len(pairs))]
 
     def rolling(self, ids: Ids, prefix: int) -> float:
-        """Of a whole text, in windows of `tokens`; its first token is predicted from `prefix`."""
+        """Score a whole text in windows of `tokens`; its first token is predicted from `prefix`."""
         return sum(value for value, _ in self.of(list(windows(ids, prefix, self.tokens))))
 
     def _input(self, context: Ids, continuation: Ids) -> Ids:
         if not context or not 0 < len(continuation) <= self.tokens:
             raise InputError(
-                f"{len(context)} tokens and {len(continuation)} after them: at least one of each, and at most {self.tokens} after"
+                f"{len(context)} tokens and {len(continuation)} after them: at least one of each, and at most "
+                f"{self.tokens} after"
             )
         return [*context, *continuation][-self.tokens - 1 : -1]
 
 
 def windows(ids: Ids, prefix: int, size: int) -> Iterator[tuple[Ids, Ids]]:
-    """Contexts and continuations in which each token is predicted once; the last window reaches back to be full."""
+    """Cut a text into contexts and continuations that predict each token once; the last reaches back to be full."""
     before = [prefix, *ids]
     for start in range(0, len(ids), size):
         stop = min(start + size, len(ids))

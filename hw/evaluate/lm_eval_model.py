@@ -1,4 +1,4 @@
-"""A plan as a model of lm-eval (EleutherAI's lm_eval), where that package is installed: `pip install lm-eval`.
+"""Offer a plan as a model of lm-eval (EleutherAI's lm_eval), where that package is installed: `pip install lm-eval`.
 
     import lm_eval
     from hw.evaluate.lm_eval_model import PrismLM

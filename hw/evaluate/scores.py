@@ -1,4 +1,4 @@
-"""An output against the uncompressed model's and the labels: figures of each sample, and of each plan over all samples.
+"""Compare outputs with the uncompressed model's and the labels, for each sample and over all samples of a plan.
 
 Shapes: B batch, T tokens, C classes, V vocabulary, D width; K resamples, n samples.
 """
@@ -9,25 +9,30 @@ from typing import Any
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest, spearmanr
 from torch import Tensor
 from torch.nn import functional as F
 
-from hw.evaluate.datasets import Pair, Task
+from hw.evaluate.datasets import RatedPair, Task
 from hw.inputs.samples import Sample
 from hw.inputs.score import main_tensor
 from prism.decide.accuracy import Figures, Metric
 from prism.errors import InputError
+from prism.trace.quantiles import quantiles
 
 METRICS: dict[Task, Metric] = {"classify": "top1", "language": "perplexity", "embed": "cosine", "pairs": "pearson"}
 RESAMPLES = 1000
 Floats = NDArray[np.float64]
 
 
-class Scored(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One sample under one plan. value: 1 or 0 for a right or wrong label, or the sum of a text's negative log-likelihoods
-    over `tokens` of them; reference: the same of the uncompressed model. agreement: 1 or 0, a share of tokens, or a cosine.
-    kl: from the uncompressed model's distribution to this one's, nats. answer: the class. embedding: only for pairs."""
+class SampleScore(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One sample under one plan.
+
+    value: 1 or 0 for a right or wrong label, or a text's negative log-likelihood summed over `tokens`.
+    reference: the same of the uncompressed model.
+    agreement: 1 or 0, a share of tokens, or a cosine.
+    kl: divergence from the uncompressed model's distribution, in nats.
+    answer: the class. embedding: only for pairs.
+    """
 
     plan: int
     sample: int
@@ -51,8 +56,8 @@ def scored(
     samples: Sequence[Sample],
     labels: tuple[str, ...],
     task: Task,
-) -> list[Scored]:
-    """A batch's samples. Only real tokens count."""
+) -> list[SampleScore]:
+    """Score the samples of a batch, at real tokens only."""
     ours, theirs = main_tensor(output).float(), main_tensor(reference).float()
     if task == "classify":
         return _classes(plan, numbers, ours, theirs, samples, labels)
@@ -63,7 +68,7 @@ def scored(
     a, b = _pooled(ours, mask), _pooled(theirs, mask)
     cosine, distance = _likeness(a, b)
     return [
-        Scored(
+        SampleScore(
             plan=plan,
             sample=number,
             agreement=float(cosine[k]),
@@ -82,15 +87,15 @@ def _classes(
     theirs_BC: Tensor,
     samples: Sequence[Sample],
     labels: tuple[str, ...],
-) -> list[Scored]:
+) -> list[SampleScore]:
     a, b = ours_BC.argmax(-1), theirs_BC.argmax(-1)
     cosine, distance = _likeness(ours_BC, theirs_BC)
     kl = _kl(ours_BC, theirs_BC)
-    found = []
+    scores = []
     for k, (number, sample) in enumerate(zip(numbers, samples, strict=True)):
-        known = sample.label in labels
-        found.append(
-            Scored(
+        has_label = sample.label in labels
+        scores.append(
+            SampleScore(
                 plan=plan,
                 sample=number,
                 answer=int(a[k]),
@@ -98,18 +103,18 @@ def _classes(
                 kl=float(kl[k]),
                 cosine=float(cosine[k]),
                 relative_l2=float(distance[k]),
-                value=float(labels[int(a[k])] == sample.label) if known else None,
-                reference=float(labels[int(b[k])] == sample.label) if known else None,
+                value=float(labels[int(a[k])] == sample.label) if has_label else None,
+                reference=float(labels[int(b[k])] == sample.label) if has_label else None,
             )
         )
-    return found
+    return scores
 
 
-def _text(plan: int, number: int, ours_TV: Tensor, theirs_TV: Tensor, ids_T: Tensor) -> Scored:
-    """Every token but the first is predicted from those before it."""
+def _text(plan: int, number: int, ours_TV: Tensor, theirs_TV: Tensor, ids_T: Tensor) -> SampleScore:
+    """Score a text: every token but the first is predicted from those before it."""
     ours, theirs, next_T = ours_TV[:-1], theirs_TV[:-1], ids_T[1:]
     cosine, distance = _likeness(ours, theirs)
-    return Scored(
+    return SampleScore(
         plan=plan,
         sample=number,
         tokens=len(next_T),
@@ -134,7 +139,7 @@ def _likeness(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _pooled(rows_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
-    """Mean over real tokens, as sentence encoders do; features of an image are pooled already: [B, D]."""
+    """Average over real tokens, as sentence encoders do; features of an image are pooled already. Returns [B, D]."""
     if mask_BT is None:
         return rows_BTD
     weights = mask_BT.unsqueeze(-1).float()
@@ -142,10 +147,14 @@ def _pooled(rows_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
 
 
 def figures(
-    rows: Sequence[Scored], metric: Metric, pairs: Sequence[Pair], base: Sequence[Scored], seed: int
+    rows: Sequence[SampleScore], metric: Metric, pairs: Sequence[RatedPair], base: Sequence[SampleScore], seed: int
 ) -> Figures:
-    """Over all samples, in their order. base: the same samples under the uncompressed model. Intervals: 90 %, paired, by a
-    bootstrap of samples; of pairs by one of the texts in them, which pairs share."""
+    """Summarise a plan's scores over all samples, in their order. base: those of the uncompressed model.
+
+    Intervals are 90 %, paired, by a bootstrap over samples; for pairs, over the texts that they share.
+    """
+    from scipy.stats import binomtest, spearmanr
+
     rng = np.random.default_rng(seed)
     picks_Kn = rng.integers(len(rows), size=(RESAMPLES, len(rows)))
     agreement = np.array([row.agreement for row in rows])
@@ -158,6 +167,7 @@ def figures(
     kl = np.array([row.kl for row in rows if row.kl is not None])
     worse = sum(row.reference == 1 and row.value == 0 for row in rows) if metric == "top1" else 0
     better = sum(row.reference == 0 and row.value == 1 for row in rows) if metric == "top1" else 0
+    kl_median, kl_p99 = quantiles(kl, 50, 99) if len(kl) else (None, None)
     return Figures(
         value=value[0],
         value_ci90=_interval(value[1]),
@@ -169,18 +179,18 @@ def figures(
         better=better,
         mcnemar_p=float(binomtest(worse, worse + better).pvalue) if worse + better else None,
         kl_mean=float(kl.mean()) if len(kl) else None,
-        kl_median=float(np.median(kl)) if len(kl) else None,
-        kl_p99=float(np.percentile(kl, 99)) if len(kl) else None,
+        kl_median=kl_median,
+        kl_p99=kl_p99,
         logit_cosine=float(np.mean([row.cosine for row in rows])),
         relative_l2=float(np.mean([row.relative_l2 for row in rows])),
         spearman=spearman,
     )
 
 
-Sampled = tuple[float, Floats]  # a figure, and it of every resample
+Sampled = tuple[float, Floats]  # a figure, and the same of every resample
 
 
-def _averaged(rows: Sequence[Scored], metric: Metric, picks_Kn: NDArray[np.int64]) -> tuple[Sampled, Sampled]:
+def _averaged(rows: Sequence[SampleScore], metric: Metric, picks_Kn: NDArray[np.int64]) -> tuple[Sampled, Sampled]:
     if metric == "cosine":
         cosine = np.array([row.cosine for row in rows])
         mean, means = float(cosine.mean()), cosine[picks_Kn].mean(1)
@@ -188,12 +198,14 @@ def _averaged(rows: Sequence[Scored], metric: Metric, picks_Kn: NDArray[np.int64
     ours = np.array([np.nan if row.value is None else row.value for row in rows])
     theirs = np.array([np.nan if row.reference is None else row.reference for row in rows])
     if metric == "top1":  # samples without a known label are left out
-        known = np.isfinite(ours)
+        labelled = np.isfinite(ours)
         with np.errstate(invalid="ignore"):  # a resample may hold none
-            known_K = known[picks_Kn].sum(1)
-            both = [np.where(known, each, 0.0) for each in (ours, theirs - ours)]
-            found = [(float(v.sum() / known.sum()), v[picks_Kn].sum(1) / known_K) for v in both]
-        return found[0], found[1]
+            labelled_K = labelled[picks_Kn].sum(1)
+            right, lost = (np.where(labelled, values, 0.0) for values in (ours, theirs - ours))
+            right_share, lost_share = (
+                (float(v.sum() / labelled.sum()), v[picks_Kn].sum(1) / labelled_K) for v in (right, lost)
+            )
+        return right_share, lost_share
     tokens = np.array([row.tokens for row in rows])
     counts_K = tokens[picks_Kn].sum(1)
     value, values = np.exp(ours.sum() / tokens.sum()), np.exp(ours[picks_Kn].sum(1) / counts_K)
@@ -202,26 +214,26 @@ def _averaged(rows: Sequence[Scored], metric: Metric, picks_Kn: NDArray[np.int64
 
 
 def _rated(
-    rows: Sequence[Scored], base: Sequence[Scored], pairs: Sequence[Pair], picks_Kn: NDArray[np.int64]
+    rows: Sequence[SampleScore], base: Sequence[SampleScore], pairs: Sequence[RatedPair], picks_Kn: NDArray[np.int64]
 ) -> tuple[Sampled, Sampled]:
-    """Pearson's correlation of cosines with what people said; a pair counts as often as both of its texts are drawn."""
+    """Correlate cosines with people's ratings (Pearson); a pair counts as often as both of its texts are drawn."""
     scores = np.array([pair.score for pair in pairs])
     a, b = np.array([pair.a for pair in pairs]), np.array([pair.b for pair in pairs])
     draws_Kn = np.stack([np.bincount(picks, minlength=len(rows)) for picks in picks_Kn])
     weights = (draws_Kn[:, a] * draws_Kn[:, b]).astype(float)
     once = np.ones((1, len(pairs)))
-    found = []
-    for each in (rows, base):
-        cosine = _cosines(each, pairs)
+    correlations = []
+    for scores_of in (rows, base):
+        cosine = _cosines(scores_of, pairs)
         with np.errstate(invalid="ignore"):  # a resample may hold too few pairs
-            found.append((float(_pearson(cosine, scores, once)[0]), _pearson(cosine, scores, weights)))
-    (value, values), (reference, references) = found
+            correlations.append((float(_pearson(cosine, scores, once)[0]), _pearson(cosine, scores, weights)))
+    (value, values), (reference, references) = correlations
     if not np.isfinite(reference - value):
         raise InputError(f"{len(pairs)} rated pairs are too few or too alike for a correlation; give more")
     return (value, values), (reference - value, references - values)
 
 
-def _cosines(rows: Sequence[Scored], pairs: Sequence[Pair]) -> Floats:
+def _cosines(rows: Sequence[SampleScore], pairs: Sequence[RatedPair]) -> Floats:
     unit = np.array([row.embedding for row in rows])
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
     return np.array([unit[pair.a] @ unit[pair.b] for pair in pairs])

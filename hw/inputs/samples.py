@@ -1,4 +1,4 @@
-"""Images and texts from the user's disk to model inputs. What can't be read is an error with its name."""
+"""Read images and texts as model inputs. A file that can't be read is an error with its name."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ SAMPLE_TEXT = ASSETS / "sample.txt"
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
-    """One input: its name, its label's name where known, and what `collate` needs of it."""
+    """One input: its name, its label's name where it has one, and the content that `collate` takes."""
 
     name: str
     label: str | None
@@ -34,7 +34,7 @@ class Inputs(msgspec.Struct, frozen=True, kw_only=True):
     note: str = ""
 
     def batch(self, index: int, size: int, wrap: bool) -> tuple[Sample, ...]:
-        """The index-th batch of `size` samples; past the end it starts over, or is cut without `wrap`."""
+        """Take the index-th batch of `size` samples; past the end it starts over, or is cut without `wrap`."""
         count = len(self.samples)
         if not wrap:
             return self.samples[index * size : (index + 1) * size]
@@ -42,7 +42,7 @@ class Inputs(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ImageReader:
-    """Opens images as a model takes them, and makes batches of them by its own preprocessing."""
+    """Open images as a model takes them, and batch them by the model's own preprocessing."""
 
     def __init__(self, loaded: Loaded) -> None:
         from timm.data import create_transform
@@ -52,15 +52,16 @@ class ImageReader:
         self._transform = create_transform(**config, is_training=False)
 
     def open(self, path: Path) -> Image.Image:
-        """Raises InputError for what is no readable image."""
+        """Open an image. Raises InputError for what is no readable image."""
         return _open(path, self._mode)
 
     def collate(self, batch: Sequence[Sample]) -> dict[str, Any]:
+        """Make the model's input of some samples: {"x": [B, C, H, W]}."""
         return {"x": torch.stack([_as_tensor(self._transform(sample.content)) for sample in batch])}
 
 
 def image_paths(folder: Path) -> list[Path]:
-    """All images below a folder. Raises InputError where it has none."""
+    """List all images below a folder. Raises InputError where it has none."""
     if not folder.is_dir():
         raise InputError(f"{folder}: is no folder; give a folder of images, or of one subfolder for each label")
     paths = [path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES]
@@ -70,14 +71,15 @@ def image_paths(folder: Path) -> list[Path]:
 
 
 def label_of(path: Path, root: Path) -> str | None:
-    """The name of an image's subfolder."""
+    """Take an image's label from the name of its subfolder."""
     return path.parent.name if path.parent != root else None
 
 
 def load_images(folder: Path | None, loaded: Loaded, resize: bool) -> Inputs:
-    """Images of a folder, labelled by subfolder where there are subfolders; without one, the bundled samples.
+    """Load a folder of images, labelled by subfolder where there are subfolders; without a folder, the bundled samples.
 
-    All must have one size unless `resize`: the model's own preprocessing then brings each to its input.
+    All must have one size unless `resize`: the model's own preprocessing then brings each to its input. Raises
+    InputError.
     """
     root = folder or SAMPLE_IMAGES
     reader, paths = ImageReader(loaded), image_paths(root)
@@ -113,13 +115,16 @@ def _check_one_size(paths: Sequence[Path], images: Sequence[Image.Image]) -> Non
         if image.size != images[0].size:
             first = f"{paths[0].name} has {images[0].width}x{images[0].height}"
             raise InputError(
-                f"{path}: has {image.width}x{image.height} pixels where {first}; pass --resize to bring all to the model's input"
+                f"{path}: has {image.width}x{image.height} pixels where {first}; pass --resize to bring all to the "
+                f"model's input"
             )
 
 
 def load_text(file: Path | None, loaded: Loaded, tokens: int | None) -> Inputs:
-    """One text a line, through the tokenizer in the model's folder. A random model has none: there the
-    bytes of the text are its tokens, which is enough for timing."""
+    """Load one text a line, through the tokenizer in the model's folder. Raises InputError.
+
+    A random model has no tokenizer: there the bytes of the text are its tokens, which is enough for timing.
+    """
     path = file or SAMPLE_TEXT
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -133,7 +138,7 @@ def load_text(file: Path | None, loaded: Loaded, tokens: int | None) -> Inputs:
 
 
 def collate_texts(batch: Sequence[Sample], tokens: int | None) -> dict[str, Any]:
-    """Token numbers padded on the right, to `tokens` or the longest, and the mask."""
+    """Pad token numbers on the right, to `tokens` or the longest: input_ids and attention_mask, [B, T]."""
     longest = tokens or max(len(sample.content) for sample in batch)
     ids = torch.zeros(len(batch), longest, dtype=torch.long)
     mask = torch.zeros(len(batch), longest, dtype=torch.long)
@@ -144,7 +149,7 @@ def collate_texts(batch: Sequence[Sample], tokens: int | None) -> dict[str, Any]
 
 
 def tokenizer_of(loaded: Loaded, tokens: int | None) -> tuple[Callable[[str], list[int]], str]:
-    """From a text to its token numbers, and a note on what they are."""
+    """Find the function from a text to its token numbers, with a note on what they are. Raises InputError."""
     config = loaded.model.config
     limit = min(tokens or config.max_position_embeddings, config.max_position_embeddings)
     if loaded.folder is None or loaded.weights.startswith("random"):

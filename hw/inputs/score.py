@@ -1,42 +1,20 @@
-"""How an output compares with the local model's and with the labels, and what it says in words."""
+"""Score outputs against the local model's and the labels, and put them in words."""
 
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
 import torch
 from torch import Tensor
 
 from hw.inputs.samples import Sample
-from hw.run.config import Prediction
-
-
-class Tally(msgspec.Struct, kw_only=True):
-    """Running sums over distinct samples."""
-
-    samples: int = 0
-    compared: int = 0
-    agreeing: float = 0.0
-    labelled: int = 0
-    correct: int = 0
-    max_rel_error: float = 0.0
-    kind: str = "top-1"
-    predictions: list[Prediction] = []
-
-    @property
-    def agreement(self) -> float:
-        return self.agreeing / self.compared if self.compared else float("nan")
-
-    @property
-    def top1(self) -> float | None:
-        return self.correct / self.labelled if self.labelled else None
+from hw.inputs.tally import PredictedLabel, Tally
 
 
 def score(
     tally: Tally, output: Any, reference: Any, call: dict[str, Any], samples: Sequence[Sample], labels: tuple[str, ...]
 ) -> None:
-    """Add one batch: agreement with the reference, top-1 against the labels, the largest error over the
-    reference's largest value, all at real tokens only."""
+    """Add one batch to the tally, at real tokens only: agreement with the reference, top-1 against the labels, and the
+    largest error over the reference's largest value."""
     ours, theirs = (_real(main_tensor(out), call) for out in (output, reference))
     error = (ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-30)
     tally.max_rel_error = max(tally.max_rel_error, float(error))
@@ -55,7 +33,7 @@ def score(
 
 
 def main_tensor(output: Any) -> Tensor:
-    """Logits, or the last hidden state of a model without a head."""
+    """Take the logits, or the last hidden state of a model without a head."""
     if isinstance(output, Tensor):
         return output
     return output.logits if "logits" in output else output.last_hidden_state
@@ -90,5 +68,5 @@ def _predict(
             tally.labelled += 1
             tally.correct += text == sample.label
         tally.predictions.append(
-            Prediction(name=sample.name, label=sample.label, predicted=text, probability=probability)
+            PredictedLabel(name=sample.name, label=sample.label, predicted=text, probability=probability)
         )

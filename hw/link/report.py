@@ -1,8 +1,8 @@
-"""What the link bench is asked and what it reports: raw probes to curves, percentiles and goodput. No torch.
+"""Reduce the link bench's raw probes to curves, quantiles and goodput. No torch.
 
-Probes and their shapes, all on the terminal's clock:
+Probes and their shapes, all on the leader's clock:
 - pair (source, target, bytes): a message there and one byte back, sent when the whole message is in the
-  receiver's hands, so that no socket buffer passes for the link.
+  receiver's hands, so that no socket buffer counts as the link.
 - mesh, ring (ranks, bytes, number): one record of each rank, from the call to everything received; `bytes`
   is what each rank gives. The collective takes from the last rank's start to the last rank's end.
 - echo (a, b, state): one small round trip; state 0 idle (after a pause), 1 busy (back to back), 2 loaded
@@ -19,17 +19,18 @@ import numpy as np
 
 from calibration.alpha_beta import AlphaBeta, fit_alpha_beta
 from prism.errors import TraceError
-from prism.spec import LinkSpec
+from prism.link import CROSSINGS, LinkSpec
+from prism.plan import Route
 from prism.trace import Probe
+from prism.trace.quantiles import quantiles
 
 IDLE, BUSY, LOADED = 0, 1, 2
-CROSSINGS = 2  # station to access point, access point to station
 RAMP = 0.2  # of a bulk transfer's time: the sender's window still grows
 SLEEPS_MS = 5.0  # idle round trips longer than busy ones by more than any CPU's own wake-up
 
 
 class LinkConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """budget_s: of the whole measurement; largest sizes and repeats follow from it and from the link."""
+    """How to measure links. budget_s: of the whole; largest sizes and repeats follow from it and from the link."""
 
     budget_s: Annotated[float, msgspec.Meta(ge=1, le=600)] = 30.0
     max_bytes: Annotated[int, msgspec.Meta(ge=16_384, le=1 << 26)] = 1 << 24
@@ -37,7 +38,7 @@ class LinkConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class RoundTrips(msgspec.Struct, frozen=True, kw_only=True):
-    """Milliseconds of `n` answered round trips; `lost` had no answer."""
+    """Quantiles of `n` answered round trips, in milliseconds. lost: round trips without an answer."""
 
     p50: float
     p95: float
@@ -47,8 +48,10 @@ class RoundTrips(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PairReport(msgspec.Struct, frozen=True, kw_only=True):
-    """One pair, both directions pooled. alpha_ms, beta_mbps: one message one way. jitter_ms: mean absolute
-    difference of consecutive busy round trips. None is "not measured"."""
+    """One pair, both directions pooled. None is "not measured".
+
+    alpha_ms, beta_mbps: of one message one way. jitter_ms: mean absolute difference of consecutive busy round trips.
+    """
 
     a: int
     b: int
@@ -64,9 +67,9 @@ class PairReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CollectiveReport(msgspec.Struct, frozen=True, kw_only=True):
-    """Seconds of the whole collective over the bytes that each rank gives."""
+    """One collective: its whole time over the bytes that each rank gives."""
 
-    collective: Literal["mesh", "ring"]
+    collective: Route
     ranks: int
     alpha_ms: float
     beta_mbps: float
@@ -75,8 +78,11 @@ class CollectiveReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PowerSave(msgspec.Struct, frozen=True, kw_only=True):
-    """checked: idle and busy round trips were compared. found: the idle ones take `SLEEPS_MS` longer on
-    some pair. interface: the driver's own word."""
+    """Whether the radio sleeps between messages.
+
+    checked: idle and busy round trips were compared. found: the idle ones take `SLEEPS_MS` longer on some pair.
+    interface: the driver's own report.
+    """
 
     checked: bool
     found: bool | None
@@ -85,8 +91,11 @@ class PowerSave(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LinkReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What `prism-hw link --json` prints. expected_goodput_mbps: the configured rate over two crossings;
-    goodput_over_configured: the median pair's goodput over that. None is "not measured"."""
+    """What `prism-hw link --json` prints. None is "not measured".
+
+    expected_goodput_mbps: the configured rate over two crossings. goodput_over_configured: the median pair's goodput
+    over that.
+    """
 
     link: str
     ranks: int
@@ -105,7 +114,10 @@ class LinkReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def one_way(probes: Iterable[Probe], a: int, b: int) -> tuple[list[int], list[float]]:
-    """Sizes and one-way seconds of a pair: each echo less the way back, which is half of the smallest echo."""
+    """List sizes and one-way seconds of a pair: each echo less the way back, which is half of the smallest echo.
+
+    Raises TraceError where the pair was not measured.
+    """
     sizes, seconds = [], []
     for probe in probes:
         if probe.op == "pair" and not probe.warmup and set(probe.shape[:2]) == {a, b}:
@@ -118,7 +130,7 @@ def one_way(probes: Iterable[Probe], a: int, b: int) -> tuple[list[int], list[fl
 
 
 def collective_times(probes: Iterable[Probe], op: str) -> tuple[list[int], list[float]]:
-    """Sizes and seconds of a collective, from the last rank's start to the last rank's end."""
+    """List sizes and seconds of a collective, from the last rank's start to the last rank's end."""
     grouped: dict[tuple[int, ...], list[Probe]] = defaultdict(list)
     for probe in probes:
         if probe.op == op and not probe.warmup:
@@ -134,19 +146,21 @@ def collective_times(probes: Iterable[Probe], op: str) -> tuple[list[int], list[
 
 
 def trips_ms(probes: Iterable[Probe], a: int, b: int, state: int) -> tuple[list[float], int]:
-    """Round trips of a pair in a state, in order, and how many were lost."""
-    found = [probe for probe in probes if probe.op == "echo" and probe.shape == (a, b, state) and not probe.warmup]
-    return [1e3 * _seconds(probe) for probe in found if probe.calls], sum(not probe.calls for probe in found)
+    """List the round trips of a pair in a state, in order, and count the lost ones."""
+    trips = [probe for probe in probes if probe.op == "echo" and probe.shape == (a, b, state) and not probe.warmup]
+    return [1e3 * _seconds(probe) for probe in trips if probe.calls], sum(not probe.calls for probe in trips)
 
 
 def goodput_bps(probes: Iterable[Probe], a: int, b: int) -> float | None:
-    """Sustained payload rate of a pair's bulk transfer after its ramp: the slope of received bytes over
-    the receiver's clock, which messages that arrive in clumps leave alone."""
-    found = [probe for probe in probes if probe.op == "bulk" and set(probe.shape[:2]) == {a, b}]
-    if not found:
+    """Fit the sustained payload rate of a pair's bulk transfer after its ramp.
+
+    It is the slope of received bytes over the receiver's clock, which messages that arrive in clumps don't disturb.
+    """
+    chunks = [probe for probe in probes if probe.op == "bulk" and set(probe.shape[:2]) == {a, b}]
+    if not chunks:
         return None
-    begin = found[0].start_ns + RAMP * (found[-1].end_ns - found[0].start_ns)
-    steady = [probe for probe in found if probe.end_ns >= begin]
+    begin = chunks[0].start_ns + RAMP * (chunks[-1].end_ns - chunks[0].start_ns)
+    steady = [probe for probe in chunks if probe.end_ns >= begin]
     seconds = np.array([probe.end_ns - steady[0].end_ns for probe in steady]) / 1e9
     if len(steady) < 3 or seconds[-1] <= 0:
         return None
@@ -154,6 +168,7 @@ def goodput_bps(probes: Iterable[Probe], a: int, b: int) -> float | None:
 
 
 def pair_report(probes: Sequence[Probe], a: int, b: int) -> PairReport:
+    """Report one pair. Raises TraceError where it was not measured."""
     curve = fit_alpha_beta(*one_way(probes, a, b))
     busy, _ = trips_ms(probes, a, b, BUSY)
     goodput = goodput_bps(probes, a, b)
@@ -172,7 +187,8 @@ def pair_report(probes: Sequence[Probe], a: int, b: int) -> PairReport:
     )
 
 
-def collective_report(probes: Sequence[Probe], op: Literal["mesh", "ring"], ranks: int) -> CollectiveReport:
+def collective_report(probes: Sequence[Probe], op: Route, ranks: int) -> CollectiveReport:
+    """Report one collective."""
     curve = fit_alpha_beta(*collective_times(probes, op))
     return CollectiveReport(
         collective=op,
@@ -185,6 +201,7 @@ def collective_report(probes: Sequence[Probe], op: Literal["mesh", "ring"], rank
 
 
 def power_save(pairs: Iterable[PairReport], interface: str) -> PowerSave:
+    """Judge by the round trips whether the radio sleeps. interface: the driver's own report."""
     extra = [pair.rtt_idle_ms.p50 - pair.rtt_busy_ms.p50 for pair in pairs if pair.rtt_idle_ms and pair.rtt_busy_ms]
     if not extra:
         return PowerSave(checked=False, found=None, extra_ms=None, interface=interface)
@@ -192,11 +209,12 @@ def power_save(pairs: Iterable[PairReport], interface: str) -> PowerSave:
 
 
 def expected_goodput_bps(link: LinkSpec) -> float | None:
-    """Half of a configured rate: each byte between two stations crosses the air twice."""
+    """Halve a configured rate, if any: each byte between two stations crosses the air twice."""
     return None if link.rate_bps is None else link.rate_bps / CROSSINGS
 
 
 def goodput_ratio(pairs: Iterable[PairReport], expected_bps: float | None) -> float | None:
+    """Divide the median pair's goodput by the expected one; None without either."""
     measured = [pair.goodput_mbps for pair in pairs if pair.goodput_mbps is not None]
     return float(np.median(measured)) * 1e6 / expected_bps if measured and expected_bps else None
 
@@ -204,7 +222,7 @@ def goodput_ratio(pairs: Iterable[PairReport], expected_bps: float | None) -> fl
 def _round_trips(times_ms: list[float], lost: int) -> RoundTrips | None:
     if not times_ms:
         return None
-    p50, p95, p99 = (float(value) for value in np.percentile(times_ms, (50, 95, 99)))
+    p50, p95, p99 = quantiles(times_ms, 50, 95, 99)
     return RoundTrips(p50=p50, p95=p95, p99=p99, n=len(times_ms), lost=lost)
 
 

@@ -1,5 +1,4 @@
-"""Round trips of small UDP packets: an echo of their own socket, so that they share the link with a bulk
-transfer and not its TCP stream."""
+"""Round trips of small UDP packets on sockets of their own: they share a bulk transfer's link, but not its stream."""
 
 import contextlib
 import select
@@ -18,8 +17,10 @@ Trip = tuple[int, int]  # start and end in ns; an end of 0: no answer came
 
 
 class Echo:
-    """Answers packets of known stations, in a thread, while the context is open. `port` is 0 where the
-    address can't be bound."""
+    """Answers packets of the given stations, in a thread, while the context is open.
+
+    port: 0 where the address can't be bound.
+    """
 
     def __init__(self, address: str, stations: Sequence[str]) -> None:
         self._stations = frozenset(stations)  # nobody else's packets are reflected
@@ -57,7 +58,7 @@ class Echo:
 
 
 class Pinger:
-    """The other end: round trips to one station's Echo. Use as a context manager."""
+    """Makes round trips to one station's Echo. Used as a context manager."""
 
     def __init__(self, own: str, station: str, port: int) -> None:
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -74,13 +75,15 @@ class Pinger:
         self._socket.close()
 
     def trip(self, patience_s: float) -> Trip:
-        """One packet there and back."""
+        """Send one packet there and back. Returns its start, and its end or 0 where no answer came in time."""
         sent = self._send()
         return next((trip for trip in self._answers(sent + int(patience_s * 1e9)) if trip[0] == sent), (sent, 0))
 
     def while_open(self, stop: threading.Event, every_s: float, patience_s: float) -> list[Trip]:
-        """A packet each `every_s` until `stop`, not waiting for answers, which may take longer than that.
-        Answers count until `patience_s` after the last packet."""
+        """Send a packet every `every_s` until `stop`, without waiting for answers, which may take longer.
+
+        Answers count until `patience_s` after the last packet.
+        """
         answered: dict[int, int] = {}
         while not stop.is_set():
             sent = self._send()
@@ -100,7 +103,7 @@ class Pinger:
         return now
 
     def _answers(self, deadline_ns: int) -> Iterator[Trip]:
-        """The answers that come until a deadline."""
+        """Yield the answers that come until a deadline."""
         while (left := deadline_ns - time.monotonic_ns()) > 0:
             if not select.select([self._socket], [], [], left / 1e9)[0]:
                 return

@@ -1,5 +1,4 @@
-"""The link bench's single measurements. Every rank of the group makes the same calls; each records what it
-saw as probes on its own clock.
+"""The link bench's single measurements. Every rank of the group makes the same calls and records its own probes.
 
 Messages go through the Exchange that the model uses, so a shaped link counts as it does in a run. Receives
 are posted ahead, as in a run: gloo sends a message only once its receiver is ready. Nothing stays posted
@@ -10,16 +9,14 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import torch
-import torch.distributed as dist
-from torch import Tensor
 
+from hw.comm.control import Control
 from hw.link.report import BUSY, IDLE, LOADED
 from hw.link.round_trip import Pinger, Trip
-from prism.errors import PeerLostError
 from prism.nn.exchange import Exchange, Expected
+from prism.plan import Route
 from prism.trace import Probe
 
 BYTE: Expected = ((1,), torch.uint8)
@@ -29,13 +26,21 @@ LOADED_EVERY_S = 0.02
 
 
 class LinkTimer:
-    """One rank's end of every measurement. `ports`: where each rank's UDP echo listens, by rank; empty where
-    round trips go through the exchange."""
+    """One rank's end of every measurement, as probes on this rank's own clock.
+
+    ports: of each rank's UDP echo, by rank; empty where round trips go through the exchange.
+    """
 
     def __init__(
-        self, exchange: Exchange, addresses: Sequence[str], ports: Sequence[int], max_bytes: int, seed: int
+        self,
+        control: Control,
+        exchange: Exchange,
+        addresses: Sequence[str],
+        ports: Sequence[int],
+        max_bytes: int,
+        seed: int,
     ) -> None:
-        self._exchange, self._addresses, self._ports = exchange, addresses, ports
+        self._control, self._exchange, self._addresses, self._ports = control, exchange, addresses, ports
         self._payload = torch.zeros(max_bytes, dtype=torch.uint8)
         self._last = torch.ones(max_bytes, dtype=torch.uint8)
         self._random = random.Random(seed)
@@ -47,14 +52,14 @@ class LinkTimer:
         return bool(self._ports)
 
     def take(self) -> list[Probe]:
-        """What this rank recorded since the last call."""
+        """Return what this rank recorded since the last call."""
         probes, self._probes = self._probes, []
         return probes
 
     # -- messages ---------------------------------------------------------------------------------------
 
     def echoes(self, source: int, target: int, sizes: Sequence[int]) -> list[Trip]:
-        """Messages of `sizes` from source to target, each answered by one byte. The source's times."""
+        """Send messages of `sizes` from source to target, each answered by one byte. Returns the source's times."""
         if self._exchange.rank == target:
             self._answer(source, sizes)
         return self._ask(target, sizes) if self._exchange.rank == source else []
@@ -84,20 +89,20 @@ class LinkTimer:
         exchange.flush()
 
     def pair(self, source: int, target: int, sizes: Sequence[int]) -> None:
-        """Probes `pair`; one small message first is a warm-up."""
+        """Record probes `pair`; one small message first is a warm-up."""
         trips = self.echoes(source, target, [1, *sizes])
         for number, (size, (start, end)) in enumerate(zip([1, *sizes], trips, strict=False)):
             self._keep("pair", (source, target, size), size, start, end, warmup=number == 0)
 
-    def collective(self, op: Literal["mesh", "ring"], size: int, number: int) -> None:
-        """One collective after a barrier, each rank giving `size` bytes. Probes of every rank."""
+    def collective(self, op: Route, size: int, number: int) -> None:
+        """Record one collective after a barrier, each rank giving `size` bytes. Probes of every rank."""
         exchange, own = self._exchange, self._payload[:size]
         peers = [rank for rank in range(exchange.world_size) if rank != exchange.rank]
         incoming = dict.fromkeys(peers, ((size,), torch.uint8))
         name = f"{op}{size}"
         if op == "mesh":
             exchange.expect(incoming, name, 0)
-        barrier()
+        self._control.barrier()
         start = time.monotonic_ns()
         if op == "mesh":
             exchange.start(dict.fromkeys(peers, own), incoming, name, 0).wait()
@@ -110,11 +115,11 @@ class LinkTimer:
     # -- round trips --------------------------------------------------------------------------------------
 
     def idle_trips(self, a: int, b: int, count: int) -> None:
-        """Small round trips, each after a pause in which nothing is sent."""
+        """Record small round trips, each after a pause in which nothing is sent."""
         self._trips(a, b, count, IDLE, lambda: time.sleep(self._random.uniform(*PAUSE_S)))
 
     def busy_trips(self, a: int, b: int, count: int) -> None:
-        """Small round trips back to back."""
+        """Record small round trips back to back."""
         self._trips(a, b, count, BUSY, lambda: None)
 
     def _trips(self, a: int, b: int, count: int, state: int, pause: Callable[[], None]) -> None:
@@ -140,8 +145,10 @@ class LinkTimer:
     # -- a long transfer ----------------------------------------------------------------------------------
 
     def bulk(self, source: int, target: int, chunk: int, duration_s: float) -> None:
-        """Messages of `chunk` bytes, one always under way, for `duration_s`; round trips of their own
-        socket meanwhile. Probes `bulk` at the target, `echo` in state loaded at the source."""
+        """Send messages of `chunk` bytes for `duration_s`, one always under way, with UDP round trips meanwhile.
+
+        Probes `bulk` at the target, `echo` in state loaded at the source.
+        """
         if self._exchange.rank == target:
             self._swallow(source, chunk)
         elif self._exchange.rank == source and self._ports:
@@ -215,27 +222,3 @@ class LinkTimer:
 
 def _message(source: int, size: int) -> dict[int, Expected]:
     return {source: ((size,), torch.uint8)}
-
-
-def barrier() -> None:
-    """Until every rank of the group is here. Raises PeerLostError."""
-    try:
-        dist.barrier()
-    except RuntimeError as error:
-        raise _lost(error) from None
-
-
-def share(values: Sequence[float]) -> list[list[float]]:
-    """The values of every rank, by rank; all give as many. Raises PeerLostError."""
-    own = torch.tensor(values, dtype=torch.float64)
-    everyone: list[Tensor] = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-    try:
-        dist.all_gather(everyone, own)
-    except RuntimeError as error:
-        raise _lost(error) from None
-    return [tensor.tolist() for tensor in everyone]
-
-
-def _lost(error: Exception) -> PeerLostError:
-    reason = str(error).strip().splitlines()[0].rsplit("] ", 1)[-1][:160]
-    return PeerLostError(f"a rank was lost during the link bench ({reason}); see what happened there, then run again")

@@ -1,1 +1,1 @@
-"""What this machine is and has, and what ends with its owner."""
+"""This machine: its facts and its diagnosis, and what ends with its owner."""

@@ -1,9 +1,9 @@
-"""What this machine has and lacks, each with what it means and the remedy."""
+"""Diagnose this machine: each finding with its consequence and the remedy."""
 
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
@@ -11,15 +11,17 @@ from typing import Literal
 import msgspec
 import psutil
 
-from hw.energy.meters import HWMON, JTOP_SOCKET, POWERCAP, SOURCES, find_meter
+from hw.energy.meter import SENSORS, find_meter
+from hw.machine import facts
 from prism.errors import ConfigError
+from prism.trace import SensorName
 
 Status = Literal["ok", "note", "missing"]
 QDISCS = ("netem", "tbf", "htb", "ifb")
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
-    """One finding. `missing` stops something from working; `note` only limits it."""
+    """One finding. status: "missing" stops something from working, "note" only limits it."""
 
     name: str
     status: Status
@@ -28,13 +30,13 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def examine() -> list[Check]:
-    """Every check, in the order in which a newcomer should read them. None of them changes anything."""
+    """Make every check, in the order in which a newcomer should read them. None of them changes anything."""
     of_torch: list[Callable[[], Check]] = [_torchvision, _distributed, _gloo, _cuda, _nccl]
     of_machine: list[Callable[[], Check]] = [
         _cores,
         _interfaces,
         _congestion,
-        wifi_power_save,
+        _wifi_power_save,
         _namespaces,
         _qdiscs,
         _sensors,
@@ -77,9 +79,9 @@ def _torchvision() -> Check:
 
 
 def _distributed() -> Check:
-    import torch.distributed as dist
+    from hw.comm.group import built_in
 
-    if dist.is_available():
+    if built_in()["torch.distributed"]:
         return Check(name="torch.distributed", status="ok", found="available")
     return Check(
         name="torch.distributed",
@@ -90,9 +92,9 @@ def _distributed() -> Check:
 
 
 def _gloo() -> Check:
-    import torch.distributed as dist
+    from hw.comm.group import built_in
 
-    if dist.is_available() and dist.is_gloo_available():
+    if built_in()["gloo"]:
         return Check(name="gloo", status="ok", found="available, plain TCP")
     return Check(name="gloo", status="missing", found="not built in", remedy="install a torch built with USE_GLOO=1")
 
@@ -120,9 +122,9 @@ def _cuda() -> Check:
 
 
 def _nccl() -> Check:
-    import torch.distributed as dist
+    from hw.comm.group import built_in
 
-    found = dist.is_available() and dist.is_nccl_available()
+    found = built_in()["NCCL"]
     return Check(
         name="NCCL",
         status="ok" if found else "note",
@@ -162,21 +164,16 @@ def _congestion() -> Check:
     return Check(name="TCP congestion control", status="ok", found=found)
 
 
-def wifi_power_save() -> Check:
-    wireless = [path.parent.name for path in Path("/sys/class/net").glob("*/wireless")]
-    if not wireless:
-        return Check(name="WiFi power save", status="note", found="no wireless interface", remedy="nothing to do")
-    iw = shutil.which("iw")
-    if iw is None:
-        return Check(name="WiFi power save", status="note", found="unknown", remedy="apt install iw, then ask again")
-    text = subprocess.run([iw, "dev", wireless[0], "get", "power_save"], capture_output=True, text=True).stdout.strip()
-    off = text.endswith("off")
-    return Check(
-        name="WiFi power save",
-        status="ok" if off else "missing",
-        found=f"{wireless[0]}: {text or 'unknown'}",
-        remedy="" if off else f"sudo iw dev {wireless[0]} set power_save off: it costs tens of ms a round trip",
-    )
+def _wifi_power_save() -> Check:
+    name, power_save = "WiFi power save", facts.wifi_power_save()
+    if not power_save.interface:
+        return Check(name=name, status="note", found=power_save.text, remedy="nothing to do")
+    if power_save.state is None:
+        return Check(name=name, status="note", found=power_save.text, remedy="apt install iw, then ask again")
+    if power_save.state.endswith("off"):
+        return Check(name=name, status="ok", found=power_save.text)
+    remedy = f"sudo iw dev {power_save.interface} set power_save off: it costs tens of ms a round trip"
+    return Check(name=name, status="missing", found=power_save.text, remedy=remedy)
 
 
 def _namespaces() -> Check:
@@ -211,7 +208,7 @@ def _qdiscs() -> Check:
 
 
 def has_module(name: str) -> bool:
-    """Whether the running kernel has a scheduler or device type: built in, loaded, or loadable."""
+    """Find out whether the running kernel has a scheduler or device type: built in, loaded, or loadable."""
     release = os.uname().release
     modules = Path("/lib/modules") / release
     stem = name if name == "ifb" else f"sch_{name}"
@@ -230,22 +227,22 @@ def has_module(name: str) -> bool:
     return False
 
 
-def _sensors(hwmon: Path = HWMON, powercap: Path = POWERCAP, jtop_socket: Path = JTOP_SOCKET) -> Check:
-    found, reasons = [], []
-    for source in SOURCES:
+def _sensors(roots: Mapping[SensorName, Path] | None = None) -> Check:
+    usable, reasons = [], []
+    for sensor in SENSORS:
         try:
-            meter = find_meter(source, hwmon=hwmon, powercap=powercap, jtop_socket=jtop_socket)
+            meter = find_meter(sensor, roots)
         except ConfigError as error:
             reasons.append(str(error))
             continue
         if meter is not None:
-            found.append(f"{source} ({', '.join(meter.describe(0, ()).rails)})")
+            usable.append(f"{sensor} ({', '.join(meter.describe(0, ()).rails)})")
             meter.close()
     return Check(
         name="power sensors",
-        status="ok" if found else "note",
-        found="; ".join(found) or "none usable: energy is not measured",
-        remedy="" if found else " / ".join(reasons),
+        status="ok" if usable else "note",
+        found="; ".join(usable) or "none usable: energy is not measured",
+        remedy="" if usable else " / ".join(reasons),
     )
 
 

@@ -1,15 +1,18 @@
-"""What a trace header says of the machine. A thing that can't be read is left out, never guessed."""
+"""Facts of this machine, as trace headers record them. What can't be read is left out, never guessed."""
 
 import os
 import platform
+import shutil
+import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 PACKAGES = ("prism-edge", "torch", "timm", "transformers", "numpy")
 
 
 def read_text(path: str) -> str | None:
+    """Read a small file without surrounding white space; None where it can't be read."""
     try:
         return Path(path).read_text().strip()
     except OSError:
@@ -17,16 +20,18 @@ def read_text(path: str) -> str | None:
 
 
 def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    """List the versions of Python and of the packages that matter to a measurement."""
+    installed = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def describe(threads: int) -> dict[str, Any]:
+    """Describe the machine for a trace header. threads: of each rank."""
     facts: dict[str, Any] = {
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "processor": _processor(),
@@ -43,15 +48,41 @@ def describe(threads: int) -> dict[str, Any]:
     return {key: value for key, value in facts.items() if value is not None}
 
 
+class WifiPowerSave(NamedTuple):
+    """The driver's own report of WiFi power saving. state: None where iw is missing."""
+
+    interface: str
+    state: str | None
+
+    @property
+    def text(self) -> str:
+        """The finding in words."""
+        if not self.interface:
+            return "no wireless interface"
+        return "unknown" if self.state is None else f"{self.interface}: {self.state or 'unknown'}"
+
+
+def wifi_power_save(net: Path = Path("/sys/class/net")) -> WifiPowerSave:
+    """Ask the driver of the first wireless interface whether it saves power. interface: "" where there is none."""
+    wireless = sorted(path.parent.name for path in net.glob("*/wireless"))
+    if not wireless:
+        return WifiPowerSave("", None)
+    iw = shutil.which("iw")
+    if iw is None:
+        return WifiPowerSave(wireless[0], None)
+    asked = subprocess.run([iw, "dev", wireless[0], "get", "power_save"], capture_output=True, text=True)
+    return WifiPowerSave(wireless[0], asked.stdout.strip())
+
+
 def _device() -> str:
-    """What computes: the GPU's name, or "cpu"."""
+    """Name what computes: the GPU, or "cpu"."""
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
 def _clock_mhz() -> float | None:
-    """What the first core runs at now."""
+    """Read the current clock of the first core."""
     scaled = read_text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq")
     if scaled:
         return float(scaled) / 1e3
@@ -72,7 +103,7 @@ def _processor() -> str | None:
 
 
 def flops_per_s(threads: int) -> float:
-    """What a matrix product reaches here and now: the best of a few, for estimates of time only."""
+    """Time a matrix product, the best of a few: for rough estimates of duration only."""
     import time
 
     import torch

@@ -1,4 +1,4 @@
-"""A folder for the time of a run. What a killed run left is removed by the next one."""
+"""A folder for the duration of a run. The next run removes what a killed one left."""
 
 import contextlib
 import fcntl
@@ -13,7 +13,7 @@ LOCK = "in-use"
 
 @contextlib.contextmanager
 def scratch() -> Iterator[Path]:
-    """An empty folder, removed on the way out; held by a lock that the kernel drops however we end."""
+    """Make an empty folder, and remove it on the way out; a lock that the kernel drops however we end holds it."""
     base = Path(tempfile.gettempdir())
     _remove_abandoned(base)
     made = Path(tempfile.mkdtemp(prefix=".prism-"))  # not yet under the name that others look for

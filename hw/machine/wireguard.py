@@ -1,18 +1,18 @@
-"""Whether what goes to another device is hidden from others: `prism-hw doctor --secure ADDRESS`."""
+"""Check that traffic to another device is encrypted: `prism-hw doctor --secure ADDRESS`."""
 
 import ipaddress
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from hw.comm.group import interface_to
+from hw.comm.interfaces import interface_to
 from hw.machine.doctor import Check, has_module
 
 NET = Path("/sys/class/net")
 
 
 def examine(address: str, net: Path = NET, interface: Callable[[str], str] = interface_to) -> list[Check]:
-    """What lies below gloo on the way to an address. Raises ConfigError without a route."""
+    """Check the interface and the kernel below gloo on the way to an address. Raises ConfigError without a route."""
     return [_tunnel(address, interface(address), net), _kernel(net), _tool()]
 
 
@@ -24,12 +24,13 @@ def _tunnel(address: str, interface: str, net: Path) -> Check:
     return Check(
         name="way to the device",
         status="missing",
-        found=f"{interface} is no WireGuard interface: whoever shares the network can read and write what gloo sends",
+        found=f"{interface} is no WireGuard interface: others on the network can read and change what gloo sends",
         remedy="wg-quick up on both devices, and give their WireGuard addresses to --join (docs/serving.md)",
     )
 
 
 def is_wireguard(interface: str, net: Path = NET) -> bool:
+    """Find out from sysfs whether an interface is a WireGuard tunnel."""
     try:
         return "DEVTYPE=wireguard" in (net / interface / "uevent").read_text().splitlines()
     except OSError:

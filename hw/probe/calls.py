@@ -7,15 +7,16 @@ from functools import partial
 from typing import Any
 
 import torch
+from msgspec import UNSET
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hw.probe.cells import Cell
+from hw.probe.cells import ProbeCell
+from prism.codecs import WIRES, Wire
 from prism.nn.codecs import decode, encode
 from prism.nn.families.base import split_heads
 from prism.nn.segment_means import segment_means
-from prism.plan import WIRES
 from prism.trace import PACE
 
 VALUES = 24_000_000  # floats of random data that all cells share: the inputs of the largest one
@@ -32,7 +33,7 @@ class Bench:
         self._used = 0
         self._blocks: dict[tuple[int, int, int], nn.Module] = {}
 
-    def call(self, cell: Cell) -> Call:
+    def call(self, cell: ProbeCell) -> Call:
         """One call of the cell's operation. Its tensors are valid until the next cell's."""
         self._used = 0
         return _CALLS[cell.op](self, cell)
@@ -49,7 +50,7 @@ class Bench:
             self._blocks[key] = block.eval()
         return self._blocks[key]
 
-    def time(self, cell: Cell, call: Call, calls: int) -> tuple[int, int]:
+    def time(self, cell: ProbeCell, call: Call, calls: int) -> tuple[int, int]:
         """Start and end in ns of `calls` calls. Copies are timed by events on the GPU, all else by the host."""
         if cell.op in ("d2h", "h2d"):
             return self._time_by_events(call, calls)
@@ -76,52 +77,56 @@ class Bench:
             torch.cuda.synchronize(self.device)
 
 
-def _gemm(bench: Bench, cell: Cell) -> Call:
+def _gemm(bench: Bench, cell: ProbeCell) -> Call:
     rows, inner, columns = cell.shape
     return partial(F.linear, bench.tensor(rows, inner), bench.tensor(columns, inner), bench.tensor(columns))
 
 
-def _attention(bench: Bench, cell: Cell) -> Call:
+def _attention(bench: Bench, cell: ProbeCell) -> Call:
     batch, heads, queries, keys, head, bias, causal = cell.shape
     query, key, value = (split_heads(bench.tensor(batch, rows, heads * head), heads) for rows in (queries, keys, keys))
     mask = bench.tensor(1, 1, 1, keys).abs() if bias else None
     return partial(F.scaled_dot_product_attention, query, key, value, attn_mask=mask, is_causal=bool(causal))
 
 
-def _norm(bench: Bench, cell: Cell) -> Call:
+def _norm(bench: Bench, cell: ProbeCell) -> Call:
     rows, width = cell.shape
     return partial(F.layer_norm, bench.tensor(rows, width), (width,), bench.tensor(width), bench.tensor(width))
 
 
-def _elementwise(bench: Bench, cell: Cell) -> Call:
+def _elementwise(bench: Bench, cell: ProbeCell) -> Call:
     rows, width, reads = cell.shape
     if reads == 1:
         return partial(F.gelu, bench.tensor(rows, width))
     return partial(torch.add, bench.tensor(rows, width), bench.tensor(rows, width))
 
 
-def _block(bench: Bench, cell: Cell) -> Call:
+def _block(bench: Bench, cell: ProbeCell) -> Call:
     batch, tokens, width, heads, mlp_width = cell.shape
     return partial(bench.block(width, heads, mlp_width), bench.tensor(batch, tokens, width))
 
 
-def _pack(bench: Bench, cell: Cell) -> Call:
-    rows, width, codec = cell.shape
-    return partial(encode, WIRES[codec], bench.tensor(rows, width))
+def _pack(bench: Bench, cell: ProbeCell) -> Call:
+    return partial(encode, _codec(cell), bench.tensor(*cell.shape))
 
 
-def _unpack(bench: Bench, cell: Cell) -> Call:
-    rows, width, codec = cell.shape
-    payload = encode(WIRES[codec], bench.tensor(rows, width))
-    return partial(decode, WIRES[codec], payload, (rows, width), torch.float32)
+def _unpack(bench: Bench, cell: ProbeCell) -> Call:
+    wire = _codec(cell)
+    return partial(decode, wire, encode(wire, bench.tensor(*cell.shape)), cell.shape, torch.float32)
 
 
-def _means(bench: Bench, cell: Cell) -> Call:
+def _codec(cell: ProbeCell) -> Wire:
+    if cell.codec is UNSET:
+        raise ValueError(f"a cell of {cell.op} names no codec; give one of {', '.join(WIRES)}")
+    return cell.codec
+
+
+def _means(bench: Bench, cell: ProbeCell) -> Call:
     batch, rows, width, segments = cell.shape
     return partial(segment_means, bench.tensor(batch, rows, width), segments)
 
 
-def _copy(bench: Bench, cell: Cell) -> Call:
+def _copy(bench: Bench, cell: ProbeCell) -> Call:
     values = cell.shape[0] // 4
     there = bench.tensor(values)
     host = torch.empty(values, pin_memory=True)
@@ -129,7 +134,7 @@ def _copy(bench: Bench, cell: Cell) -> Call:
     return partial(target.copy_, source, non_blocking=True)
 
 
-_CALLS: dict[str, Callable[[Bench, Cell], Any]] = {
+_CALLS: dict[str, Callable[[Bench, ProbeCell], Any]] = {
     "gemm": _gemm,
     "attention": _attention,
     "norm": _norm,

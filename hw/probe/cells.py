@@ -10,9 +10,10 @@ from typing import Annotated
 
 import msgspec
 
-from prism.plan import WIRES, ExecutionPlan, Mode, payload_bytes
+from prism.codecs import WIRES, Wire, payload_bytes
+from prism.plan import LOCAL
 from prism.spec import ModelSpec
-from prism.trace import PACE
+from prism.trace import CODED, PACE
 from prism.workload import WORD, attention, build, elementwise, gemm, norm
 
 ROWS = (16, 48, 128, 320, 800, 2000, 4800)  # batch times tokens
@@ -32,16 +33,21 @@ class ProbeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     threads: Annotated[int, msgspec.Meta(ge=1)] = 1
 
 
-class Cell(msgspec.Struct, frozen=True, kw_only=True):
-    """One operation in one shape. bytes: what it moves in memory, by prism.workload's rules."""
+class ProbeCell(msgspec.Struct, frozen=True, kw_only=True):
+    """One operation in one shape.
+
+    bytes: what it moves in memory, by the rules of prism.workload.
+    codec: of the operations that encode or decode.
+    """
 
     op: str
     shape: tuple[int, ...]
     flops: int
     bytes: int
+    codec: Wire | msgspec.UnsetType = msgspec.UNSET
 
 
-def cells(cuda: bool) -> tuple[Cell, ...]:
+def cells(cuda: bool) -> tuple[ProbeCell, ...]:
     """Every cell, the copies to and from a GPU only where there is one."""
     kinds = [_gemm(), _attention(), _norm(), _elementwise(), _block(), _codecs(), _means()]
     if cuda:
@@ -56,16 +62,16 @@ def _every_other(*axes: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
             yield tuple(axis[place] for axis, place in zip(axes, places, strict=True))
 
 
-def _gemm() -> Iterator[Cell]:
+def _gemm() -> Iterator[ProbeCell]:
     for kind, (inner_share, outer_share) in enumerate(((1, 1), (1, 3), (1, 4), (4, 1))):
         for place, (rows, width) in enumerate(itertools.product(ROWS, WIDTHS)):
             if (place + kind) % 2 == 0:
                 inner, columns = inner_share * width, outer_share * width
                 kernel = gemm(rows, inner, columns)
-                yield Cell(op="gemm", shape=(rows, inner, columns), flops=kernel.flops, bytes=kernel.memory_bytes)
+                yield ProbeCell(op="gemm", shape=(rows, inner, columns), flops=kernel.flops, bytes=kernel.memory_bytes)
 
 
-def _attention() -> Iterator[Cell]:
+def _attention() -> Iterator[ProbeCell]:
     """Keys: the queries' own (local), a few means more, and twice as many (the other part in full)."""
     variants = ((1, 0), (1, 20), (2, 0))
     for place, (batch, queries, width) in enumerate(_every_other((1, 2, 4, 8), TOKENS, WIDTHS[::2])):
@@ -75,34 +81,36 @@ def _attention() -> Iterator[Cell]:
         flags = ((0, 0), (1, 0)) if keys > queries else ((0, 0), (0, 1))
         for bias, causal in flags:
             shape = (batch, width // head, queries, keys, head, bias, causal)
-            yield Cell(op="attention", shape=shape, flops=kernel.flops, bytes=kernel.memory_bytes)
+            yield ProbeCell(op="attention", shape=shape, flops=kernel.flops, bytes=kernel.memory_bytes)
 
 
-def _norm() -> Iterator[Cell]:
+def _norm() -> Iterator[ProbeCell]:
     for rows, width in _every_other(ROWS, WIDTHS):
         kernel = norm(rows, width)
-        yield Cell(op="norm", shape=(rows, width), flops=kernel.flops, bytes=kernel.memory_bytes)
+        yield ProbeCell(op="norm", shape=(rows, width), flops=kernel.flops, bytes=kernel.memory_bytes)
 
 
-def _elementwise() -> Iterator[Cell]:
+def _elementwise() -> Iterator[ProbeCell]:
     for rows, width in _every_other(ROWS, WIDTHS):
         for reads, columns in ((1, 4 * width), (2, width)):  # GELU works on the MLP's width
             kernel = elementwise(rows * columns, reads)
-            yield Cell(op="elementwise", shape=(rows, columns, reads), flops=kernel.flops, bytes=kernel.memory_bytes)
+            yield ProbeCell(
+                op="elementwise", shape=(rows, columns, reads), flops=kernel.flops, bytes=kernel.memory_bytes
+            )
 
 
-def _block() -> Iterator[Cell]:
+def _block() -> Iterator[ProbeCell]:
     for batch, tokens, width in _every_other((1, 3, 8), TOKENS, WIDTHS):
         heads = width // HEAD_WIDTHS[width]
         flops, size = block_work(batch, tokens, width, heads, 4 * width)
-        yield Cell(op="block", shape=(batch, tokens, width, heads, 4 * width), flops=flops, bytes=size)
+        yield ProbeCell(op="block", shape=(batch, tokens, width, heads, 4 * width), flops=flops, bytes=size)
 
 
-def _pace() -> Cell:
+def _pace() -> ProbeCell:
     """The block that a machine's pace is told by: of middle size, some milliseconds on a slow core."""
     shape = (1, 100, 448, 7, 1792)
     flops, size = block_work(*shape)
-    return Cell(op=PACE, shape=shape, flops=flops, bytes=size)
+    return ProbeCell(op=PACE, shape=shape, flops=flops, bytes=size)
 
 
 def block_work(batch: int, tokens: int, width: int, heads: int, mlp_width: int) -> tuple[int, int]:
@@ -110,31 +118,31 @@ def block_work(batch: int, tokens: int, width: int, heads: int, mlp_width: int) 
     model = ModelSpec(
         name="block", family="vit", blocks=1, width=width, heads=heads, mlp_width=mlp_width, tokens=tokens
     )
-    graph = build(model, ExecutionPlan(mode=Mode.LOCAL), batch)
+    graph = build(model, LOCAL, batch)
     kernels = [kernel for op in graph.operations() if op.block == 0 for kernel in op.kernels]
     return sum(kernel.flops for kernel in kernels), sum(kernel.memory_bytes for kernel in kernels)
 
 
-def _codecs() -> Iterator[Cell]:
-    for place, wire in enumerate(WIRES):
+def _codecs() -> Iterator[ProbeCell]:
+    for wire in WIRES:
         for rows, width in ((10, 192), (10, 768), (80, 448), (300, 768), (1600, 1024)):
             size = WORD * rows * width + payload_bytes(wire, rows * width)
-            for op in ("pack", "unpack"):
-                yield Cell(op=op, shape=(rows, width, place), flops=0, bytes=size)
+            for op in CODED:
+                yield ProbeCell(op=op, shape=(rows, width), flops=0, bytes=size, codec=wire)
 
 
-def _means() -> Iterator[Cell]:
+def _means() -> Iterator[ProbeCell]:
     for batch, rows, width in _every_other((1, 8), (30, 100, 300), (192, 448, 1024)):
         for segments in (1, 10):
             kernel = elementwise(batch * rows * width)
             shape = (batch, rows, width, segments)
-            yield Cell(op="segment_means", shape=shape, flops=kernel.flops, bytes=kernel.memory_bytes)
+            yield ProbeCell(op="segment_means", shape=shape, flops=kernel.flops, bytes=kernel.memory_bytes)
 
 
-def _copies() -> Iterator[Cell]:
+def _copies() -> Iterator[ProbeCell]:
     for size in COPIES:
         for op in ("d2h", "h2d"):
-            yield Cell(op=op, shape=(size,), flops=0, bytes=size)
+            yield ProbeCell(op=op, shape=(size,), flops=0, bytes=size)
 
 
 PACE_BLOCK = _pace()

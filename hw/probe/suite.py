@@ -8,7 +8,7 @@ Shape of each op's Probe, in this order; everything is fp32:
 - norm (rows, width): LayerNorm with weight and bias.
 - elementwise (rows, width, reads): reads 1 is GELU, 2 the residual add.
 - block (batch, tokens, width, heads, MLP width): a whole pre-norm block, since its parts don't add up to it.
-- pack, unpack (rows, width, codec): prism.nn.codecs's encode and decode; codec is the place in prism.plan.WIRES.
+- pack, unpack (rows, width), with a `codec`: encode and decode of prism.nn.codecs.
   No FLOPs are counted; bytes: the values and the payload.
 - segment_means (batch, rows, width, segments).
 - d2h, h2d (bytes,): between the GPU and pinned memory, timed by events; only where there is a GPU.
@@ -24,8 +24,8 @@ from collections.abc import Callable
 import torch
 
 from hw.probe.calls import Bench, Call
-from hw.probe.cells import Cell, ProbeConfig, cells
-from hw.run.config import Progress
+from hw.probe.cells import ProbeCell, ProbeConfig, cells
+from prism.cli.progress import Progress
 from prism.trace import Probe
 
 WINDOW_NS = 2_000_000  # of one timed stretch: long against the clock and an interrupt
@@ -53,7 +53,7 @@ class _Suite:
         self._config, self._rank, self._on_progress = config, rank, on_progress
         self._cells = cells(device.type == "cuda")
         self._bench = Bench(device, config.seed)
-        self._calls: dict[Cell, int] = {}
+        self._calls: dict[ProbeCell, int] = {}
         self._done = 0
         self._probes: list[Probe] = []
 
@@ -69,7 +69,7 @@ class _Suite:
                 break
         return self._probes
 
-    def _visit(self, cell: Cell) -> None:
+    def _visit(self, cell: ProbeCell) -> None:
         """A warm-up call, then as many calls as fill the window; how many is found on the first visit."""
         call = self._bench.call(cell)
         took = self._keep(cell, call, 1, warmup=True)
@@ -78,14 +78,14 @@ class _Suite:
             self._calls[cell] = self._enough(cell, call, took)
         self._keep(cell, call, self._calls[cell], warmup=False)
 
-    def _enough(self, cell: Cell, call: Call, took_ns: int) -> int:
+    def _enough(self, cell: ProbeCell, call: Call, took_ns: int) -> int:
         calls = 1
         while took_ns < WINDOW_NS and calls < MOST_CALLS:
             calls = min(max(calls + 1, int(1.2 * calls * WINDOW_NS / max(took_ns, 1))), MOST_CALLS)
             took_ns = self._keep(cell, call, calls, warmup=True)
         return calls
 
-    def _keep(self, cell: Cell, call: Call, calls: int, *, warmup: bool) -> int:
+    def _keep(self, cell: ProbeCell, call: Call, calls: int, *, warmup: bool) -> int:
         start, end = self._bench.time(cell, call, calls)
         self._probes.append(
             Probe(
@@ -94,6 +94,7 @@ class _Suite:
                 shape=cell.shape,
                 flops=cell.flops,
                 bytes=cell.bytes,
+                codec=cell.codec,
                 start_ns=start,
                 end_ns=end,
                 calls=calls,

@@ -1,10 +1,11 @@
-"""The Backend of prism.backend over real ranks on this machine."""
+"""Run plans as prism.backend.Backend asks, over real ranks on this machine."""
 
 import msgspec
 
 from hw.machine.scratch import scratch
-from hw.run.config import RunConfig, RunStep
+from hw.run.config import RunConfig
 from hw.run.launch import Site
+from hw.run.messages import RunStep
 from hw.run.processes import Ranks
 from prism.backend import Workload
 from prism.errors import PlanError
@@ -14,8 +15,10 @@ from prism.trace import Trace, read_trace
 
 
 class GlooBackend:
-    """Runs plans of one model over one link. `config` says all that a plan and a workload don't: the model's
-    name, its weights, the link, threads and timeouts."""
+    """Run plans of one model over one link.
+
+    `config` has all that a plan and a workload lack: the model's name, its weights, the link, threads and timeouts.
+    """
 
     def __init__(self, config: RunConfig) -> None:
         self._config = config
@@ -25,21 +28,15 @@ class GlooBackend:
         """Raises PlanError for another model's workload, or a plan that doesn't fit; ExchangeError."""
         if workload.model != self._spec:
             raise PlanError(
-                f"the workload is of {workload.model.name}, this backend runs {self._spec.name}; make one for each model"
+                f"the workload is of {workload.model.name}, this backend runs {self._spec.name}; "
+                f"make one for each model"
             )
         plan.partition(self._config.tokens or workload.model.tokens)
         with scratch() as folder:
             trace = folder / "trace.jsonl"
             config = msgspec.structs.replace(
                 self._config,
-                mode=plan.mode,
-                devices=plan.devices,
-                segments=plan.segments,
-                wire=plan.wire,
-                device_weights=plan.weights,
-                embed=plan.embed,
-                collective=plan.collective,
-                overlap=plan.overlap,
+                plan=plan,
                 batch=workload.batch,
                 batches=workload.batches,
                 warmups=workload.warmups,

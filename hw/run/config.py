@@ -1,22 +1,25 @@
-"""What a run is, what one rank of it is told, and what a rank reports. Data only: no torch."""
+"""What a run is: the options of `prism-hw run` as one file. No torch."""
 
 import hashlib
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import msgspec
 
-from hw.link.report import LinkConfig, LinkReport
-from hw.probe.cells import ProbeConfig
+from prism.config import NonNegative, Port, Positive, PositiveNumber
 from prism.errors import ConfigError
-from prism.plan import ExecutionPlan, Mode, Wire
-from prism.spec import LinkSpec, Port, Positive
-from prism.trace.energy import Energy
+from prism.link import LinkSpec
+from prism.plan import LOCAL, ExecutionPlan, Mode
+from prism.trace import MeterName
 
-NonNegative = Annotated[int, msgspec.Meta(ge=0)]
+USUAL = ExecutionPlan(mode=Mode.FULL, devices=2)
+MOST_DEVICES = 64
+ALWAYS_HASHED = 8  # of a plan's fields; a later one counts where it is not its default, so that old folders resume
+# a plan's fields as flags name them, and run files that have no [plan] table
+FLAG_OF_FIELD = {name: "device_weights" if name == "weights" else name for name in ExecutionPlan.__struct_fields__}
 
 
 class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`prism-hw run` as one file: every field is a flag of the same name."""
+    """`prism-hw run` as one file: every field is a flag of the same name, and so is every field of its plan."""
 
     model: str = "fashion-vit"
     images: str | None = None
@@ -25,181 +28,67 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     tokens: Positive | None = None
     weights: str | None = None
     seed: NonNegative = 0
-    mode: Mode = Mode.FULL
-    devices: Annotated[int, msgspec.Meta(ge=1, le=64)] = 2
-    segments: int | None = None
-    wire: Wire = "fp32"
-    device_weights: tuple[float, ...] | None = None
-    embed: Literal["terminal", "each"] = "terminal"
-    collective: Literal["auto", "mesh", "ring"] = "auto"
-    overlap: bool = True
+    plan: ExecutionPlan = USUAL
     batch: Positive = 1
     batches: NonNegative = 10
     warmups: NonNegative = 2
     link: str = "loopback"
     threads: Positive = 1
-    timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 60.0
+    timeout_s: PositiveNumber = 60.0
     interface: str = ""
     port: Port | None = None
-    meter: Literal["auto", "none", "ina3221", "jtop", "rapl"] = "auto"
+    meter: MeterName = "auto"
     power: str | None = None
     trace: str | None = None
 
-    def plan(self) -> ExecutionPlan:
-        """Raises PlanError where the fields contradict each other."""
-        local = self.mode is Mode.LOCAL
-        return ExecutionPlan(
-            mode=self.mode,
-            devices=1 if local else self.devices,
-            segments=self.segments,
-            wire=self.wire,
-            weights=None if local else self.device_weights,
-            embed=self.embed,
-            collective=self.collective,
-            overlap=self.overlap,
-        )
+    @staticmethod
+    def upgraded(data: Any) -> Any:
+        """Put a plan's fields that stand beside the others into [plan], over what it says, and complete it.
+
+        Flags are such fields, and so are those of files from before there was a [plan] table. L alone asks for segment
+        means; a local plan has one device, whatever stands beside it.
+        """
+        if not isinstance(data, dict) or not isinstance(data.get("plan", {}), dict):
+            return data
+        beside = {field: data[flag] for field, flag in FLAG_OF_FIELD.items() if flag in data}
+        plan = {**data.get("plan", {}), **beside}
+        means = plan.get("segments") is not None
+        plan = {"mode": Mode.SEGMENT_MEANS.value if means else USUAL.mode.value, "devices": USUAL.devices, **plan}
+        if plan["mode"] == Mode.LOCAL.value:
+            plan = {**plan, "devices": 1, "weights": None}
+        return {**{key: value for key, value in data.items() if key not in FLAG_OF_FIELD.values()}, "plan": plan}
+
+    def flat(self) -> dict[str, Any]:
+        """The configuration with its plan's fields beside the others, as trace headers have it.
+
+        Hashes and names of sweep files rest on it: beside mode local stands the usual number of devices, as ever.
+        """
+        fields = flattened(msgspec.to_builtins(self))
+        return {**fields, "devices": USUAL.devices} if self.plan.mode is Mode.LOCAL else fields
 
     def link_spec(self) -> LinkSpec:
+        """Parse the link. Raises ConfigError."""
         return LinkSpec.parse(self.link)
 
     def digest(self) -> str:
-        """A hash of all that matters to what is measured."""
-        same = msgspec.structs.replace(self, trace=None, port=None)
+        """Hash all that matters to what is measured."""
+        same = {**self.flat(), "trace": None, "port": None}
+        for field in ExecutionPlan.__struct_fields__[ALWAYS_HASHED:]:
+            if getattr(self.plan, field) == getattr(LOCAL, field):
+                del same[FLAG_OF_FIELD[field]]
         return hashlib.blake2b(msgspec.json.encode(same), digest_size=6).hexdigest()
 
     def check(self) -> None:
-        """Everything that can be refused without loading the model."""
-        self.plan()
+        """Refuse what can be refused without loading the model. Raises ConfigError."""
         self.link_spec()
+        if self.plan.devices > MOST_DEVICES:
+            raise ConfigError(f"devices {self.plan.devices}: at most {MOST_DEVICES} run together; use fewer")
         if self.images and self.text:
             raise ConfigError("both --images and --text are given; a model takes one of them")
 
 
-class RankJob(msgspec.Struct, frozen=True, kw_only=True):
-    """One rank of a group: where it runs and how it finds the others. What to do comes in steps.
-
-    netns: path of the network namespace to enter, medium: file of the user-space shaper, where there is one.
-    meter_covers: ranks of this device, on the one of them that reads its power meter; hwmon: where a
-    Jetson's sensor files are.
-    facts: what the header should say of the testbed.
-    """
-
-    rank: int
-    world_size: int
-    leader: str
-    port: int
-    interface: str
-    timeout_s: float
-    threads: int = 1
-    cores: tuple[int, ...] = ()
-    oversubscribed: bool = False
-    netns: str = ""
-    medium: str = ""
-    meter_covers: tuple[int, ...] = ()
-    hwmon: str = "/sys/class/hwmon"
-    serve_store: bool = True
-    facts: dict[str, Any] = {}
-    command: str = ""
-
-
-class RunStep(msgspec.Struct, frozen=True, kw_only=True, tag="run"):
-    """Run batches of one configuration. `score` compares each input's output with the local model's."""
-
-    config: RunConfig
-    score: bool = True
-
-
-class LinkStep(msgspec.Struct, frozen=True, kw_only=True, tag="link"):
-    """Measure the links of the group. `trace` keeps the raw probes."""
-
-    config: LinkConfig
-    link: str
-    trace: str
-
-
-class ProbeStep(msgspec.Struct, frozen=True, kw_only=True, tag="probe"):
-    """Time operations on the terminal while the others wait. `trace` keeps the raw probes."""
-
-    config: ProbeConfig
-    link: str
-    trace: str
-
-
-class EndStep(msgspec.Struct, frozen=True, kw_only=True, tag="end"):
-    """Nothing follows: every rank ends."""
-
-
-Work = RunStep | LinkStep | ProbeStep
-Step = Work | EndStep
-
-
-class Checked(msgspec.Struct, frozen=True, kw_only=True, tag="checked"):
-    """The terminal has its model and inputs, and the plan fits them: the others are worth starting."""
-
-
-class Progress(msgspec.Struct, frozen=True, kw_only=True, tag="progress"):
-    done: int
-    total: int
-
-
-class Prediction(msgspec.Struct, frozen=True, kw_only=True):
-    name: str
-    label: str | None
-    predicted: str
-    probability: float | None
-
-
-class Outcome(msgspec.Struct, frozen=True, kw_only=True, tag="outcome"):
-    """What `prism-hw run --json` prints. Times are medians over the measured batches; null is "not measured"."""
-
-    model: str
-    weights: str
-    inputs: str
-    mode: str
-    devices: int
-    segments: int | None
-    wire: str
-    embed: str
-    collective: str
-    overlap: bool
-    batch: int
-    batches: int
-    tokens: int
-    link: str
-    oversubscribed: bool
-    latency_ms: dict[str, float]
-    split_ms: dict[str, float]
-    split_per_rank_ms: dict[int, dict[str, float]]
-    bytes_per_exchange: int
-    effective_bandwidth_mbps: float | None
-    energy_j: float | None
-    energy: Energy | None
-    energy_note: str
-    agreement: float | None
-    agreement_kind: str
-    top1: float | None
-    samples: int
-    max_rel_error: float | None
-    peak_memory_bytes: dict[int, int]
-    predictions: tuple[Prediction, ...]
-    seed: int
-    config: dict[str, Any]
-    host: dict[str, Any]
-    command: str
-
-
-class Measured(msgspec.Struct, frozen=True, kw_only=True, tag="measured"):
-    """The end of a link or probe step; its raw measurements are in the step's trace."""
-
-    report: LinkReport | None = None
-
-
-class Failure(msgspec.Struct, frozen=True, kw_only=True, tag="failure"):
-    """A rank's own error. `lost_peer`: another rank's end caused it, so the other's word counts first."""
-
-    message: str
-    exit_code: int = 2
-    lost_peer: bool = False
-
-
-Event = Checked | Progress | Outcome | Measured | Failure
+def flattened(fields: dict[str, Any]) -> dict[str, Any]:
+    """Put the fields of `plan` beside the others, in its place, under the names of their flags."""
+    plan = {FLAG_OF_FIELD[field]: value for field, value in fields["plan"].items()}
+    names = [key for name in fields for key in (plan if name == "plan" else (name,))]
+    return {name: plan[name] if name in plan else fields[name] for name in names}

@@ -1,4 +1,4 @@
-"""Where ranks meet and what they run: on this machine, over a cluster, or under torchrun."""
+"""Start ranks where they meet: on this machine, over a cluster, or under torchrun."""
 
 import contextlib
 import os
@@ -10,25 +10,30 @@ import msgspec
 from hw.comm.shaper import SharedMedium
 from hw.link.report import LinkReport
 from hw.machine.scratch import scratch
-from hw.run.config import LinkStep, Outcome, ProbeStep, Progress, RankJob, RunConfig, RunStep
+from hw.run.config import RunConfig
+from hw.run.messages import LinkStep, Outcome, ProbeStep, RankJob, RunStep
 from hw.run.processes import Ranks
 from hw.testbed.namespaces import INTERFACE, NamespaceTestbed
+from prism.cli.progress import Progress
 from prism.errors import ConfigError
-from prism.spec import ClusterSpec, LinkSpec
+from prism.link import LinkSpec
+from prism.spec import ClusterSpec
 
 TESTBED_PORT = 29400  # a namespace has no other user
 
 
 def core_shares(ranks: int, threads: int) -> tuple[list[tuple[int, ...]], bool]:
-    """The cores of each rank, `threads` each, and whether ranks have to share cores."""
+    """Choose the cores of each rank, `threads` each, and say whether ranks have to share cores."""
     cores = sorted(os.sched_getaffinity(0))
     shares = [tuple(cores[(rank * threads + k) % len(cores)] for k in range(threads)) for rank in range(ranks)]
     return [tuple(sorted(set(share))) for share in shares], ranks * threads > len(cores)
 
 
 class Site:
-    """Where the ranks of this machine meet: the loopback, with a shaped medium where the link has one, or a
-    testbed of namespaces. Use as a context manager."""
+    """The place where the ranks of this machine meet. Use as a context manager.
+
+    It is the loopback, with a shaped medium where the link has one, or a testbed of namespaces.
+    """
 
     def __init__(self, link: LinkSpec, ranks: int, config: RunConfig) -> None:
         self._link, self._ranks, self._config = link, ranks, config
@@ -67,8 +72,8 @@ class Site:
             self._testbed.play()
 
     def jobs(self, command: str) -> list[RankJob]:
-        """The jobs of all ranks."""
-        from hw.comm.group import check_interface, free_port
+        """Make the jobs of all ranks. Raises ConfigError for an interface that doesn't exist."""
+        from hw.comm.interfaces import check_interface, free_port
 
         config, testbed = self._config, self._testbed
         shares, oversubscribed = core_shares(self._ranks, config.threads)
@@ -99,14 +104,14 @@ class Site:
 def run_local(config: RunConfig, command: str, on_progress: Callable[[Progress], None]) -> Outcome:
     """Run a configuration on this machine, one process a rank."""
     config.check()
-    with Site(config.link_spec(), config.plan().ranks, config) as site, Ranks(site.jobs(command), site.folder) as ranks:
+    with Site(config.link_spec(), config.plan.ranks, config) as site, Ranks(site.jobs(command), site.folder) as ranks:
         site.play()
         return ranks.perform(RunStep(config=config), on_progress)
 
 
 def cluster_job(spec: ClusterSpec, rank: int, threads: int, timeout_s: float, command: str) -> RankJob:
-    """The job of one device of a cluster."""
-    from hw.comm.group import check_interface, interface_to
+    """Make the job of one device of a cluster. Raises ConfigError for an interface that doesn't exist."""
+    from hw.comm.interfaces import check_interface, interface_to
 
     leader = spec.devices[0].address
     interface = check_interface(spec.interface) if spec.interface else interface_to(leader)
@@ -124,7 +129,7 @@ def cluster_job(spec: ClusterSpec, rank: int, threads: int, timeout_s: float, co
 
 
 def network(link: str) -> str:
-    """The link of a run over several machines. Raises ConfigError for one that serves a single machine."""
+    """Name the link of a run over several machines. Raises ConfigError for one that serves a single machine."""
     if LinkSpec.parse(link).kind not in ("loopback", "network"):
         raise ConfigError(
             f"link {link}: it serves the ranks of one machine; shape at the access point, and use link network"
@@ -133,15 +138,15 @@ def network(link: str) -> str:
 
 
 def run_cluster(config: RunConfig, spec: ClusterSpec, command: str, on_progress: Callable[[Progress], None]) -> Outcome:
-    """Be the terminal of a run over several machines."""
-    config = msgspec.structs.replace(config, devices=len(spec.devices), link=network(config.link))
+    """Lead a run over several machines. Raises PrismError."""
+    config = msgspec.structs.replace(config, plan=config.plan.on(len(spec.devices)), link=network(config.link))
     config.check()
-    if config.plan().ranks == 1:
+    if config.plan.ranks == 1:
         return run_local(config, command, on_progress)
     job = cluster_job(spec, 0, config.threads, config.timeout_s, command)
     with scratch() as folder, Ranks([job], folder) as ranks:
         outcome = ranks.perform(RunStep(config=config), on_progress)
-        ranks.finish()  # the other devices' ranks end by the terminal's word
+        ranks.finish()  # the leader tells the other devices' ranks to end
         return outcome
 
 
@@ -152,9 +157,9 @@ def measure(
     command: str,
     on_progress: Callable[[Progress], None],
 ) -> list[LinkReport | None]:
-    """Perform measuring steps between ranks on this machine, or, as the terminal, on the devices of a cluster."""
+    """Perform measuring steps between ranks on this machine or, as the leader, on the devices of a cluster."""
     if spec is None:
-        with Site(config.link_spec(), config.devices, config) as site:
+        with Site(config.link_spec(), config.plan.devices, config) as site:
             site.play()
             with Ranks(site.jobs(command), site.folder) as ranks:
                 return [ranks.measure(step, on_progress) for step in steps]
@@ -166,18 +171,18 @@ def measure(
 
 
 def run_worker(spec: ClusterSpec, rank: int, threads: int, timeout_s: float, command: str) -> None:
-    """Be one of the other devices of a cluster, until the terminal ends."""
+    """Run as a worker of a cluster until the leader exits."""
     job = cluster_job(spec, rank, threads, timeout_s, command)
     with scratch() as folder, Ranks([job], folder) as ranks:
         ranks.finish()
 
 
 def run_under_torchrun(config: RunConfig, command: str) -> Outcome | None:
-    """Be the rank that torchrun's environment variables name. Returns the outcome on rank 0.
+    """Run as the rank that torchrun's environment variables name. Returns the outcome on rank 0. Raises PrismError.
 
     torchrun's agent may hold the store's port already; then every rank only connects to it.
     """
-    from hw.comm.group import interface_to
+    from hw.comm.interfaces import interface_to
     from hw.run.session import run_rank
 
     try:
@@ -187,9 +192,11 @@ def run_under_torchrun(config: RunConfig, command: str) -> Outcome | None:
         raise ConfigError(
             f"torchrun's variables are incomplete ({error}); start with torchrun, or unset RANK"
         ) from None
-    config = msgspec.structs.replace(config, devices=world)
-    if config.plan().ranks != world:
-        raise ConfigError(f"mode {config.mode.value} runs on one device, torchrun started {world}; use prism-hw run")
+    config = msgspec.structs.replace(config, plan=config.plan.on(world))
+    if config.plan.ranks != world:
+        raise ConfigError(
+            f"mode {config.plan.mode.value} runs on one device, torchrun started {world}; use prism-hw run"
+        )
     outcomes: list[Outcome] = []
     run_rank(
         RankJob(

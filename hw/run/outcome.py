@@ -1,36 +1,35 @@
-"""What a run reports: the header of its trace, and its outcome."""
+"""Put together what a run reports: the header of its trace, and its outcome."""
 
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from hw.inputs.score import Tally
+from hw.inputs.tally import Tally
 from hw.machine import facts as host
-from hw.run.config import Outcome, RankJob, RunConfig
+from hw.run.config import RunConfig
+from hw.run.messages import Outcome, RankJob
 from hw.run.workpiece import Workpiece
-from prism.plan import payload_bytes
 from prism.spec import ModelSpec, load_power_profile
 from prism.trace import TraceHeader, now_text
 from prism.trace.metrics import Summary
 
 
 def _recorded(config: RunConfig) -> dict[str, Any]:
-    """The configuration without the place of its own trace: a file that moves stays true."""
-    fields: dict[str, Any] = msgspec.to_builtins(config)
-    del fields["trace"]
-    return fields
+    """Leave the place of its own trace out of the configuration: a file that moves stays true."""
+    return {key: value for key, value in config.flat().items() if key != "trace"}
 
 
 def trace_header(config: RunConfig, job: RankJob, piece: Workpiece) -> TraceHeader:
+    """Describe the run and its machine. Raises ConfigError for a power file that can't be read."""
     return TraceHeader(
         source="measured",
         created=now_text(),
         model=config.model,
         weights=piece.loaded.weights,
-        plan=config.plan(),
+        plan=config.plan,
         batch=config.batch,
-        tokens=piece.tokens(),
+        tokens=piece.tokens,
         link=str(config.link_spec()),
         seed=config.seed,
         command=job.command,
@@ -44,18 +43,14 @@ def trace_header(config: RunConfig, job: RankJob, piece: Workpiece) -> TraceHead
 
 
 def outcome(header: TraceHeader, summary: Summary, tally: Tally, memory: dict[int, int], piece: Workpiece) -> Outcome:
-    plan, scored = header.plan, tally.compared > 0
+    """Summarise the run for its user."""
+    scored = tally.compared > 0
     return Outcome(
         model=header.model,
         weights=header.weights,
         inputs=piece.inputs.note if piece.inputs else "",
-        mode=plan.mode.value,
-        devices=plan.ranks,
-        segments=plan.segments,
-        wire=plan.wire,
-        embed=plan.embed,
-        collective=_collective(header, piece.spec),
-        overlap=plan.overlap,
+        plan=header.plan,
+        route=_route(header, piece.spec),
         batch=header.batch,
         batches=summary.batches,
         tokens=header.tokens,
@@ -83,7 +78,7 @@ def outcome(header: TraceHeader, summary: Summary, tally: Tally, memory: dict[in
     )
 
 
-def _collective(header: TraceHeader, spec: ModelSpec) -> str:
+def _route(header: TraceHeader, spec: ModelSpec) -> str:
     plan = header.plan
-    size = payload_bytes(plan.wire, header.batch * plan.sent_rows(header.tokens)[0] * spec.width)
+    size = plan.message_bytes(header.batch, header.tokens, spec.width)
     return "none" if plan.ranks == 1 else "ring" if plan.uses_ring(size, spec.causal) else "mesh"

@@ -1,12 +1,14 @@
-"""The rank processes of this machine: start them, watch them, and end them all: on success, error, Ctrl-C or death."""
+"""The rank processes of this machine: start them, watch them, and end them all, however the command ends."""
 
 import contextlib
+import logging
 import os
 import queue
 import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,28 +16,21 @@ from typing import Any
 import msgspec
 
 from hw.link.report import LinkReport
-from hw.run.config import (
-    Checked,
-    Event,
-    Failure,
-    LinkStep,
-    Measured,
-    Outcome,
-    ProbeStep,
-    Progress,
-    RankJob,
-    RunStep,
-    Work,
-)
+from hw.run.messages import Checked, Event, Failure, LinkStep, Measured, Outcome, ProbeStep, RankJob, RunStep, Work
+from prism.cli.logs import pass_on
+from prism.cli.progress import Progress
 from prism.errors import ExchangeError, PrismError
+
+log = logging.getLogger(__name__)
 
 WATCH_S = 0.01
 GRACE_S = 0.5  # between asking a rank to end and killing it
-LOSER_S = 0.5  # how long a rank's error waits for the word of the rank that caused it
+LOSER_S = 0.5  # how long a rank's error waits for the error of the rank that caused it
+KEPT_LINES = 50  # of a rank's stderr, for the error of one that ends without a message
 ENVIRONMENT = {"TORCH_CPP_LOG_LEVEL": "FATAL", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
 
 
-WITHOUT_RESULT = "the terminal ended without a result; run again with --trace FILE and look at the last spans"
+WITHOUT_RESULT = "the leader ended without a result; run again with --trace FILE and look at the last spans"
 
 
 class Ranks:
@@ -55,7 +50,7 @@ class Ranks:
         _end(self._children)
 
     def perform(self, step: RunStep, on_progress: Callable[[Progress], None]) -> Outcome:
-        """Have the terminal, which must be among the jobs, lead the ranks through a step."""
+        """Have the leader, which must be among the jobs, lead the ranks through a step. Raises PrismError."""
         outcome = self._perform(step, on_progress)
         if not isinstance(outcome, Outcome):
             raise ExchangeError(WITHOUT_RESULT)
@@ -64,7 +59,7 @@ class Ranks:
     def measure(
         self, step: LinkStep | ProbeStep, on_progress: Callable[[Progress], None] = lambda _: None
     ) -> LinkReport | None:
-        """The same for a step that measures the links or operations; a report of the links."""
+        """Do the same for a step that measures the links or operations. Returns the report of the links."""
         measured = self._perform(step, on_progress)
         if not isinstance(measured, Measured):
             raise ExchangeError(WITHOUT_RESULT)
@@ -73,7 +68,7 @@ class Ranks:
     def _perform(self, step: Work, on_progress: Callable[[Progress], None]) -> Outcome | Measured | None:
         first = not self._children
         if first:
-            # ranks that share cores slow each other's start: none begins before the terminal has its inputs
+            # ranks that share cores slow each other's start: none begins before the leader has its inputs
             self._start(self._jobs[: 1 if self._jobs[0].oversubscribed else None])
         self._children[0].ask(step)
         if first:
@@ -84,7 +79,7 @@ class Ranks:
         return outcome
 
     def finish(self) -> None:
-        """Wait until every rank has ended by itself."""
+        """Wait until every rank has ended by itself. Raises PrismError."""
         if not self._children:
             self._start(self._jobs)
         for child in self._children:
@@ -92,7 +87,8 @@ class Ranks:
         self._watch(lambda _: None, lambda: False)
 
     def _start(self, jobs: Sequence[RankJob]) -> None:
-        for job in jobs:  # one by one, so that whoever ends them sees each that was started
+        for job in jobs:  # one by one, so that __exit__ sees each that was started
+            log.debug("starting rank %d of %d", job.rank, job.world_size)
             self._children.append(_Child(job, self._folder))
 
     def _watch(self, on_progress: Callable[[Progress], None], enough: Callable[[], bool]) -> None:
@@ -121,32 +117,32 @@ class _Child:
         path = folder / f"job-{job.rank}.json"
         path.write_bytes(msgspec.json.encode(job))
         self.rank = job.rank
-        self.log = folder / f"rank-{job.rank}.log"
         self.failure: Failure | None = None
         self.outcome: Outcome | Measured | None = None
         self.checked = False
         self.events: queue.Queue[Event] = queue.Queue()
-        with open(self.log, "wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "hw.run.rank_main", str(path), str(os.getpid())],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env={**os.environ, **ENVIRONMENT, "OMP_NUM_THREADS": str(job.threads)},
-                start_new_session=True,  # a terminal's Ctrl-C reaches us only; we end them
-            )
-        self.reader = threading.Thread(target=self._read, daemon=True)
-        self.reader.start()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "hw.run.rank_main", str(path), str(os.getpid())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, **ENVIRONMENT, "OMP_NUM_THREADS": str(job.threads)},
+            start_new_session=True,  # Ctrl-C reaches this process only; it ends them
+        )
+        self.lines: deque[str] = deque(maxlen=KEPT_LINES)
+        self.readers = [threading.Thread(target=body, daemon=True) for body in (self._read, self._pass_on)]
+        for reader in self.readers:
+            reader.start()
 
     def ask(self, step: Work) -> None:
-        """Hand the terminal its next step; a dead one is found by watching it."""
+        """Hand the leader its next step; a dead one is noticed by watching it."""
         with contextlib.suppress(BrokenPipeError):
             if self.process.stdin is not None:
                 self.process.stdin.write(msgspec.json.encode(step) + b"\n")
                 self.process.stdin.flush()
 
     def hang_up(self) -> None:
-        """Say that no step follows."""
+        """Close the leader's input: no step follows."""
         with contextlib.suppress(BrokenPipeError):
             if self.process.stdin is not None:
                 self.process.stdin.close()
@@ -156,7 +152,15 @@ class _Child:
             for line in self.process.stdout:
                 self.events.put(msgspec.json.decode(line, type=Event))
 
+    def _pass_on(self) -> None:
+        """Keep the last lines of the rank's stderr, and show them all where the command is verbose."""
+        for raw in self.process.stderr or ():
+            line = raw.decode(errors="replace").rstrip()
+            self.lines.append(line)
+            pass_on(line)
+
     def drain(self, on_progress: Callable[[Progress], None]) -> None:
+        """Take in the events since the last call."""
         while not self.events.empty():
             event = self.events.get()
             if isinstance(event, Progress):
@@ -170,11 +174,13 @@ class _Child:
 
     @property
     def done(self) -> bool:
-        return self.process.poll() is not None and not self.reader.is_alive() and self.events.empty()
+        """Whether the process has ended and all that it reported was taken in."""
+        reading = any(reader.is_alive() for reader in self.readers)
+        return self.process.poll() is not None and not reading and self.events.empty()
 
     def cause(self) -> PrismError | None:
-        """What this rank's end says, or None when it ended well or only lost another."""
-        if self.failure is not None:  # said before its process has ended, which takes torch a second or two
+        """Return the error that this rank ended with; None when it ended well or only lost another rank."""
+        if self.failure is not None:  # reported before the process has ended, which takes torch a second or two
             return None if self.failure.lost_peer else ExchangeError(self._named(self.failure.message))
         code = self.process.poll() if self.done else None
         if code in (None, 0):
@@ -187,8 +193,7 @@ class _Child:
         return message if self.rank == 0 or message.startswith("rank ") else f"rank {self.rank}: {message}"
 
     def _last_line(self) -> str:
-        lines = self.log.read_text(errors="replace").strip().splitlines()
-        return lines[-1] if lines else "no message"
+        return next((line for line in reversed(self.lines) if line), "no message")
 
 
 def _end(children: Sequence[_Child]) -> None:

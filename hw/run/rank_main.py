@@ -1,6 +1,6 @@
 """One rank as a process of its own: `python -m hw.run.rank_main JOB.json PARENT`, events as JSON lines on stdout.
 
-Started by hw.run.launch. It dies with its parent, and Ctrl-C ends it at once even inside a gloo call.
+hw.run.processes starts it. It dies with its parent, and Ctrl-C ends it at once even inside a gloo call.
 """
 
 import os
@@ -12,19 +12,21 @@ from pathlib import Path
 import msgspec
 
 from hw.machine.lifetime import die_with_parent
-from hw.run.config import EndStep, Event, Failure, RankJob, Step
+from hw.run.messages import AnyStep, EndStep, Event, Failure, RankJob
 from hw.testbed.netns import enter
+from prism.cli.logs import configure_rank
 from prism.errors import PeerLostError, PrismError
 
 
-def steps_from_stdin() -> Iterator[Step]:
-    """What the parent asks of the terminal, one JSON line a step, until the end."""
+def steps_from_stdin() -> Iterator[AnyStep]:
+    """Read the steps that the parent asks of the leader, one JSON line each, until the end."""
     for line in sys.stdin.buffer:
-        yield msgspec.json.decode(line, type=Step)
+        yield msgspec.json.decode(line, type=AnyStep)
     yield EndStep()
 
 
 def main() -> int:
+    """Run the rank of a job file. Returns the exit code."""
     path, parent = sys.argv[1:]
     die_with_parent(int(parent))
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -36,6 +38,7 @@ def main() -> int:
         events.flush()
 
     job = msgspec.json.decode(Path(path).read_bytes(), type=RankJob)
+    configure_rank(job.rank)
     if job.netns:
         enter(job.netns)
     os.sched_setaffinity(0, job.cores or os.sched_getaffinity(0))  # before torch sizes its pools

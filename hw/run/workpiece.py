@@ -1,7 +1,6 @@
-"""A model and its inputs, loaded for a run and kept for the next step that wants the same."""
+"""The model of a run and its inputs."""
 
 import functools
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,15 @@ from hw.inputs.samples import Inputs, Sample, load_images, load_text
 from hw.run.config import RunConfig
 from prism.errors import InputError
 from prism.nn.families import adapter_for
-from prism.nn.zoo import Loaded, load_model
+from prism.nn.zoo import Loaded, fingerprint, load_model
 from prism.spec import ModelSpec
 
 
 class Workpiece:
-    """inputs: None on a rank that is sent its rows. fingerprint: hash of the weights."""
+    """A model loaded for one configuration, with its adapter and inputs.
+
+    inputs: None on a rank that receives its rows. tokens: of the first input, or the model's own where there is none.
+    """
 
     def __init__(self, config: RunConfig, device: torch.device, with_inputs: bool) -> None:
         self._device = device
@@ -25,14 +27,21 @@ class Workpiece:
         self.adapter = adapter_for(self.loaded.model)
         self.spec: ModelSpec = self.adapter.spec
         self.inputs: Inputs | None = _load_inputs(config, self.loaded) if with_inputs else None
+        self.tokens = self._first_tokens()
+
+    def _first_tokens(self) -> int:
+        if self.inputs is None or self.loaded.kind == "image":  # every image has the model's own number
+            return self.spec.tokens
+        return int(self.call(self.inputs.batch(0, 1, wrap=True))["input_ids"].shape[1])
 
     @functools.cached_property
     def fingerprint(self) -> str:
+        """Hash the weights."""
         return fingerprint(self.loaded.model)
 
     @staticmethod
     def key(config: RunConfig) -> tuple[Any, ...]:
-        """What two configurations must share to share a workpiece."""
+        """List what two configurations must share to share a workpiece."""
         return (
             config.model,
             config.weights,
@@ -41,32 +50,18 @@ class Workpiece:
             config.text,
             config.resize,
             config.tokens,
-            config.embed,
+            config.plan.embed,
         )
 
-    def tokens(self) -> int:
-        """Tokens of the first input."""
-        call = self.call(self.inputs.batch(0, 1, wrap=True)) if self.inputs else {}
-        return int(call["input_ids"].shape[1]) if "input_ids" in call else self.spec.tokens
-
     def call(self, samples: Sequence[Sample]) -> dict[str, Any]:
-        """The model's keyword arguments for some samples; empty on a rank without inputs."""
+        """Make the model's keyword arguments of some samples; empty on a rank without inputs."""
         if self.inputs is None:
             return {}
         return {name: tensor.to(self._device) for name, tensor in self.inputs.collate(samples).items()}
 
     def reference(self, call: dict[str, Any]) -> Any:
-        """What the model as it is says."""
+        """Run the model as it is, on this device alone."""
         return self.loaded.model(**call, **self.adapter.forced)
-
-
-def fingerprint(model: torch.nn.Module) -> str:
-    """A hash of every parameter's name, shape and values."""
-    digest = hashlib.blake2b(digest_size=8)
-    for name, parameter in model.state_dict().items():
-        digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
-        digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def _load_inputs(config: RunConfig, loaded: Loaded) -> Inputs:

@@ -1,1 +1,1 @@
-"""Serving a model over devices that come and go: membership, groups, the adaptive runtime, HTTP."""
+"""Serve a model over devices that come and go: leader and followers, the adaptive runtime, HTTP."""

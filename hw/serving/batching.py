@@ -1,4 +1,4 @@
-"""Requests that wait, and go together where their shapes allow: one thread that serves them."""
+"""Queue requests, and batch them where their shapes allow: one thread serves them."""
 
 import threading
 import time
@@ -17,11 +17,11 @@ from prism.plan import ExecutionPlan
 
 
 class Overloaded(PrismError):
-    """More requests wait than may."""
+    """The queue is full."""
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """A request's outputs by name, with the plan that gave them."""
+    """A request's outputs by name. ran: the plan that gave them."""
 
     outputs: dict[str, Tensor]
     ran: ExecutionPlan
@@ -35,13 +35,16 @@ class _Request:
 
     @property
     def kind(self) -> tuple[tuple[str, tuple[int, ...], torch.dtype], ...]:
-        """What requests must share to go together."""
+        """What requests must share to be batched: names, shapes and types of their inputs."""
         return tuple((name, tuple(t.shape[1:]), t.dtype) for name, t in self.call.items())
 
 
 class Batcher:
-    """Up to `largest` samples go together; the first of them waits for others at most `patience_s`; at most `queue`
-    requests wait. deadline_s: from arrival, what the policy is told of. Used as a context manager."""
+    """Batches requests and runs them. Used as a context manager.
+
+    largest: samples of a batch at most. patience_s: how long the first request of a batch waits for others.
+    queue: requests that wait at most. deadline_s: from a request's arrival, for the policy.
+    """
 
     def __init__(
         self,
@@ -71,10 +74,11 @@ class Batcher:
 
     @property
     def waiting(self) -> int:
+        """Requests in the queue."""
         return len(self._waiting)
 
     def submit(self, call: Mapping[str, Tensor]) -> "Future[Answer]":
-        """Raises Overloaded where too many wait already."""
+        """Queue a request. Raises Overloaded where too many wait already."""
         request = _Request(call)
         with self._news:
             if len(self._waiting) >= self._most or self._closing:
@@ -84,7 +88,7 @@ class Batcher:
         return request.future
 
     def _take(self) -> list[_Request]:
-        """The next batch; empty when it is over."""
+        """Take the next batch off the queue; empty when serving is over."""
         with self._news:
             self._news.wait_for(lambda: self._waiting or self._closing)
             if not self._waiting:
@@ -126,7 +130,7 @@ class Batcher:
 
 
 def named(output: Any) -> dict[str, Tensor]:
-    """A model's output as tensors by name: a timm model's one tensor is its logits."""
+    """Name the tensors of a model's output: a timm model's one tensor is its logits."""
     if isinstance(output, Tensor):
         return {"logits": output}
     return {name: value for name, value in output.items() if isinstance(value, Tensor)}

@@ -1,9 +1,10 @@
-"""An authenticated channel between two devices: a challenge with a shared key, then small messages, each with its proof.
+"""An authenticated channel between two devices: a challenge with a shared key, then small messages with proofs.
 
-gloo knows no authentication, so no address of it is told to anybody who has not passed here. Frames are a length of two
-bytes and msgpack; before the key is shown a frame is at most HELLO_BYTES, so garbage costs next to nothing. Every later
-frame carries an HMAC over its number, direction and content under a key of this connection: none can be forged, replayed
-or dropped unseen. Nothing is encrypted here; docs/serving.md says how WireGuard does that for all traffic at once.
+gloo has no authentication, so its addresses are given only to devices that have passed the challenge. A frame is a
+length of two bytes and msgpack. Before the key is proved a frame has at most HELLO_BYTES, so garbage costs next to
+nothing. Every later frame carries an HMAC over its number, direction and content under a key of this connection: a
+forged, replayed or missing frame is noticed. Nothing is encrypted here; docs/serving.md says how WireGuard encrypts
+all traffic at once.
 """
 
 import contextlib
@@ -16,100 +17,34 @@ import socket
 import threading
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 
+from hw.serving.messages import NONCE, PROTOCOL, Accepted, Challenge, Message, Response
 from prism.errors import ConfigError, ExchangeError
 
-PROTOCOL = 1
-NONCE = 32
 PROOF = 32
 HELLO_BYTES = 256
 FRAME_BYTES = 32_768
 HANDSHAKE_S = 2.0
 LEAST_KEY = 16
-
-Bytes32 = Annotated[bytes, msgspec.Meta(min_length=NONCE, max_length=NONCE)]
+LEADER, FOLLOWER = b"terminal", b"worker"  # directions of frames, as they have been since protocol 1
 
 
 class ChannelError(ExchangeError):
     """The other side went away, stayed silent, or isn't who it should be."""
 
 
-class Challenge(msgspec.Struct, frozen=True, tag="challenge", forbid_unknown_fields=True):
-    protocol: int
-    nonce: Bytes32
-
-
-class Answer(msgspec.Struct, frozen=True, tag="answer", forbid_unknown_fields=True):
-    nonce: Bytes32
-    proof: Bytes32
-
-
-class Accepted(msgspec.Struct, frozen=True, tag="accepted", forbid_unknown_fields=True):
-    proof: Bytes32
-
-
-class Form(msgspec.Struct, frozen=True, tag="form", forbid_unknown_fields=True):
-    """Terminal: leave whatever group you are in, and be this rank of a new one."""
-
-    epoch: int
-    rank: int
-    world_size: int
-
-
-class Put(msgspec.Struct, frozen=True, tag="put", forbid_unknown_fields=True):
-    """A key of an epoch's rendezvous: gloo's addresses."""
-
-    epoch: int
-    key: str
-    value: bytes
-
-
-class Formed(msgspec.Struct, frozen=True, tag="formed", forbid_unknown_fields=True):
-    epoch: int
-
-
-class Broken(msgspec.Struct, frozen=True, tag="broken", forbid_unknown_fields=True):
-    epoch: int
-    why: str
-
-
-class Hello(msgspec.Struct, frozen=True, tag="hello", forbid_unknown_fields=True):
-    """Worker: who it is, and the hash of the weights it holds."""
-
-    name: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
-    model: str
-    fingerprint: str
-
-
-class Refused(msgspec.Struct, frozen=True, tag="refused", forbid_unknown_fields=True):
-    """Terminal: why not, and after how many seconds to ask again; 0 is never."""
-
-    why: str
-    retry_s: float = 0.0
-
-
-class Welcome(msgspec.Struct, frozen=True, tag="welcome", forbid_unknown_fields=True):
-    pass
-
-
-class Ping(msgspec.Struct, frozen=True, tag="ping", forbid_unknown_fields=True):
-    pass
-
-
-Message = Challenge | Answer | Accepted | Form | Put | Formed | Broken | Hello | Refused | Welcome | Ping
-
-
 def load_key(path: Path) -> bytes:
-    """The shared key: what the file holds, without surrounding white space. Raises ConfigError."""
+    """Read the shared key from its file, without surrounding white space. Raises ConfigError."""
     try:
         key = path.read_bytes().strip()
         mode = path.stat().st_mode & 0o077
     except OSError as error:
         raise ConfigError(
-            f"key file {path} can't be read ({error.strerror}); make one with: head -c 32 /dev/urandom | base64 > {path}"
+            f"key file {path} can't be read ({error.strerror}); "
+            f"make one with: head -c 32 /dev/urandom | base64 > {path}"
         ) from None
     if len(key) < LEAST_KEY:
         raise ConfigError(
@@ -131,7 +66,7 @@ class Channel:
         self._lock = threading.Lock()
 
     def send(self, message: Message) -> None:
-        """Raises ChannelError where the other side is gone or takes nothing."""
+        """Send one message. Raises ChannelError where the other side is gone or doesn't read."""
         body = msgspec.msgpack.encode(message)
         with self._lock:
             proof = _proof(self._session, self._own, self._sent.to_bytes(8, "big"), body)
@@ -139,49 +74,56 @@ class Channel:
             _write(self._sock, proof + body)
 
     def receive(self, timeout_s: float) -> Message:
-        """Raises ChannelError after `timeout_s` of silence, for a gone peer and for a frame that isn't its."""
+        """Receive one message.
+
+        Raises ChannelError after `timeout_s` of silence, for a peer that is gone, and for a frame with a wrong proof.
+        """
         frame = _read(self._sock, FRAME_BYTES, timeout_s)
         proof, body = frame[:PROOF], frame[PROOF:]
         expected = _proof(self._session, self._other, self._received.to_bytes(8, "big"), body)
         if not hmac.compare_digest(proof, expected):
-            raise ChannelError("a message's proof is wrong: somebody meddles with the connection")
+            raise ChannelError("a message's proof is wrong: the connection was tampered with")
         self._received += 1
         return _decode(body, Message)
 
     def close(self) -> None:
+        """End the connection; a thread that waits in `receive` gets a ChannelError."""
         _close(self._sock)
 
 
 def challenge(sock: socket.socket, key: bytes) -> Channel:
-    """The terminal's side. Raises ChannelError for whoever doesn't know the key within HANDSHAKE_S."""
+    """Challenge a caller, on the leader. Raises ChannelError for one that doesn't prove the key within HANDSHAKE_S."""
     limit = time.monotonic() + HANDSHAKE_S
     own = secrets.token_bytes(NONCE)
     _write(sock, msgspec.msgpack.encode(Challenge(PROTOCOL, own)))
-    answer = _decode(_read(sock, HELLO_BYTES, limit - time.monotonic()), Answer)
-    if not hmac.compare_digest(answer.proof, _proof(key, b"join", own, answer.nonce)):
+    response = _decode(_read(sock, HELLO_BYTES, limit - time.monotonic()), Response)
+    if not hmac.compare_digest(response.proof, _proof(key, b"join", own, response.nonce)):
         raise ChannelError("the key is another one")
-    _write(sock, msgspec.msgpack.encode(Accepted(_proof(key, b"serve", answer.nonce, own))))
-    return Channel(sock, _proof(key, b"session", own, answer.nonce), b"terminal", b"worker")
+    _write(sock, msgspec.msgpack.encode(Accepted(_proof(key, b"serve", response.nonce, own))))
+    return Channel(sock, _proof(key, b"session", own, response.nonce), LEADER, FOLLOWER)
 
 
-def answer(sock: socket.socket, key: bytes) -> Channel:
-    """The worker's side: it shows that it knows the key, and sees that the terminal does."""
+def respond(sock: socket.socket, key: bytes) -> Channel:
+    """Respond to the leader's challenge, on a follower. Raises ChannelError where the leader doesn't prove the key."""
     limit = time.monotonic() + HANDSHAKE_S
     asked = _decode(_read(sock, HELLO_BYTES, limit - time.monotonic()), Challenge)
     if asked.protocol != PROTOCOL:
         raise ChannelError(
-            f"the terminal speaks protocol {asked.protocol}, this is {PROTOCOL}; install the same version on both"
+            f"the leader speaks protocol {asked.protocol}, this is {PROTOCOL}; install the same version on both"
         )
     own = secrets.token_bytes(NONCE)
-    _write(sock, msgspec.msgpack.encode(Answer(own, _proof(key, b"join", asked.nonce, own))))
+    _write(sock, msgspec.msgpack.encode(Response(own, _proof(key, b"join", asked.nonce, own))))
     accepted = _decode(_read(sock, HELLO_BYTES, limit - time.monotonic()), Accepted)
     if not hmac.compare_digest(accepted.proof, _proof(key, b"serve", own, asked.nonce)):
-        raise ChannelError("the terminal doesn't know the key")
-    return Channel(sock, _proof(key, b"session", asked.nonce, own), b"worker", b"terminal")
+        raise ChannelError("the leader doesn't know the key")
+    return Channel(sock, _proof(key, b"session", asked.nonce, own), FOLLOWER, LEADER)
 
 
 def listen(address: str, port: int) -> socket.socket:
-    """A listening socket on one address. Raises ConfigError for "every address" and for one that can't be bound."""
+    """Open a listening socket on one address.
+
+    Raises ConfigError for "every address", and for one that can't be bound.
+    """
     if address in ("", "0.0.0.0", "::", "*"):
         raise ConfigError(
             f"address {address!r} is every interface; name one, such as the WireGuard interface's, or 127.0.0.1"
@@ -224,7 +166,7 @@ def _read(sock: socket.socket, most: int, timeout_s: float) -> bytes:
 
 
 def _exactly(sock: socket.socket, size: int, deadline: float) -> bytes:
-    """`size` bytes by the deadline, however slowly they trickle in."""
+    """Read `size` bytes by the deadline, however slowly they trickle in."""
     got = bytearray()
     while len(got) < size:
         left = deadline - time.monotonic()
@@ -242,7 +184,7 @@ def _exactly(sock: socket.socket, size: int, deadline: float) -> bytes:
 
 
 def _wait_readable(sock: socket.socket, seconds: float) -> None:
-    """Not by the socket's own timeout: that one would count for a send in another thread too."""
+    """Wait without the socket's own timeout, which would count for a send in another thread too."""
     if not select.select([sock], [], [], seconds)[0]:
         raise TimeoutError(f"silent for {seconds:.3g} s")
 

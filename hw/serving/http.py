@@ -1,4 +1,4 @@
-"""The v2 endpoint and /metrics, in a thread of their own. What is too large, malformed or slow gets its status."""
+"""The v2 endpoint and /metrics, in a thread of their own. Large, malformed and slow requests get their own status."""
 
 import asyncio
 import hmac
@@ -22,7 +22,7 @@ JSON_BYTES = "Inference-Header-Content-Length"
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """Where requests come in. token: asked of every request where it is set; needed anywhere but on loopback."""
+    """Where requests come in. token: every request must show it; required anywhere but on loopback."""
 
     address: str = "127.0.0.1"
     port: int = 8000
@@ -44,7 +44,10 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Server:
-    """One model's endpoint. Used as a context manager; `port` is the real one."""
+    """The endpoint of one model. Used as a context manager. port: the real one, also where 0 was asked for.
+
+    Raises ConfigError for an address that can't be listened on or would be open to anybody.
+    """
 
     def __init__(
         self,
@@ -146,7 +149,7 @@ class Server:
 
     async def _metadata(self, _: web.Request) -> web.Response:
         outputs = [{"name": "logits", "datatype": "FP32", "shape": [-1, -1]}]
-        inputs = [{k: v for k, v in each.items() if k != "optional"} for each in self._inputs]
+        inputs = [{key: value for key, value in entry.items() if key != "optional"} for entry in self._inputs]
         return web.json_response(
             {"name": self._model, "versions": ["1"], "platform": "prism_torch", "inputs": inputs, "outputs": outputs}
         )
@@ -195,7 +198,7 @@ def _error(status: int, message: str) -> web.Response:
 
 
 def inputs_of(kind: str, width: tuple[int, ...]) -> list[dict[str, Any]]:
-    """What a model takes, as v2 metadata. kind: "image" (width: channels, height, width) or text."""
+    """List a model's inputs as v2 metadata. kind: "image" or "text". width: channels, height and width of an image."""
     if kind == "image":
         return [{"name": "x", "datatype": "FP32", "shape": [-1, *width]}]
     return [

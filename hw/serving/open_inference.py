@@ -28,6 +28,8 @@ Size = Annotated[int, msgspec.Meta(ge=0, le=1 << 31)]
 
 
 class InputTensor(msgspec.Struct, kw_only=True):
+    """One input of a request; its data is in the JSON, or in the binary part."""
+
     name: str
     shape: Annotated[list[Size], msgspec.Meta(min_length=1, max_length=8)]
     datatype: str
@@ -36,11 +38,15 @@ class InputTensor(msgspec.Struct, kw_only=True):
 
 
 class OutputTensor(msgspec.Struct, kw_only=True):
+    """One output that a request asks for."""
+
     name: str
     parameters: dict[str, Any] = {}
 
 
 class InferRequest(msgspec.Struct, kw_only=True):
+    """A request, without its binary part."""
+
     id: str = ""
     parameters: dict[str, Any] = {}
     inputs: Annotated[list[InputTensor], msgspec.Meta(min_length=1, max_length=16)]
@@ -48,8 +54,10 @@ class InferRequest(msgspec.Struct, kw_only=True):
 
 
 def parse(body: bytes, json_bytes: int | None) -> tuple[InferRequest, dict[str, Tensor]]:
-    """A request and its tensors. json_bytes: of the JSON before the binary tensors, None without any. Raises InputError
-    with what is wrong."""
+    """Read a request and its tensors. json_bytes: of the JSON before the binary tensors, None without any.
+
+    Raises InputError.
+    """
     if json_bytes is not None and not 0 < json_bytes <= len(body):
         raise InputError(f"Inference-Header-Content-Length {json_bytes} is not within the body's {len(body)} bytes")
     head, binary = (body, b"") if json_bytes is None else (body[:json_bytes], body[json_bytes:])
@@ -58,60 +66,62 @@ def parse(body: bytes, json_bytes: int | None) -> tuple[InferRequest, dict[str, 
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"the request is no v2 inference request ({error})") from None
     tensors: dict[str, Tensor] = {}
-    for each in request.inputs:
-        size = each.parameters.get("binary_data_size")
+    for tensor in request.inputs:
+        size = tensor.parameters.get("binary_data_size")
         if size is None:
-            tensors[each.name] = torch.from_numpy(_of_list(each))
+            tensors[tensor.name] = torch.from_numpy(_of_list(tensor))
             continue
         if not isinstance(size, int) or not 0 <= size <= len(binary):
-            raise InputError(f"input {each.name}: binary_data_size {size!r}, the body has {len(binary)} bytes left")
-        tensors[each.name] = torch.from_numpy(_of_bytes(each, binary[:size]))
+            raise InputError(f"input {tensor.name}: binary_data_size {size!r}, the body has {len(binary)} bytes left")
+        tensors[tensor.name] = torch.from_numpy(_of_bytes(tensor, binary[:size]))
         binary = binary[size:]
     if binary:
         raise InputError(f"{len(binary)} bytes of the body belong to no input")
     return request, tensors
 
 
-def _dtype(each: InputTensor) -> Any:
-    if each.datatype not in TYPES:
-        raise InputError(f"input {each.name}: datatype {each.datatype!r} is unknown; use {', '.join(TYPES)}")
-    return TYPES[each.datatype]
+def _dtype(tensor: InputTensor) -> Any:
+    if tensor.datatype not in TYPES:
+        raise InputError(f"input {tensor.name}: datatype {tensor.datatype!r} is unknown; use {', '.join(TYPES)}")
+    return TYPES[tensor.datatype]
 
 
-def _of_list(each: InputTensor) -> NDArray[Any]:
+def _of_list(tensor: InputTensor) -> NDArray[Any]:
     try:
-        array = np.array(each.data, dtype=_dtype(each))
-        return array.reshape(each.shape)
+        array = np.array(tensor.data, dtype=_dtype(tensor))
+        return array.reshape(tensor.shape)
     except (ValueError, TypeError, OverflowError) as error:
-        raise InputError(f"input {each.name}: data is not {each.datatype} of shape {each.shape} ({error})") from None
+        raise InputError(
+            f"input {tensor.name}: data is not {tensor.datatype} of shape {tensor.shape} ({error})"
+        ) from None
 
 
-def _of_bytes(each: InputTensor, raw: bytes) -> NDArray[Any]:
-    type_ = np.dtype(_dtype(each))
-    wanted = math.prod(each.shape) * type_.itemsize
+def _of_bytes(tensor: InputTensor, raw: bytes) -> NDArray[Any]:
+    type_ = np.dtype(_dtype(tensor))
+    wanted = math.prod(tensor.shape) * type_.itemsize
     if wanted != len(raw):
         raise InputError(
-            f"input {each.name}: {each.datatype} of shape {each.shape} takes {wanted} bytes, {len(raw)} came"
+            f"input {tensor.name}: {tensor.datatype} of shape {tensor.shape} takes {wanted} bytes, {len(raw)} came"
         )
-    return np.frombuffer(raw, dtype=type_).reshape(each.shape).copy()
+    return np.frombuffer(raw, dtype=type_).reshape(tensor.shape).copy()
 
 
 def checked(tensors: dict[str, Tensor], inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """The tensors, where they are what a model's metadata says. Raises InputError."""
-    known = {each["name"]: each for each in inputs}
+    """Check tensors against a model's metadata. Raises InputError."""
+    accepted = {entry["name"]: entry for entry in inputs}
     for name, tensor in tensors.items():
-        if name not in known:
-            raise InputError(f"input {name!r} is unknown; the model takes {', '.join(known)}")
-        each, datatype = known[name], NAMES[tensor.numpy().dtype]
-        if datatype != each["datatype"]:
-            raise InputError(f"input {name}: datatype {datatype}, the model takes {each['datatype']}")
+        if name not in accepted:
+            raise InputError(f"input {name!r} is unknown; the model takes {', '.join(accepted)}")
+        entry, datatype = accepted[name], NAMES[tensor.numpy().dtype]
+        if datatype != entry["datatype"]:
+            raise InputError(f"input {name}: datatype {datatype}, the model takes {entry['datatype']}")
         shape = list(tensor.shape)
-        fits = len(shape) == len(each["shape"]) and all(
-            wanted in (-1, got) for wanted, got in zip(each["shape"], shape, strict=True)
+        fits = len(shape) == len(entry["shape"]) and all(
+            wanted in (-1, got) for wanted, got in zip(entry["shape"], shape, strict=True)
         )
         if not fits or 0 in shape:
-            raise InputError(f"input {name}: shape {shape}, the model takes {each['shape']} (-1: any)")
-    missing = [name for name, each in known.items() if name not in tensors and not each.get("optional")]
+            raise InputError(f"input {name}: shape {shape}, the model takes {entry['shape']} (-1: any)")
+    missing = [name for name, entry in accepted.items() if name not in tensors and not entry.get("optional")]
     if missing:
         raise InputError(f"input {', '.join(missing)} is missing")
     if len({len(tensor) for tensor in tensors.values()}) > 1:
@@ -122,16 +132,16 @@ def checked(tensors: dict[str, Tensor], inputs: list[dict[str, Any]]) -> dict[st
 def render(
     model: str, request: InferRequest, outputs: dict[str, Tensor], parameters: dict[str, Any]
 ) -> tuple[bytes, int | None]:
-    """The answer's body, and the bytes of its JSON where binary tensors follow. Raises InputError."""
+    """Write the answer's body. Returns also the bytes of its JSON where binary tensors follow. Raises InputError."""
     default = bool(request.parameters.get("binary_data_output"))
     wanted = request.outputs or [OutputTensor(name=name) for name in outputs]
     described, binary = [], b""
-    for each in wanted:
-        if each.name not in outputs:
-            raise InputError(f"output {each.name!r} is unknown; the model gives {', '.join(outputs)}")
-        array = outputs[each.name].detach().cpu().contiguous().numpy()
-        line: dict[str, Any] = {"name": each.name, "shape": list(array.shape), "datatype": NAMES[array.dtype]}
-        if each.parameters.get("binary_data", default):
+    for output in wanted:
+        if output.name not in outputs:
+            raise InputError(f"output {output.name!r} is unknown; the model gives {', '.join(outputs)}")
+        array = outputs[output.name].detach().cpu().contiguous().numpy()
+        line: dict[str, Any] = {"name": output.name, "shape": list(array.shape), "datatype": NAMES[array.dtype]}
+        if output.parameters.get("binary_data", default):
             raw = array.tobytes()
             line["parameters"] = {"binary_data_size": len(raw)}
             binary += raw

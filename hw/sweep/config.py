@@ -1,27 +1,30 @@
-"""What a sweep measures: its configuration, the cells, and the order of the visits to them. No torch."""
+"""Configure a sweep, list its cells, and order the visits to them. No torch."""
 
 import hashlib
 import random
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 import msgspec
 
 from hw.run.config import RunConfig
+from prism.codecs import Wire
+from prism.config import NonNegative, Positive, PositiveNumber
 from prism.errors import ConfigError, PlanError
-from prism.plan import Mode, Wire
-from prism.spec import LinkSpec, ModelSpec, Positive
+from prism.link import LinkKind, LinkSpec
+from prism.plan import Collective, ExecutionPlan, Mode
+from prism.spec import ModelSpec
+from prism.trace import MeterName
 from prism.workload import build
-
-NonNegative = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class SweepConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`prism-hw profile` as one file. Cells are all combinations; local ones need neither rate, wire nor L.
 
-    repeats: visits of each cell, interleaved with those of all others. passes: measured batches a visit,
-    after `warmups` that are kept and marked. rates: of the link's medium; empty with link "loopback", and
-    with "network", the one between the devices of a cluster as it is. share: of each model's distributed lines (a batch
-    and a plan, over all rates) that are measured; the seed draws which. Local cells are all kept.
+    repeats: visits of each cell, interleaved with those of all others.
+    passes: measured batches a visit, after `warmups` that are kept and marked.
+    rates: of the link's medium; empty with link "loopback", and with "network", the devices' own.
+    share: of each model's distributed lines (a batch and a plan, over all rates) that are measured; the seed draws
+    which. Local cells are all kept.
     """
 
     models: tuple[str, ...]
@@ -33,7 +36,7 @@ class SweepConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     wires: tuple[Wire, ...] = ("fp32",)
     share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
     devices: tuple[Annotated[int, msgspec.Meta(ge=2, le=64)], ...] = (2,)
-    link: Literal["loopback", "network", "shaper", "testbed"] = "testbed"
+    link: LinkKind = "testbed"
     latency: str = "0s"
     jitter: str = "0s"
     loss: str = "0%"
@@ -45,10 +48,10 @@ class SweepConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     text: str | None = None
     resize: bool = True
     overlap: bool = True
-    collective: Literal["auto", "mesh", "ring"] = "auto"
+    collective: Collective = "auto"
     threads: Positive = 1
-    timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 60.0
-    meter: Literal["auto", "none", "ina3221", "jtop", "rapl"] = "auto"
+    timeout_s: PositiveNumber = 60.0
+    meter: MeterName = "auto"
     power: str | None = None
     seed: NonNegative = 0
 
@@ -70,17 +73,18 @@ class SweepConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     @property
     def distributed(self) -> tuple[Mode, ...]:
+        """The modes that need several devices."""
         return tuple(mode for mode in self.modes if mode is not Mode.LOCAL)
 
     def links(self) -> tuple[str, ...]:
-        """The link of each rate, in full. Raises ConfigError for a rate or time that can't be read."""
+        """Spell out the link of each rate. Raises ConfigError for a rate or time that can't be read."""
         if self.link in ("loopback", "network"):
             return (self.link,)
         tail = "" if self.link == "shaper" else f",{self.jitter},{self.loss}"
         return tuple(str(LinkSpec.parse(f"{self.link}:{rate},{self.latency}{tail}")) for rate in self.rates)
 
     def digest(self) -> str:
-        """A hash of all that makes two sweeps the same, so that repeats may be added later."""
+        """Hash all that makes two sweeps the same; more repeats of one may be added later."""
         same = msgspec.structs.replace(self, repeats=1)
         return hashlib.blake2b(msgspec.json.encode(same), digest_size=6).hexdigest()
 
@@ -95,44 +99,44 @@ class Visit(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def cells(sweep: SweepConfig) -> list[tuple[RunConfig, int]]:
-    """Every cell's configuration, and the ranks of the session that it is measured in."""
+    """List every cell's configuration, with the ranks of the session that it is measured in. Raises PlanError."""
     found: list[tuple[RunConfig, int]] = []
     for model in sweep.models:
         if Mode.LOCAL in sweep.modes:
-            found += [
-                (_run(sweep, model, batch, mode=Mode.LOCAL, link="loopback"), sweep.devices[0])
-                for batch in sweep.batches
-            ]
+            plan = _plan(sweep, Mode.LOCAL)
+            found += [(_run(sweep, model, batch, plan, "loopback"), sweep.devices[0]) for batch in sweep.batches]
         found += [
-            (_run(sweep, model, batch, mode=mode, segments=segments, wire=wire, link=link, devices=ranks), ranks)
-            for batch, ranks, mode, segments, wire in _lines(sweep, model)
+            (_run(sweep, model, batch, plan, link), plan.devices)
+            for batch, plan in _lines(sweep, model)
             for link in sweep.links()
         ]
     return found
 
 
-Line = tuple[int, int, Mode, int | None, Wire]
-
-
-def _lines(sweep: SweepConfig, model: str) -> list[Line]:
-    """Batch, devices, mode, L and codec of each of a model's distributed lines that `share` keeps."""
-    every: list[Line] = [
-        (batch, ranks, mode, segments, wire)
+def _lines(sweep: SweepConfig, model: str) -> list[tuple[int, ExecutionPlan]]:
+    """List batch and plan of each of a model's distributed lines that `share` keeps."""
+    lines = [
+        (batch, _plan(sweep, mode, devices=ranks, segments=segments, wire=wire))
         for batch in sweep.batches
         for ranks in sweep.devices
         for mode in sweep.distributed
         for segments in (sweep.segments if mode.averages else (None,))
         for wire in sweep.wires
     ]
-    kept = round(max(1, sweep.share * len(every))) if every else 0
-    places = sorted(random.Random(f"{sweep.seed}-{model}").sample(range(len(every)), kept))
-    return [every[place] for place in places]
+    kept = round(max(1, sweep.share * len(lines))) if lines else 0
+    places = sorted(random.Random(f"{sweep.seed}-{model}").sample(range(len(lines)), kept))
+    return [lines[place] for place in places]
 
 
-def _run(sweep: SweepConfig, model: str, batch: int, **fields: object) -> RunConfig:
+def _plan(sweep: SweepConfig, mode: Mode, **fields: Any) -> ExecutionPlan:
+    return ExecutionPlan(mode=mode, overlap=sweep.overlap, collective=sweep.collective, **fields)
+
+
+def _run(sweep: SweepConfig, model: str, batch: int, plan: ExecutionPlan, link: str) -> RunConfig:
     return RunConfig(
         model=model,
         weights=sweep.weights,
+        plan=plan,
         batch=batch,
         batches=sweep.passes,
         warmups=sweep.warmups,
@@ -140,43 +144,44 @@ def _run(sweep: SweepConfig, model: str, batch: int, **fields: object) -> RunCon
         images=sweep.images,
         text=sweep.text,
         resize=sweep.resize,
-        overlap=sweep.overlap,
-        collective=sweep.collective,
+        link=link,
         threads=sweep.threads,
         timeout_s=sweep.timeout_s,
         meter=sweep.meter,
         power=sweep.power,
         seed=sweep.seed,
-        **fields,  # type: ignore[arg-type]
     )
 
 
 def visits(sweep: SweepConfig) -> list[Visit]:
-    """The order of a sweep: every cell once before any a second time, by number of ranks, by model (loading one
-    takes long), then by link and cell in an order that each repeat shuffles anew from the seed."""
-    every = cells(sweep)
+    """Order a sweep: every cell once before any a second time.
+
+    Within a repeat it goes by number of ranks, by model (loading one takes long), then by link and cell in an order
+    that each repeat shuffles anew from the seed.
+    """
+    all_cells = cells(sweep)
     order: list[Visit] = []
     for repeat in range(sweep.repeats):
         shuffle = random.Random(f"{sweep.seed}-{repeat}")
         ranked = {link: shuffle.random() for link in ("loopback", *sweep.links())}
-        keys = {id(config): shuffle.random() for config, _ in every}
+        keys = {id(config): shuffle.random() for config, _ in all_cells}
         order += [
             Visit(config=config, repeat=repeat, ranks=ranks, file=file_name(config, repeat))
             for config, ranks in sorted(
-                every, key=lambda c: (c[1], sweep.models.index(c[0].model), ranked[c[0].link], keys[id(c[0])])
+                all_cells, key=lambda c: (c[1], sweep.models.index(c[0].model), ranked[c[0].link], keys[id(c[0])])
             )
         ]
     return order
 
 
 def file_name(config: RunConfig, repeat: int) -> str:
-    """Readable, and different for every cell and repeat."""
-    model = config.model.rstrip("/").rsplit("/", 1)[-1]
-    plan = config.mode.value + (f"{config.segments}" if config.segments else "")
-    if config.mode is not Mode.LOCAL:
+    """Name a visit's trace: readable, and different for every cell and repeat. Sweeps resume by these names."""
+    model, plan = config.model.rstrip("/").rsplit("/", 1)[-1], config.plan
+    name = plan.mode.value + (f"{plan.segments}" if plan.segments else "")
+    if plan.mode is not Mode.LOCAL:
         link = config.link.replace(":", "-").replace(",", "-").replace("%", "pc")
-        plan += f"_{config.wire}_P{config.devices}_{link}"
-    return f"{model}_B{config.batch}_{plan}_{config.digest()}.{repeat}.jsonl"
+        name += f"_{plan.wire}_P{plan.devices}_{link}"
+    return f"{model}_B{config.batch}_{name}_{config.digest()}.{repeat}.jsonl"
 
 
 def check(sweep: SweepConfig, specs: dict[str, ModelSpec]) -> None:
@@ -185,15 +190,15 @@ def check(sweep: SweepConfig, specs: dict[str, ModelSpec]) -> None:
         config.check()
         spec = specs[config.model]
         try:
-            config.plan().partition(sweep.tokens or spec.tokens)
-            config.plan().uses_ring(0, spec.causal)
+            config.plan.partition(sweep.tokens or spec.tokens)
+            config.plan.uses_ring(0, spec.causal)
         except PlanError as error:
             raise ConfigError(f"{config.model}: {error}") from None
 
 
 def estimate_s(config: RunConfig, spec: ModelSpec, flops_per_s: float) -> float:
-    """Seconds that a visit should take: FLOPs of the busiest rank, and twice over the air for every byte."""
-    plan = config.plan()
+    """Estimate a visit's seconds: FLOPs of the busiest rank, and twice over the air for every byte."""
+    plan = config.plan
     graph = build(spec, plan, config.batch, config.tokens or spec.tokens)
     compute = max(graph.flops(rank) for rank in range(plan.ranks)) / flops_per_s
     rate = config.link_spec().rate_bps

@@ -10,19 +10,20 @@ from pathlib import Path
 import msgspec
 
 from hw.machine.scratch import scratch
-from hw.run.config import Progress, RunConfig, RunStep
+from hw.run.config import RunConfig
 from hw.run.launch import Site, cluster_job
+from hw.run.messages import RunStep
 from hw.run.processes import Ranks
 from hw.sweep.config import SweepConfig, Visit, visits
+from prism.cli.progress import Progress
 from prism.config import load_json
 from prism.errors import ConfigError, InputError
 from prism.spec import ClusterSpec
 
 MANIFEST = "sweep.json"
 Report = Callable[[Visit], None]
-Order = Callable[
-    [Sequence[Visit]], Iterable[Visit]
-]  # visits to make, one by one: a later one may look at an earlier trace
+# from the missing visits to those to make, one by one: a later one may look at an earlier trace
+Order = Callable[[Sequence[Visit]], Iterable[Visit]]
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,24 +35,28 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def pending(sweep: SweepConfig, folder: Path) -> tuple[list[Visit], int]:
-    """The visits that the folder lacks, in order, and how many it has. Raises ConfigError for another sweep's."""
+    """List the visits that the folder lacks, in order, and count those that it has. Raises ConfigError for another
+    sweep's folder."""
     if (folder / MANIFEST).exists():
-        known = load_json(folder / MANIFEST, Manifest)
-        if known.digest != sweep.digest():
+        before = load_json(folder / MANIFEST, Manifest)
+        if before.digest != sweep.digest():
             raise ConfigError(
-                f"{folder} holds the traces of another sweep ({known.digest}, this one is {sweep.digest()}); "
+                f"{folder} holds the traces of another sweep ({before.digest}, this one is {sweep.digest()}); "
                 f"choose another --output, or delete it"
             )
-    every = visits(sweep)
-    missing = [visit for visit in every if not (folder / visit.file).exists()]
-    return missing, len(every) - len(missing)
+    planned = visits(sweep)
+    missing = [visit for visit in planned if not (folder / visit.file).exists()]
+    return missing, len(planned) - len(missing)
 
 
 def run_sweep(
     sweep: SweepConfig, folder: Path, spec: ClusterSpec | None, command: str, on_done: Report, order: Order = iter
 ) -> None:
-    """Measure what the folder lacks, on this machine or, as the terminal, on a cluster. Each visit's trace
-    appears under its name when it is whole. order: which of the missing visits are made, by default all of them."""
+    """Measure what the folder lacks, on this machine or, as the leader, on a cluster. Raises PrismError.
+
+    Each visit's trace appears under its name when it is whole. order: which of the missing visits are made, by default
+    all of them.
+    """
     if (sweep.link == "network") != (spec is not None) or (spec and sweep.devices != (len(spec.devices),)):
         size = f"devices = [{len(spec.devices)}]" if spec else "no cluster"
         raise ConfigError(
@@ -70,7 +75,7 @@ def run_sweep(
 def _session(
     group: Sequence[Visit], folder: Path, spec: ClusterSpec | None, command: str, on_done: Report, order: Order
 ) -> None:
-    """Visits that the same ranks make, from their start to their end."""
+    """Start ranks, make the visits that need as many, and end them."""
     if spec is not None:
         job = cluster_job(spec, 0, group[0].config.threads, group[0].config.timeout_s, command)
         with scratch() as place, Ranks([job], place) as ranks:
@@ -79,7 +84,7 @@ def _session(
         return
     links = [visit.config.link_spec() for visit in group]
     shaped = next((link for link in links if link.rate_bps is not None), links[0])
-    ranks_needed = max(visit.config.plan().ranks for visit in group)
+    ranks_needed = max(visit.config.plan.ranks for visit in group)
     with Site(shaped, ranks_needed, group[0].config) as site, Ranks(site.jobs(command), site.folder) as ranks:
         _visit(order(group), ranks, folder, site.set_rate, on_done)
 
@@ -115,7 +120,7 @@ def _write(path: Path, data: bytes) -> None:
 
 @contextmanager
 def _owned(folder: Path) -> Iterator[None]:
-    """Hold the folder alone; the kernel lets go of it however this process ends."""
+    """Lock the folder; the kernel unlocks it however this process ends. Raises ConfigError, InputError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)

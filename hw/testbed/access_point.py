@@ -1,10 +1,9 @@
 """An access point in user space, for kernels without netem: `python -m hw.testbed.access_point PARENT`.
 
-Every station's interface is a TAP device whose frames this process reads. One virtual clock is the
-air: a frame takes it for both of its crossings, waits for the latency, and is written to the station
-it is for. Segmentation offload keeps a bulk transfer to some hundred frames a second; where frames may
-get lost it is off, so that each is lost for itself. On stdin comes the job as one line, and then a line
-with bits per second whenever the rate changes.
+Every station's interface is a TAP device whose frames this process reads. One virtual clock is the air: a frame
+occupies it for both of its crossings, waits for the latency, and is written to its destination. Segmentation offload
+keeps a bulk transfer to some hundred frames a second. Where frames may get lost it is off, so that each frame is lost
+independently. The job comes on stdin as one line; a further line with bits per second changes the rate.
 """
 
 import fcntl
@@ -20,8 +19,8 @@ import time
 import msgspec
 
 from hw.machine.lifetime import die_with_parent
+from prism.link import CROSSINGS
 
-CROSSINGS = 2
 PAYLOAD_SHARE = 1448 / 1514  # TCP payload of a full Ethernet frame: the medium's rate counts payload
 HEADERS = 66  # Ethernet, IPv4, TCP with timestamps: repeated in each frame of a segmented one
 BACKLOG_BYTES = 8 << 20  # what may wait for the air, as in an access point with large buffers
@@ -33,7 +32,7 @@ BROADCAST = 0xFF
 
 
 class TapJob(msgspec.Struct, frozen=True, kw_only=True):
-    """Files of the stations' TAP devices, in the order of their addresses' last byte from 1 on."""
+    """The medium to imitate. files: of the stations' TAP devices, by the last byte of their addresses from 1 on."""
 
     files: tuple[int, ...]
     rate_bps: float
@@ -45,7 +44,7 @@ class TapJob(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def open_tap(name: str, offload: bool) -> int:
-    """A TAP device in the namespace of the calling thread; it is gone when the file is closed."""
+    """Open a TAP device in the namespace of the calling thread; it is gone when the file is closed."""
     file = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR
     fcntl.ioctl(file, TUNSETIFF, struct.pack("16sH22x", name.encode(), flags))
@@ -67,7 +66,7 @@ class AccessPoint:
         self.due: list[tuple[float, int, int, bytes]] = []  # when, order, station, frame
 
     def airtime_s(self, frame: bytes) -> float:
-        """Both crossings of a frame, or of the frames that a segmented one stands for."""
+        """Compute the airtime of both crossings of a frame, or of the frames that a segmented one stands for."""
         _, kind, _, size, _, _ = VNET.unpack_from(frame)
         length = len(frame) - VNET.size
         frames = max(1, math.ceil((length - HEADERS) / size)) if kind and size else 1
@@ -75,7 +74,7 @@ class AccessPoint:
         return CROSSINGS * charged * 8 / self.rate_bps
 
     def accept(self, source: int, frame: bytes, now: float) -> None:
-        """A station sends a frame: put it into the air for whom it is."""
+        """Put a frame that a station sends into the air, for its destination."""
         target = frame[VNET.size + 5]
         stations = range(len(self._last)) if target == BROADCAST or frame[VNET.size] & 1 else [target - 1]
         if self._waiting > BACKLOG_BYTES:
@@ -93,6 +92,7 @@ class AccessPoint:
             heapq.heappush(self.due, (self._last[station], self._count, station, frame))
 
     def deliver(self, now: float) -> None:
+        """Write the frames that are due to their stations."""
         while self.due and self.due[0][0] <= now:
             _, _, station, frame = heapq.heappop(self.due)
             self._waiting -= len(frame)
@@ -103,7 +103,7 @@ class AccessPoint:
 
 
 def serve(job: TapJob, control: int) -> None:
-    """Run until `control` is closed."""
+    """Run the access point until the file `control` is closed."""
     point = AccessPoint(job)
     stations = {file: index for index, file in enumerate(job.files)}
     while True:
@@ -125,6 +125,7 @@ def serve(job: TapJob, control: int) -> None:
 
 
 def main() -> None:
+    """Read the job, and run until the parent closes stdin or ends."""
     die_with_parent(int(sys.argv[1]))
     line = b""
     while not line.endswith(b"\n"):  # byte by byte: what follows belongs to the loop

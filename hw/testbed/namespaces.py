@@ -1,6 +1,6 @@
-"""Devices as network namespaces around an access point with one shared half-duplex medium.
+"""Imitate devices by network namespaces around an access point with one shared half-duplex medium.
 
-Two media, chosen by what the link asks for and what the kernel has:
+There are two media, chosen by the link's specification and the kernel's abilities:
 - `ifb+tbf`: a bridge in the access point's namespace; what comes in from any station goes through one
   ifb with one token bucket, so that all directions share the rate. Each frame passes it once, so it
   runs at half of the medium's rate: station to access point and back are two crossings. With netem
@@ -10,7 +10,6 @@ Two media, chosen by what the link asks for and what the kernel has:
 The rate counts TCP payload: full frames carry 1448 of 1514 bytes, so frames run that much faster.
 """
 
-import csv
 import os
 import subprocess
 import sys
@@ -22,10 +21,11 @@ from typing import Any, Protocol
 
 import msgspec
 
-from hw.testbed.access_point import BACKLOG_BYTES, CROSSINGS, PAYLOAD_SHARE, TapJob, open_tap
+from hw.testbed.access_point import BACKLOG_BYTES, PAYLOAD_SHARE, TapJob, open_tap
 from hw.testbed.netns import Namespace
 from prism.errors import ConfigError
-from prism.spec import LinkSpec
+from prism.link import CROSSINGS, LinkSpec
+from prism.rates import read_rates
 
 INTERFACE = "eth0"
 BURST_BYTES = 3200  # two frames: a larger bucket would let small messages pass for nothing
@@ -34,23 +34,25 @@ PEAK = 1.25  # of the rate, how quickly a full bucket empties: by this much a sm
 GSO_BYTES = 16384  # of the user-space medium: short enough that others get a turn in between
 
 
-class RatePoint(msgspec.Struct, frozen=True, kw_only=True):
-    at_s: float
-    rate_bps: float
-
-
 class Medium(Protocol):
-    """What lies between the stations' interfaces."""
+    """The link between the stations' interfaces."""
 
     name: str
 
-    def set_rate(self, rate_bps: float) -> None: ...
+    def set_rate(self, rate_bps: float) -> None:
+        """Change the rate under running traffic."""
+        ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Remove the medium."""
+        ...
 
 
 class NamespaceTestbed:
-    """Use as a context manager. Nothing of it outlives the process that opened it."""
+    """Stations with addresses around one medium. Used as a context manager; nothing outlives its process.
+
+    Raises ConfigError without root, and for a link that this kernel can't imitate.
+    """
 
     def __init__(self, link: LinkSpec, devices: int) -> None:
         self._link = link
@@ -87,13 +89,13 @@ class NamespaceTestbed:
             station.close()
 
     def set_rate(self, rate_bps: float) -> None:
-        """Change the medium's rate under whatever is running."""
+        """Change the medium's rate under running traffic."""
         if self._medium is not None:
             self._medium.set_rate(rate_bps)
         self._rate = rate_bps
 
     def play(self) -> None:
-        """Drive the rate by the link's rate trace from now on, again and again; no-op without one."""
+        """Drive the rate by the link's rate trace from now on, over and over; no-op without one."""
         if self._points:
             self._driver = threading.Thread(target=self._drive, daemon=True)
             self._driver.start()
@@ -111,7 +113,7 @@ class NamespaceTestbed:
             began += period
 
     def facts(self) -> dict[str, Any]:
-        """For trace headers: the medium that was chosen, and its rule."""
+        """Describe the chosen medium for trace headers."""
         return {
             "medium": self._medium.name if self._medium else "none",
             "crossings": CROSSINGS,
@@ -119,29 +121,6 @@ class NamespaceTestbed:
             "devices": len(self.addresses),
             "rates": [[point.at_s, point.rate_bps / 1e6] for point in self._points],
         }
-
-
-def read_rates(path: Path) -> tuple[RatePoint, ...]:
-    """A rate trace: CSV with a header line time_s,mbps. Raises ConfigError with the line."""
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"rate trace {path} can't be read ({error}); give a CSV file") from None
-    points: list[RatePoint] = []
-    for number, row in enumerate(rows, 2):
-        try:
-            point = RatePoint(at_s=float(row["time_s"]), rate_bps=float(row["mbps"]) * 1e6)
-        except (KeyError, TypeError, ValueError):
-            raise ConfigError(
-                f"{path}: line {number} has no time_s and mbps; write the header time_s,mbps and numbers"
-            ) from None
-        if point.rate_bps <= 0 or (points and point.at_s <= points[-1].at_s):
-            raise ConfigError(f"{path}: line {number}: mbps must be above 0 and time_s must grow; {row}")
-        points.append(point)
-    if not points:
-        raise ConfigError(f"{path}: holds no rates; write lines of time_s,mbps below that header")
-    return tuple(points)
 
 
 def _medium(link: LinkSpec, rate_bps: float, stations: list[Namespace]) -> Medium:
@@ -154,7 +133,7 @@ def _medium(link: LinkSpec, rate_bps: float, stations: list[Namespace]) -> Mediu
 
 
 def has_netem(station: Namespace) -> bool:
-    """Whether the running kernel can make a netem queue; asked by making one."""
+    """Find out whether the running kernel has netem, by making such a queue."""
     try:
         station.run("tc", "qdisc", "add", "dev", "lo", "root", "netem", "delay", "1ms")
         station.run("tc", "qdisc", "del", "dev", "lo", "root")
@@ -164,7 +143,7 @@ def has_netem(station: Namespace) -> bool:
 
 
 class KernelMedium:
-    """ifb and tbf in a namespace of their own, and netem where latency, jitter or loss is asked for."""
+    """A token bucket (tbf) on one ifb, in a namespace of its own; netem where latency, jitter or loss is asked for."""
 
     def __init__(self, link: LinkSpec, rate_bps: float, stations: list[Namespace]) -> None:
         netem = netem_arguments(link)
@@ -215,7 +194,7 @@ class KernelMedium:
 
 
 def netem_arguments(link: LinkSpec) -> list[str]:
-    """netem's own words for a link's latency, jitter and loss; empty when it has none."""
+    """Write a link's latency, jitter and loss as netem's arguments; none where it has none of them."""
     words: list[str] = []
     if link.latency_s or link.jitter_s:
         words += ["delay", f"{link.latency_s * 1e6:.0f}us"]
@@ -224,7 +203,7 @@ def netem_arguments(link: LinkSpec) -> list[str]:
 
 
 class TapMedium:
-    """hw.testbed.access_point as a child process."""
+    """The user-space access point of hw.testbed.access_point, as a child process."""
 
     name = "tap"
 

@@ -1,5 +1,8 @@
-"""Network namespaces without names: each lives as long as a process or an open file refers to it, so the
-kernel removes it, and every interface inside, when its owner ends, however that ends."""
+"""Network namespaces without names.
+
+Each lives as long as a process or an open file refers to it. So the kernel removes it, with every interface inside,
+when its owner ends, however that ends.
+"""
 
 import ctypes
 import os
@@ -29,11 +32,11 @@ class Namespace:
 
     @property
     def path(self) -> str:
-        """How other processes reach it while this one lives, as in nsenter --net=PATH COMMAND."""
+        """The path by which other processes reach it while this one lives, as in nsenter --net=PATH COMMAND."""
         return f"/proc/{os.getpid()}/fd/{self._file}"
 
     def call(self, body: Callable[[], T]) -> T:
-        """Run `body` in a thread of its own inside the namespace; processes it starts are inside too."""
+        """Run `body` in a thread of its own inside the namespace; processes that it starts are inside too."""
 
         def inside() -> T:
             _check(_libc().setns(self._file, CLONE_NEWNET))
@@ -42,15 +45,19 @@ class Namespace:
         return _in_thread(inside)
 
     def run(self, *command: str) -> str:
-        """Run ip or tc inside; returns what it prints. Raises ConfigError with its message."""
+        """Run ip or tc inside. Returns its output; raises ConfigError with its message."""
         return self.call(lambda: _run(command))
 
     def close(self) -> None:
+        """Let go of the namespace; the kernel removes it once no process is inside."""
         os.close(self._file)
 
 
 def enter(path: str) -> None:
-    """Move the calling thread, and what it starts from now on, into a namespace."""
+    """Move the calling thread, and the threads and processes that it starts from now on, into a namespace.
+
+    Raises ConfigError where the kernel refuses.
+    """
     file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         _check(_libc().setns(file, CLONE_NEWNET))
@@ -81,7 +88,7 @@ def _check(result: int) -> None:
 
 
 def _in_thread(body: Callable[[], T]) -> T:
-    """A namespace belongs to a thread: ours must not change under the caller's feet."""
+    """Run in another thread: a namespace belongs to a thread, and the caller's must not change."""
     results: list[T] = []
     errors: list[BaseException] = []
 

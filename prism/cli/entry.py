@@ -1,28 +1,42 @@
-"""What both command lines share: the command as it was typed, and how they end: one line on stderr for an error
-of ours or a misused flag, never a traceback."""
+"""Start and end both command lines: one line on stderr for an error of ours or a misused flag, never a traceback."""
 
 import errno
 import shlex
 import sys
 from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-from prism.errors import ConfigError, PrismError
+from prism.errors import PrismError
 
 
 def command_line() -> str:
-    """The command as it was typed."""
+    """Return the command as it was typed."""
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Raises ConfigError where it can't be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    except OSError as error:
-        raise ConfigError(f"{path} can't be written ({error}); choose another place") from None
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"prism-edge {version('prism-edge')}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+]
+Verbose = Annotated[
+    int, typer.Option("--verbose", "-v", count=True, help="Log on stderr; -vv logs more.", rich_help_panel="Output")
+]
+
+
+def show(view: Any) -> None:
+    """Print a table, or whatever rich renders, on stdout."""
+    from rich.console import Console
+
+    Console().print(view)
 
 
 def run(app: typer.Typer, name: str) -> None:

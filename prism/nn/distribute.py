@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from prism.errors import ExchangeError, PeerLostError, PlanError
 from prism.nn.exchange import Exchange, Expected
 from prism.nn.families import adapter_for
-from prism.nn.families.base import bind
+from prism.nn.families.base import ModelAdapter, bind
 from prism.nn.forward import Pass
 from prism.nn.frame import FRAME, BatchHeader, pack, parse
 from prism.nn.recorder import NullRecorder, Recorder
-from prism.plan import ExecutionPlan, Rows
+from prism.partition import Rows
+from prism.plan import ExecutionPlan
 
 
 class _Embedded(Exception):
@@ -33,10 +34,15 @@ class _Embedded(Exception):
 
 
 def distribute(
-    model: nn.Module, plan: ExecutionPlan, exchange: Exchange, recorder: Recorder | None = None, epoch: int = 0
+    model: nn.Module,
+    plan: ExecutionPlan,
+    exchange: Exchange,
+    recorder: Recorder | None = None,
+    epoch: int = 0,
+    adapter: ModelAdapter | None = None,
 ) -> "DistributedTransformer":
     """Wrap a model for the ranks of `exchange`. On one rank, or in local mode, calls go to the model as it is.
-    epoch: of the group; ranks of another one are refused.
+    epoch: of the group; ranks of another one are refused. adapter: the model's, where the caller has it already.
 
     Raises UnsupportedModelError (with the list of what can be distributed) and PlanError before
     anything is sent.
@@ -45,7 +51,9 @@ def distribute(
         raise PlanError(
             f"the plan wants {plan.ranks} devices, the group has {exchange.world_size}: start more ranks or lower --devices"
         )
-    return DistributedTransformer(model, plan, exchange, recorder or NullRecorder(), epoch)
+    return DistributedTransformer(
+        model, plan, exchange, recorder or NullRecorder(), epoch, adapter or adapter_for(model)
+    )
 
 
 class DistributedTransformer(nn.Module):
@@ -55,7 +63,13 @@ class DistributedTransformer(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, plan: ExecutionPlan, exchange: Exchange, recorder: Recorder, epoch: int
+        self,
+        model: nn.Module,
+        plan: ExecutionPlan,
+        exchange: Exchange,
+        recorder: Recorder,
+        epoch: int,
+        adapter: ModelAdapter,
     ) -> None:
         super().__init__()
         self.model = model
@@ -63,7 +77,7 @@ class DistributedTransformer(nn.Module):
         self._exchange = exchange
         self._recorder = recorder
         self._epoch = epoch
-        self._adapter = adapter_for(model)
+        self._adapter = adapter
         self._blocks = list(self._adapter.blocks())
         self._number = 0
         plan.uses_ring(0, self._adapter.causal)  # refuses what the family can't do

@@ -7,15 +7,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from prism.codecs import payload_bytes
 from prism.errors import PlanError
-from prism.nn.codecs import Stream, payload_like
+from prism.nn.codecs import payload_like, stream_of
 from prism.nn.exchange import Exchange, Expected, Pending
 from prism.nn.families.base import Block, ModelAdapter
 from prism.nn.frame import BatchHeader, pack
 from prism.nn.recorder import Recorder
 from prism.nn.segment_means import attention_bias, segment_counts, segment_means, segment_positions
-from prism.plan import ExecutionPlan, Rows, payload_bytes
-from prism.workload import receivers, returned_rows
+from prism.partition import Rows, receivers, returned_rows
+from prism.plan import ExecutionPlan
 
 
 class Pass:
@@ -48,8 +49,8 @@ class Pass:
             if self._rank in receivers(p, plan.ranks, self._causal)
         }
         self._incoming = {p: payload_like(plan.wire, shape) for p, shape in self._shapes.items()}
-        self._outgoing = Stream(plan.wire, (batch, self._sent[self._rank], self._width))
-        self._streams = {p: Stream(plan.wire, shape) for p, shape in self._shapes.items()}
+        self._outgoing = stream_of(plan.wire, (batch, self._sent[self._rank], self._width))
+        self._streams = {p: stream_of(plan.wire, shape) for p, shape in self._shapes.items()}
         size = payload_bytes(plan.wire, batch * self._sent[0] * self._width)
         self._ring = plan.uses_ring(size, self._causal)
 

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from prism.errors import ExchangeError, PlanError
 from prism.nn.exchange import Expected
-from prism.plan import ExecutionPlan, Rows
-from prism.workload import HEADER_BYTES
+from prism.partition import HEADER_BYTES, Rows
+from prism.plan import ExecutionPlan
 
 MOST_PROBE = 1 << 24
 FRAME_BYTES = HEADER_BYTES  # room for a BatchHeader of the longest plan; one message, so no length goes first

@@ -3,6 +3,7 @@
 Nothing is ever downloaded: weights are found on this machine, or asked to be random.
 """
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any, Literal
@@ -197,3 +198,12 @@ def _load_file(model: nn.Module, path: Path) -> None:
     except Exception as error:
         first = str(error).splitlines()[0]
         raise InputError(f"{path}: weights don't fit {type(model).__name__} ({first}); give this model's own") from None
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Hash every parameter's name, shape and values."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, parameter in model.state_dict().items():
+        digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
+        digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Where the better plan changes, read off a performance map; and whether two maps say the same."""
+"""Find where the better plan changes in a performance map, and whether two maps agree."""
 
 import math
 from collections import defaultdict
@@ -7,33 +7,35 @@ from typing import Any, Literal
 
 import msgspec
 
-from prism.perfmap import Cell, PerformanceMap
+from prism.link import LinkSpec
+from prism.perfmap.map import Cell, PerformanceMap
 from prism.plan import ExecutionPlan
-from prism.spec import LinkSpec
+from prism.trace import TraceSource
 
-Kind = Literal["at", "never", "always"]
-Axis = Literal["bandwidth_mbps", "batch"]
-Pair = tuple[Cell, Cell]  # a distributed cell, and the local one of its workload
+CrossoverKind = Literal["at", "never", "always"]
+MapAxis = Literal["bandwidth_mbps", "batch"]
+Rivals = tuple[Cell, Cell]  # a distributed cell and the local one of its case
 WHOLE = 5  # visits up to which a spread is their whole range
 
 
 class Crossover(msgspec.Struct, frozen=True, kw_only=True):
     """Where a distributed plan becomes as fast as local along one axis, the other one held.
 
-    axis "bandwidth_mbps": `batch` is held; axis "batch": the link's rate is held. kind: "never" and "always" (is
-    distributed faster) speak of the measured values alone. at: the last crossing towards distributed, else the
-    last one; null unless kind is "at". crossings: all of them, more than one only where noise or a real effect
-    turns the order back. ties: measured values where the two are within their noise.
+    axis: "bandwidth_mbps" holds `batch`, "batch" holds the link's rate.
+    kind: whether distributed is "never" or "always" faster at the measured values, or from `at` on.
+    at: the last crossing towards distributed, else the last one; null unless kind is "at".
+    crossings: all of them, more than one only where noise or a real effect reverses the order.
+    ties: measured values where the two are within their noise.
     """
 
-    source: Literal["measured", "simulated"]
+    source: TraceSource
     model: str
     tokens: int
     plan: ExecutionPlan
-    axis: Axis
+    axis: MapAxis
     batch: int | None
     link: LinkSpec
-    kind: Kind
+    kind: CrossoverKind
     at: float | None
     crossings: tuple[float, ...]
     measured: tuple[float, ...]
@@ -41,8 +43,7 @@ class Crossover(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def near_tie(self) -> bool:
-        """Whether noise may move the answer: a measured value on either side of it is a tie; of never and always,
-        any is."""
+        """Whether noise may move the answer: a measured value next to it is a tie; of never and always, any value."""
         if self.at is None:
             return bool(self.ties)
         below = max(value for value in self.measured if value <= self.at)
@@ -51,23 +52,25 @@ class Crossover(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def ratio(cell: Cell, local: Cell) -> float:
-    """Latency over that of local: below 1 the cell is faster."""
+    """Latency over that of the local cell: below 1 the cell is faster."""
     return cell.latency_ms.p50 / local.latency_ms.p50
 
 
 def any_rate(link: LinkSpec) -> LinkSpec:
-    """The link with its rate left open: cells that differ in rate alone lie on one line."""
+    """The link without its rate: cells that differ in rate alone lie on one line."""
     return msgspec.structs.replace(link, rate_bps=None)
 
 
 def crossovers(map_: PerformanceMap) -> tuple[Crossover, ...]:
-    """Of every line of a map."""
+    """The crossover of every line of a map."""
     return tuple(crossover(axis, line) for axis, line in lines(map_))
 
 
-def lines(map_: PerformanceMap) -> list[tuple[Axis, list[Pair]]]:
-    """Of every distributed plan, over the bandwidth at each batch and over the batch at each rate, ascending. Cells whose
-    workload has no local cell, or whose link has no set rate, lie on no line."""
+def lines(map_: PerformanceMap) -> list[tuple[MapAxis, list[Rivals]]]:
+    """Lines of every distributed plan: over the bandwidth at each batch, over the batch at each rate, ascending.
+
+    Cells whose case has no local cell, or whose link has no set rate, lie on no line.
+    """
     pairs = [
         (cell, local)
         for cell in map_.cells
@@ -79,18 +82,20 @@ def lines(map_: PerformanceMap) -> list[tuple[Axis, list[Pair]]]:
     ]
 
 
-def _along(axis: Axis, pairs: Sequence[Pair], key: Callable[[Cell], Any]) -> Iterator[tuple[Axis, list[Pair]]]:
-    groups: dict[Any, list[Pair]] = defaultdict(list)
+def _along(
+    axis: MapAxis, pairs: Sequence[Rivals], key: Callable[[Cell], Any]
+) -> Iterator[tuple[MapAxis, list[Rivals]]]:
+    groups: dict[Any, list[Rivals]] = defaultdict(list)
     for pair in pairs:
         groups[key(pair[0])].append(pair)
     for line in groups.values():
         yield axis, sorted(line, key=lambda pair: getattr(pair[0], axis))
 
 
-def crossover(axis: Axis, line: Sequence[Pair]) -> Crossover:
-    """Of one line, ascending."""
+def crossover(axis: MapAxis, line: Sequence[Rivals]) -> Crossover:
+    """The crossover of one ascending line."""
     values = tuple(float(getattr(cell, axis)) for cell, _ in line)
-    kind, at, found = crossing(values, [ratio(cell, local) - 1 for cell, local in line])
+    kind, at, crossings = crossing(values, [ratio(cell, local) - 1 for cell, local in line])
     first = line[0][0]
     return Crossover(
         source=first.source,
@@ -102,31 +107,37 @@ def crossover(axis: Axis, line: Sequence[Pair]) -> Crossover:
         link=any_rate(first.link) if axis == "bandwidth_mbps" else first.link,
         kind=kind,
         at=at,
-        crossings=found,
+        crossings=crossings,
         measured=values,
         ties=tuple(v for v, (cell, local) in zip(values, line, strict=True) if cell.within_noise(local)),
     )
 
 
-def crossing(values: Sequence[float], excess: Sequence[float]) -> tuple[Kind, float | None, tuple[float, ...]]:
-    """Where `excess` (distributed over local, less 1) changes its sign, linear in the logarithm of the ascending
-    values between neighbours: the class, the value to name, and all of them."""
-    found: list[tuple[float, bool]] = []
+def crossing(values: Sequence[float], excess: Sequence[float]) -> tuple[CrossoverKind, float | None, tuple[float, ...]]:
+    """Find where `excess` (distributed over local, less 1) changes its sign.
+
+    Interpolates linearly in the logarithm of the ascending values. Returns the kind, the value to name, and all
+    crossings.
+    """
+    signs: list[tuple[float, bool]] = []
     for k in range(len(values) - 1):
         before, after = excess[k], excess[k + 1]
         if (before < 0) != (after < 0):
             share = before / (before - after)
             value = values[k] * math.exp(share * math.log(values[k + 1] / values[k]))
-            found.append((min(value, values[k + 1]), after < 0))
-    if not found:
+            signs.append((min(value, values[k + 1]), after < 0))
+    if not signs:
         return ("always" if excess[0] < 0 else "never"), None, ()
-    named = [value for value, wins in found if wins] or [value for value, _ in found]
-    return "at", named[-1], tuple(value for value, _ in found)
+    named = [value for value, wins in signs if wins] or [value for value, _ in signs]
+    return "at", named[-1], tuple(value for value, _ in signs)
 
 
 class Difference(msgspec.Struct, frozen=True, kw_only=True):
-    """One cell of two maps. relative: the second median over the first, less 1.
-    agrees: either median lies within the other's spread."""
+    """One cell of two maps.
+
+    relative: the second median over the first, less 1.
+    agrees: either median lies within the other's spread.
+    """
 
     cell: str
     first_ms: float
@@ -138,10 +149,14 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
-    """Cell by cell, the largest relative difference first. only_*: cells that the other map lacks.
-    share: of the common cells, how many agree; null without any. machines: facts in which they differ.
-    share_by_chance: how many would of two runs between which nothing changed. same: whether as many agree as such
-    runs give in 97.5 % of cases. Both null where a cell has more than five visits: its spread is then cut.
+    """Two maps cell by cell, the largest relative difference first.
+
+    share: of the common cells that agree; null without any.
+    share_by_chance: expected share for two runs between which nothing changed.
+    same: at least as many cells agree as in 97.5 % of such runs. Both null where a cell has more than five visits,
+    because its spread is then cut.
+    only_first, only_second: cells that the other map lacks.
+    machines: facts in which the machines differ.
     """
 
     differences: tuple[Difference, ...]
@@ -153,11 +168,11 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     machines: tuple[str, ...]
 
 
-def compare(first: PerformanceMap, second: PerformanceMap) -> Comparison:
-    """Whether the medians of two maps agree within their spread."""
+def compare_maps(first: PerformanceMap, second: PerformanceMap) -> Comparison:
+    """Compare the medians of two maps, each within the other's spread."""
     from scipy.stats import binom  # here: scipy takes half of the time that prism-sim needs to start
 
-    ours, theirs = ({_key(cell): cell for cell in each.cells} for each in (first, second))
+    ours, theirs = ({_key(cell): cell for cell in map_.cells} for map_ in (first, second))
     both = [(cell, theirs[key]) for key, cell in ours.items() if key in theirs]
     rows = sorted((_difference(a, b) for a, b in both), key=lambda row: -abs(row.relative))
     agree = sum(row.agrees for row in rows)
@@ -175,9 +190,11 @@ def compare(first: PerformanceMap, second: PerformanceMap) -> Comparison:
 
 
 def chance_of_agreement(first: int, second: int) -> float:
-    """That the median of either of two runs' visits lies within the other's range, where all visits are alike: they
-    don't when the lower half of all visits up to one median is of one run and the upper half of the other. Exact for odd
-    numbers of visits; the widening of a spread to the quartiles of its batches is left out."""
+    """Probability that either median of two runs lies in the other run's range, when all visits are alike.
+
+    It fails when one run has the lower half of all visits up to its median and the other run the upper half. Exact
+    for odd numbers of visits. The widening of a spread to the quartiles of its batches is left out.
+    """
     low, high = first // 2 + 1, second // 2 + 1
     rest = first + second - low - high
     apart = 2 * math.comb(rest, first - low) / math.comb(first + second, first)

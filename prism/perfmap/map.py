@@ -1,40 +1,44 @@
-"""The performance map: what a model costs in each mode, batch and bandwidth, and what each figure rests on.
+"""Define the performance map: what a model costs in each mode, batch and bandwidth, and what each figure rests on.
 
-Built from raw traces, of which the visits of a cell are pooled: only here do medians arise. A map is one
-JSON file with a version. prism/perfmap/crossover.py says where the better plan changes, and compares two maps.
+A map is one JSON file with a version.
 """
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
-import numpy as np
 
 from prism.errors import TraceError
-from prism.perfmap.pooling import TraceFile, TraceSet, machine, order, pool, same, setting, whole_batches
-from prism.plan import ExecutionPlan, Mode
-from prism.spec import LinkSpec
-from prism.trace import TraceHeader, now_text
+from prism.files import write_json
+from prism.labels import plan_label, short
+from prism.link import LinkSpec
+from prism.plan import LOCAL, ExecutionPlan
+from prism.trace import TraceSource
 from prism.trace.energy import Energy
-from prism.trace.metrics import Latency, pace_ms, summarise
+from prism.trace.metrics import Latency
+from prism.trace.quantiles import median
 
 VERSION = 1
 
 
-class Workload(NamedTuple):
-    """Cells of one workload answer the same question, and are compared with each other."""
+class Case(NamedTuple):
+    """A batch of one model. The cells of one case are rivals: each is another way to compute the same batch."""
 
-    source: Literal["measured", "simulated"]
+    source: TraceSource
     model: str
     tokens: int
     batch: int
 
 
 class Provenance(msgspec.Struct, frozen=True, kw_only=True):
-    """What a cell was computed from. files: name and hash of each visit's trace; created: first and last start.
-    configs: hashes of the visits' configurations; cut: a file lacked its end, and counts as far as it goes."""
+    """What a cell was computed from.
+
+    files: name and hash of each visit's trace.
+    created: start of the first and of the last visit.
+    configs: hashes of the visits' configurations.
+    cut: a file lacked its end, and counts as far as it goes.
+    """
 
     files: tuple[tuple[str, str], ...]
     created: tuple[str, str]
@@ -47,17 +51,19 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
     """One plan at one batch over one link. A local cell has no link: bandwidth_mbps is null.
 
-    latency_ms: over the pooled batches of all visits, warm-ups and failed ones left out. visit_p50_ms: the median
-    of each visit, in order of time. spread_ms: from where to where the median may lie: the range of the visits'
-    medians, widened to the quartiles of the batches. Of more than five visits the outer tenth on either side is
-    left out: the whole range would grow with every visit, until one that stalled makes it say nothing.
-    split_ms: the terminal's, as in Summary. visit_pace_ms: how quick the machine was at each visit, the mean over the plan's
-    ranks (prism.trace.metrics.pace_ms); empty where a visit lacks it.
-    bandwidth_mbps: of the link's medium, as configured. energy_j: measured joules of a batch, all devices
-    together; null where they are not measured, and energy_note says why.
+    bandwidth_mbps: of the link's medium, as configured.
+    latency_ms: over the pooled batches of all visits, warm-ups and failed ones left out.
+    visit_p50_ms: the median of each visit, in order of time.
+    spread_ms: range in which the median may lie: that of the visits' medians, widened to the quartiles of the
+    batches. Of more than five visits the outer tenth on either side is left out: the whole range would grow with
+    every visit, until a stalled one makes it meaningless.
+    split_ms: the leader's, as in Summary.
+    visit_pace_ms: milliseconds of the pace block at each visit, the mean over the plan's ranks
+    (prism.trace.metrics.pace_ms); empty where a visit lacks it.
+    energy_j: measured joules of a batch, all devices together; null where not measured, and energy_note says why.
     """
 
-    source: Literal["measured", "simulated"]
+    source: TraceSource
     model: str
     tokens: int
     weights: str
@@ -84,12 +90,13 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def pace_ms(self) -> float | None:
-        """The median over the visits."""
-        return float(np.median(self.visit_pace_ms)) if self.visit_pace_ms else None
+        """The median over the visits; None where a visit lacks it."""
+        return median(self.visit_pace_ms) if self.visit_pace_ms else None
 
     @property
-    def workload(self) -> Workload:
-        return Workload(self.source, self.model, self.tokens, self.batch)
+    def workload(self) -> Case:
+        """The batch that this cell computes."""
+        return Case(self.source, self.model, self.tokens, self.batch)
 
     def within_noise(self, other: "Cell") -> bool:
         """Whether the median of either lies within the spread of the other."""
@@ -111,19 +118,18 @@ class PerformanceMap(msgspec.Struct, frozen=True, kw_only=True):
     cells: tuple[Cell, ...]
     left_out: tuple[str, ...] = ()
 
-    def lookup(self, workload: Workload, plan: ExecutionPlan, link: LinkSpec | None = None) -> Cell | None:
+    def lookup(self, workload: Case, plan: ExecutionPlan, link: LinkSpec | None = None) -> Cell | None:
         """The cell of exactly this plan and link, or None where it was not measured. Local needs no link."""
         wanted = (canonical_plan(plan), link if plan.ranks > 1 else LinkSpec())
         return next((c for c in self.cells if c.workload == workload and (c.plan, c.link) == wanted), None)
 
-    def local(self, workload: Workload) -> Cell | None:
-        return self.lookup(workload, ExecutionPlan(mode=Mode.LOCAL))
+    def local(self, workload: Case) -> Cell | None:
+        """The cell of one device, or None where it was not measured."""
+        return self.lookup(workload, LOCAL)
 
     def save(self, path: Path) -> None:
-        try:
-            path.write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n")
-        except OSError as error:
-            raise TraceError(f"{path} can't be written ({error}); choose another place") from None
+        """Write the map's file. Raises ConfigError where it can't be written."""
+        write_json(path, self)
 
 
 class _Version(msgspec.Struct):
@@ -131,13 +137,13 @@ class _Version(msgspec.Struct):
 
 
 def load_map(path: Path) -> PerformanceMap:
-    """Raises TraceError for a file that can't be read, is damaged, or is of another version."""
+    """Load a map. Raises TraceError for a file that can't be read, is damaged, or is of another version."""
     remedy = "make it again with prism-hw map"
     try:
         raw = path.read_bytes()
-        found = msgspec.json.decode(raw, type=_Version).version
-        if found != VERSION:
-            raise TraceError(f"{path}: map version {found}, this version reads {VERSION}; {remedy}")
+        version = msgspec.json.decode(raw, type=_Version).version
+        if version != VERSION:
+            raise TraceError(f"{path}: map version {version}, this version reads {VERSION}; {remedy}")
         return msgspec.json.decode(raw, type=PerformanceMap)
     except OSError as error:
         raise TraceError(f"{path}: can't be read ({error}); give the path of a map") from None
@@ -145,142 +151,11 @@ def load_map(path: Path) -> PerformanceMap:
         raise TraceError(f"{path}: is no performance map or damaged ({error}); {remedy}") from None
 
 
-def build_map(traces: TraceSet, command: str = "", created: str | None = None) -> PerformanceMap:
-    """A cell for each plan, batch and link. Raises TraceError where the visits of one cell, or the cells that are
-    compared with each other, are of different machines, power modes or versions."""
-    groups: dict[Any, list[TraceFile]] = defaultdict(list)
-    rivals: dict[Workload, list[TraceFile]] = defaultdict(list)
-    for file in sorted(traces.files, key=order):
-        header = file.trace.header
-        work = Workload(header.source, header.model, header.tokens, header.batch)
-        groups[work, canonical_plan(header.plan), _link(header)].append(file)
-        rivals[work].append(file)
-    if not groups:
-        reasons = f": {traces.left_out[0]}" if traces.left_out else ""
-        raise TraceError(f"no trace to make a map of{reasons}; measure with prism-hw profile")
-    for work, files in rivals.items():
-        what = f"{short(work.model)} at batch {work.batch}"
-        same([(file.name, machine(file.trace.header)) for file in files], what)
-    cells = [_cell(files) for files in groups.values()]
-    return PerformanceMap(
-        created=created or now_text(), command=command, cells=tuple(sorted(cells, key=_place)), left_out=traces.left_out
-    )
-
-
-def _cell(files: list[TraceFile]) -> Cell:
-    header = files[0].trace.header
-    pooled = pool([file.trace for file in files])
-    summary = summarise(pooled)
-    medians = [float(np.median(_milliseconds(file))) for file in files]
-    link = _link(header)
-    cell = Cell(
-        source=header.source,
-        model=header.model,
-        tokens=header.tokens,
-        weights=header.weights,
-        plan=canonical_plan(header.plan),
-        batch=header.batch,
-        link=link,
-        bandwidth_mbps=None if link.rate_bps is None else link.rate_bps / 1e6,
-        latency_ms=summary.latency_ms,
-        visit_p50_ms=tuple(medians),
-        spread_ms=_spread(medians, [ms for file in files for ms in _milliseconds(file)]),
-        per_sample_ms=summary.latency_ms.p50 / header.batch,
-        split_ms=summary.split_ms,
-        bytes_per_exchange=summary.bytes_per_exchange,
-        effective_bandwidth_mbps=summary.effective_bandwidth_mbps,
-        energy_j=summary.energy_j,
-        energy=summary.energy,
-        energy_note=summary.energy_note,
-        batches=summary.batches,
-        failed=sum(bool(batch.failed) for batch in pooled.batches),
-        visits=len(files),
-        oversubscribed=header.oversubscribed,
-        provenance=_provenance(files),
-        visit_pace_ms=_paces(files),
-    )
-    same([(file.name, setting(file.trace.header)) for file in files], cell.label)
-    return cell
-
-
-def _paces(files: list[TraceFile]) -> tuple[float, ...]:
-    each = [pace_ms(file.trace) for file in files]
-    ranks = range(files[0].trace.header.plan.ranks)
-    if any(rank not in paces for paces in each for rank in ranks):
-        return ()
-    return tuple(float(np.mean([paces[rank] for rank in ranks])) for paces in each)
-
-
-def _spread(medians: Sequence[float], batches: Sequence[float]) -> tuple[float, float]:
-    low, high = np.percentile(medians, (10, 90), method="nearest")
-    first, third = np.percentile(batches, (25, 75))
-    return float(min(low, first)), float(max(high, third))
-
-
-def _provenance(files: list[TraceFile]) -> Provenance:
-    headers = [file.trace.header for file in files]
-    return Provenance(
-        files=tuple((file.name, file.digest) for file in files),
-        created=(headers[0].created, headers[-1].created),
-        host={key: value for key, value in setting(headers[0]).items() if value is not None},
-        configs=tuple(sorted({header.config_hash for header in headers if header.config_hash})),
-        commands=tuple(sorted({header.command for header in headers})),
-        cut=any(file.trace.cut for file in files),
-    )
-
-
-def _milliseconds(file: TraceFile) -> list[float]:
-    return [(batch.end_ns - batch.start_ns) / 1e6 for batch in whole_batches(file.trace)]
-
-
 def canonical_plan(plan: ExecutionPlan) -> ExecutionPlan:
     """The plan without what plays no part in it: one device exchanges nothing."""
-    return ExecutionPlan(mode=Mode.LOCAL) if plan.ranks == 1 else plan
+    return LOCAL if plan.ranks == 1 else plan
 
 
-def _link(header: TraceHeader) -> LinkSpec:
-    return LinkSpec() if header.plan.ranks == 1 else LinkSpec.parse(header.link)
-
-
-def _place(cell: Cell) -> tuple[Any, ...]:
-    """Where a cell stands in a map, local ones first."""
-    plan = cell.plan
-    modes = tuple(Mode)
-    return (
-        cell.source,
-        cell.model,
-        cell.tokens,
-        cell.batch,
-        plan.ranks,
-        modes.index(plan.mode),
-        plan.segments or 0,
-        plan.wire,
-        str(plan),
-        cell.link.kind,
-        cell.bandwidth_mbps or 0.0,
-        str(cell.link),
-    )
-
-
-def short(model: str) -> str:
-    """A model's name without its folders."""
-    return model.rstrip("/").rsplit("/", 1)[-1]
-
-
-def plan_label(plan: ExecutionPlan) -> str:
-    """What sets a plan apart from others of a map; what is left at its default is not named."""
-    if plan.ranks == 1:
-        return "local"
-    kind = "first+means" if plan.mode is Mode.FIRST_AND_MEANS else "means"
-    parts = [f"{kind} L={plan.segments}" if plan.segments else plan.mode.value, plan.wire, f"P={plan.devices}"]
-    if plan.weights:
-        parts.append("weights " + ":".join(f"{weight:g}" for weight in plan.weights))
-    parts += [plan.collective] if plan.collective != "auto" else []
-    parts += ["embed each"] if plan.embed == "each" else []
-    parts += [] if plan.overlap else ["no overlap"]
-    return " ".join(parts)
-
-
-def workloads(cells: Iterable[Cell]) -> list[Workload]:
-    """Every workload of some cells, once, in their order."""
+def workloads(cells: Iterable[Cell]) -> list[Case]:
+    """The cases of some cells, each once, in their order."""
     return list(dict.fromkeys(cell.workload for cell in cells))

@@ -1,4 +1,4 @@
-"""Trace files read in bulk, and the visits of one cell pooled into one trace. Nothing is reduced here."""
+"""Read trace files in bulk and pool the visits of one cell into one trace, without reducing anything."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,10 +9,11 @@ import msgspec
 
 from prism.errors import TraceError
 from prism.spec import ModelSpec
-from prism.trace import Batch, Probe, Record, Span, Trace, TraceHeader, read_trace
+from prism.trace import Batch, Probe, Record, Span, Trace, TraceHeader
+from prism.trace.files import parse_trace, read_bytes
 
-TIMES = ("start_ns", "end_ns", "at_ns")  # on the terminal's clock; a record has one or two of them
-# what makes the times of two runs comparable; the clock, read once at the start, is no setting
+TIMES = ("start_ns", "end_ns", "at_ns")  # on the leader's clock; a record has one or two of them
+# facts that two runs must share for their times to be comparable; the clock, read once at the start, is none
 MACHINE = (
     "system",
     "processor",
@@ -35,29 +36,33 @@ class TraceFile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TraceSet(msgspec.Struct, frozen=True, kw_only=True):
-    """Traces in order of their start, and a line for each file that is left out."""
+    """Traces in order of their start. left_out: a line for each file that gave none."""
 
     files: tuple[TraceFile, ...]
     left_out: tuple[str, ...] = ()
 
     def models(self) -> list[str]:
+        """Names of the models, sorted."""
         return sorted({file.trace.header.model for file in self.files})
 
     def shapes(self) -> dict[str, ModelSpec]:
-        """Of each model whose traces say it. Raises TraceError where two of them say another, beside the tokens."""
-        found: dict[str, ModelSpec] = {}
+        """The shape of each model whose traces record one. Raises TraceError where two differ in more than tokens."""
+        shapes: dict[str, ModelSpec] = {}
         for header in (file.trace.header for file in self.files):
             if header.spec is not None:
-                known = found.setdefault(header.model, header.spec)
-                if msgspec.structs.replace(header.spec, tokens=known.tokens) != known:
+                first = shapes.setdefault(header.model, header.spec)
+                if msgspec.structs.replace(header.spec, tokens=first.tokens) != first:
                     raise TraceError(f"traces of {header.model} are of two shapes; give each model's alone")
-        return found
+        return shapes
 
 
 def read_traces(paths: Iterable[Path]) -> TraceSet:
-    """Files, and folders with every *.jsonl directly inside. A file that can't be read, holds no measured
-    batch or repeats another is left out with its reason; a path or folder without traces raises TraceError."""
-    found: dict[str, TraceFile] = {}
+    """Read files, and every *.jsonl directly inside of folders.
+
+    A file that can't be read, holds no measured batch or repeats another is left out with its reason. Raises
+    TraceError for a path or a folder without traces.
+    """
+    by_digest: dict[str, TraceFile] = {}
     left_out: list[str] = []
     for path in sorted({file.resolve() for file in _files(paths)}):
         try:
@@ -65,18 +70,18 @@ def read_traces(paths: Iterable[Path]) -> TraceSet:
         except TraceError as error:
             left_out.append(str(error).replace(str(path), path.name))
             continue
-        if file.digest in found:
-            left_out.append(f"{path.name}: the same bytes as {found[file.digest].name}")
+        if file.digest in by_digest:
+            left_out.append(f"{path.name}: the same bytes as {by_digest[file.digest].name}")
         elif not whole_batches(file.trace):
             left_out.append(f"{path.name}: holds no complete measured batch")
         else:
-            found[file.digest] = file
-    files = sorted(found.values(), key=order)
+            by_digest[file.digest] = file
+    files = sorted(by_digest.values(), key=order)
     return TraceSet(files=tuple(files), left_out=tuple(sorted(left_out)))
 
 
 def order(file: TraceFile) -> tuple[str, str]:
-    """Key that sorts traces the same way, in whatever order their files were named."""
+    """Sort key that doesn't depend on the order in which files were named."""
     return file.trace.header.created, file.digest
 
 
@@ -91,25 +96,25 @@ def _files(paths: Iterable[Path]) -> Iterator[Path]:
 
 
 def _read(path: Path) -> TraceFile:
-    trace = read_trace(path)
-    digest = hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
-    return TraceFile(name=path.name, digest=digest, trace=trace)
+    raw = read_bytes(path)
+    digest = hashlib.blake2b(raw, digest_size=8).hexdigest()
+    return TraceFile(name=path.name, digest=digest, trace=parse_trace(raw, path))
 
 
 def whole_batches(trace: Trace) -> list[Batch]:
-    """Measured batches of the header's size: the last one of a pass over all inputs may be smaller."""
+    """Measured batches of the header's size; the last one of a pass over all inputs may be smaller."""
     return [batch for batch in trace.measured if batch.size == trace.header.batch]
 
 
 def machine(header: TraceHeader) -> dict[str, Any]:
-    """The facts of a header's host that two runs must share for their times to be compared, flat."""
+    """Facts of a header's host, flat, that two runs must share for their times to be compared."""
     facts = {key: header.host[key] for key in MACHINE if key in header.host}
     versions = facts.pop("versions", {})
     return {**facts, **{f"version of {name}": number for name, number in sorted(versions.items())}}
 
 
 def setting(header: TraceHeader) -> dict[str, Any]:
-    """What the visits of one cell must share."""
+    """Facts that the visits of one cell must share."""
     medium = header.host.get("testbed", {}).get("medium") if header.plan.ranks > 1 else None
     return {
         **machine(header),
@@ -121,20 +126,26 @@ def setting(header: TraceHeader) -> dict[str, Any]:
 
 
 def same(facts: Sequence[tuple[str, dict[str, Any]]], what: str) -> None:
-    """Refuse facts that differ. Pairs of a file's name and its facts; raises TraceError with the first difference."""
-    first, known = facts[0]
+    """Refuse facts that differ between files. Raises TraceError with the first difference.
+
+    facts: name of a file, and its facts. what: the subject of the message.
+    """
+    first, expected = facts[0]
     for name, other in facts[1:]:
-        for key in sorted(known.keys() | other.keys()):
-            if known.get(key) != other.get(key):
+        for key in sorted(expected.keys() | other.keys()):
+            if expected.get(key) != other.get(key):
                 raise TraceError(
-                    f"{what}: {key} is {known.get(key)!r} in {first} and {other.get(key)!r} in {name}; "
+                    f"{what}: {key} is {expected.get(key)!r} in {first} and {other.get(key)!r} in {name}; "
                     f"use each alone, or measure both alike with prism-hw profile"
                 )
 
 
 def pool(traces: Sequence[Trace]) -> Trace:
-    """The visits of one cell as one trace under the first header: batches numbered on, clocks set one after the
-    other, far enough apart that no run of batches reaches from one visit into the next."""
+    """Join the visits of one cell into one trace under the first header.
+
+    Batches are numbered on and clocks follow each other, far enough apart that no run of back-to-back batches
+    reaches from one visit into the next.
+    """
     records: list[Record] = []
     batches, end_ns = 0, 0
     for trace in traces:
@@ -153,7 +164,7 @@ def _whole(record: Record, trace: Trace) -> bool:
 
 
 def _times(record: Record) -> tuple[int, ...]:
-    if isinstance(record, Span):  # nearly all records are; without a look at names, here and in _moved
+    if isinstance(record, Span):  # nearly all records are spans, so they skip the look-up by name, here and in _moved
         return record.start_ns, record.end_ns
     return tuple(getattr(record, name) for name in TIMES if hasattr(record, name))
 

@@ -1,25 +1,30 @@
-"""Pure functions from a Trace to a Summary. Medians over batches that are neither warm-up nor failed."""
+"""Reduce a Trace to a Summary: medians over the batches that are neither warm-up nor failed."""
 
-import statistics
 from collections import defaultdict
 from collections.abc import Iterable
 
 import msgspec
-import numpy as np
 
 from prism.errors import TraceError
 from prism.trace import KINDS, PACE, Batch, Span, Trace
 from prism.trace.energy import Energy, measured_energy, modelled_energy
+from prism.trace.quantiles import median, quantile
 
 
 class Latency(msgspec.Struct, frozen=True, kw_only=True):
+    """Milliseconds of a batch."""
+
     p50: float
     p95: float
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
-    """What a trace says. `split_ms` is the terminal's and adds up to the batch; bytes_per_exchange is one
-    message of the terminal in one block. energy_note says why energy is not measured; empty where it is."""
+    """What a trace says.
+
+    split_ms: the leader's, and adds up to the batch. bytes_per_exchange: one message of the leader in one block.
+    coverage: share of the batches' time that the leader's spans account for.
+    energy_note: why energy is not measured; empty where it is.
+    """
 
     batches: int
     latency_ms: Latency
@@ -38,7 +43,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def summarise(trace: Trace) -> Summary:
-    """Raises TraceError when no measured batch is complete."""
+    """Summarise a trace. Raises TraceError when no measured batch is complete."""
     done = trace.measured
     if not done:
         raise TraceError("the trace holds no complete measured batch; measure again with more batches")
@@ -47,14 +52,14 @@ def summarise(trace: Trace) -> Summary:
     per_rank = {rank: _split(part, numbers) for rank, part in sorted(_by_rank(spans).items())}
     energy, note = _energy(trace)
     rates = bandwidths(spans)
-    total_ms = np.array([(batch.end_ns - batch.start_ns) / 1e6 for batch in done])
+    total_ms = [(batch.end_ns - batch.start_ns) / 1e6 for batch in done]
     return Summary(
         batches=len(done),
-        latency_ms=Latency(p50=float(np.median(total_ms)), p95=float(np.percentile(total_ms, 95))),
+        latency_ms=Latency(p50=median(total_ms), p95=quantile(total_ms, 95)),
         split_ms=per_rank.get(0, dict.fromkeys(KINDS, 0.0)),
         split_per_rank_ms=per_rank,
         bytes_per_exchange=_exchange_bytes(spans, trace.header.plan.ranks),
-        effective_bandwidth_mbps=float(np.median(rates)) if rates else None,
+        effective_bandwidth_mbps=median(rates) if rates else None,
         coverage=_coverage(done, spans),
         energy=energy,
         energy_note=note,
@@ -62,13 +67,12 @@ def summarise(trace: Trace) -> Summary:
 
 
 def pace_ms(trace: Trace) -> dict[int, float]:
-    """Of each rank that timed it, milliseconds of the block that a machine's pace is told by (hw/probe/pace.py): the median over
-    the stretches beside the batches. Empty where none was timed."""
-    found: dict[int, list[float]] = defaultdict(list)
+    """Milliseconds of the pace block (hw/probe/pace.py) on each rank that timed it: the median over its stretches."""
+    times_ms: dict[int, list[float]] = defaultdict(list)
     for probe in trace.probes:
         if probe.op == PACE and not probe.warmup:
-            found[probe.rank].append((probe.end_ns - probe.start_ns) / 1e6 / probe.calls)
-    return {rank: statistics.median(times) for rank, times in found.items()}
+            times_ms[probe.rank].append((probe.end_ns - probe.start_ns) / 1e6 / probe.calls)
+    return {rank: median(times) for rank, times in times_ms.items()}
 
 
 def _energy(trace: Trace) -> tuple[Energy | None, str]:
@@ -93,7 +97,7 @@ def _split(spans: list[Span], numbers: set[int]) -> dict[str, float]:
     sums: dict[str, dict[int, float]] = {kind: dict.fromkeys(numbers, 0.0) for kind in KINDS}
     for span in spans:
         sums[span.kind][span.batch] += (span.end_ns - span.start_ns) / 1e6
-    return {kind: float(statistics.median(values.values())) for kind, values in sums.items()}
+    return {kind: median(values.values()) for kind, values in sums.items()}
 
 
 def _exchanges(spans: list[Span]) -> list[Span]:
@@ -101,15 +105,17 @@ def _exchanges(spans: list[Span]) -> list[Span]:
 
 
 def _exchange_bytes(spans: list[Span], ranks: int) -> int:
-    """Payload of one message of the terminal's block exchange."""
+    """Payload of one message of the leader's block exchange."""
     sent = [span.sent_bytes // (ranks - 1) for span in _exchanges(spans) if span.rank == 0]
-    return int(np.median(sent)) if sent else 0
+    return int(median(sent)) if sent else 0
 
 
 def bandwidths(spans: list[Span]) -> list[float]:
-    """Megabits per second that arrived while any message was under way, all ranks together: from each
-    hand-over to its arrival, overlaps counted once. One figure for each batch with messages.
-    A message that arrives while its receiver still computes is seen late, so each is a lower bound."""
+    """Megabits per second of each batch with messages: what arrived at all ranks over the time that any was under way.
+
+    A message is under way from its hand-over to its arrival; overlaps count once. A message that arrives while its
+    receiver still computes is seen late, so each figure is a lower bound.
+    """
     wires = [span for span in spans if span.kind == "wire"]
     issued = {(s.batch, s.op, s.block, s.rank): s.issued_ns for s in wires if s.sent_bytes}
     under_way: dict[int, list[tuple[int, int]]] = defaultdict(list)
@@ -133,6 +139,6 @@ def _union(intervals: list[tuple[int, int]]) -> int:
 
 
 def _coverage(done: list[Batch], spans: list[Span]) -> float:
-    """Share of the batches' time that the terminal's spans account for."""
+    """Share of the batches' time that the leader's spans account for."""
     covered = sum(span.end_ns - span.start_ns for span in spans if span.rank == 0)
     return covered / sum(batch.end_ns - batch.start_ns for batch in done)

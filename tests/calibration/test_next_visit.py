@@ -4,8 +4,8 @@ import numpy as np
 from support.simulated import FULL, LOCAL, MEANS, vit
 
 from calibration.next_visit import Candidate, candidate, pick
-from prism.plan import ExecutionPlan, Mode
-from prism.spec import LinkSpec
+from prism.link import LinkSpec
+from prism.plan import Mode
 
 MODEL = vit(192, 197)
 RATES = (50, 100, 200, 400, 1000)
@@ -75,5 +75,5 @@ def test_it_ends_when_every_cell_has_its_visits():
 
 
 def test_an_execution_plan_without_a_link_has_no_seconds_on_the_air():
-    alone = candidate(MODEL, ExecutionPlan(mode=Mode.LOCAL), 1, LinkSpec(), None)
+    alone = candidate(MODEL, LOCAL, 1, LinkSpec(), None)
     assert alone.work[1:4] == (0.0, 0.0, 0.0) and alone.mbps == 0

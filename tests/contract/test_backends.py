@@ -13,10 +13,11 @@ from support.profiles import profile
 from hw.run.backend import GlooBackend
 from hw.run.config import RunConfig
 from prism.backend import Backend, Workload
+from prism.codecs import payload_bytes
 from prism.errors import PlanError
+from prism.link import LinkSpec
 from prism.nn.zoo import BUNDLED, describe
-from prism.plan import ExecutionPlan, Mode, payload_bytes
-from prism.spec import LinkSpec
+from prism.plan import LOCAL, ExecutionPlan, Mode
 from prism.trace import KINDS, Span, Trace, read_trace, write_trace
 from prism.trace.metrics import summarise
 from prism.workload import build
@@ -37,7 +38,7 @@ def gloo() -> Backend:
 
 BACKENDS: dict[str, Callable[[], Backend]] = {"simulated": simulated, "gloo": gloo}
 PLANS = {
-    "local": ExecutionPlan(mode=Mode.LOCAL),
+    "local": LOCAL,
     "full": ExecutionPlan(mode=Mode.FULL, devices=2),
     "means": ExecutionPlan(mode=Mode.SEGMENT_MEANS, devices=3, segments=4, wire="int4"),
     "ring": ExecutionPlan(mode=Mode.FULL, devices=2, collective="ring"),

@@ -2,17 +2,14 @@
 
 import json
 import random
-import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 
+from experiments.assets import packages, texts
+from experiments.lib import cache
 from prism.errors import InputError
-
-sys.path.append(str(Path(__file__).parents[2] / "experiments"))
-import asset_texts as texts
-import assets
 
 
 @pytest.mark.parametrize(
@@ -80,18 +77,18 @@ def test_a_folder_is_made_once_and_made_again_after_an_interruption(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        assets.once(tmp_path / "data", make)
+        cache.once(tmp_path / "data", make)
     assert not (tmp_path / "data").exists()
     for _ in range(2):
-        assert (assets.once(tmp_path / "data", make) / "half").exists()
+        assert (cache.once(tmp_path / "data", make) / "half").exists()
     assert len(calls) == 2 and [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
 def test_what_is_missing_is_named_with_the_command_that_makes_it(tmp_path):
-    with pytest.raises(InputError, match=r"gpt2-brown is missing.*train_gpt2_brown\.py"):
-        assets.need(tmp_path, "models/gpt2-brown")
-    with pytest.raises(InputError, match=r"data/lee is missing.*experiments/assets\.py"):
-        assets.need(tmp_path, "data/lee")
+    with pytest.raises(InputError, match=r"gpt2-brown is missing.*python -m experiments\.assets\.train_gpt2_brown"):
+        cache.need(tmp_path, "models/gpt2-brown")
+    with pytest.raises(InputError, match=r"data/lee is missing.*python -m experiments\.assets\.run"):
+        cache.need(tmp_path, "data/lee")
 
 
 def wheel(folder: Path, name: str) -> None:
@@ -109,10 +106,10 @@ def test_pip_unpacks_a_package_and_says_in_one_line_what_it_lacks(tmp_path, monk
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     wheel(tmp_path, "prism_tiny")
-    place = assets.once(
-        tmp_path / "tiny", lambda folder: assets.fetch(assets.Package("pip", ("prism-tiny==1.0",)), folder)
+    place = cache.once(
+        tmp_path / "tiny", lambda folder: packages.fetch(packages.Package("pip", ("prism-tiny==1.0",)), folder)
     )
     assert json.loads((place / "prism_tiny" / "data.json").read_text()) == [1]
     with pytest.raises(InputError, match=r"^prism-none can't be fetched into .*/none: .*pip") as caught:
-        assets.once(tmp_path / "none", lambda folder: assets.fetch(assets.Package("pip", ("prism-none",)), folder))
+        cache.once(tmp_path / "none", lambda folder: packages.fetch(packages.Package("pip", ("prism-none",)), folder))
     assert "\n" not in str(caught.value) and not (tmp_path / "none").exists()

@@ -1,22 +1,17 @@
 """Choices on maps that lack some rates, where the right one is known."""
 
-import sys
-from pathlib import Path
-
 import pytest
 
-from prism.decide.table import LOCAL, Observation, Row, Table
-from prism.plan import ExecutionPlan, Mode
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
-from coarser_maps import on_every_map
+from experiments.adaptive.coarser_maps import on_every_map
+from prism.decide.table import Observation, Table, TableRow
+from prism.plan import LOCAL, ExecutionPlan, Mode
 
 MEANS = ExecutionPlan(mode=Mode.SEGMENT_MEANS, devices=2, segments=10)
 FULL = ExecutionPlan(mode=Mode.FULL, devices=2)  # not measured in every slot: never chosen
 
 
-def row(plan: ExecutionPlan, rate: float | None, ms: float) -> Row:
-    return Row(plan=plan, batch=1, rate_bps=rate, ms=ms, p95_ms=ms, wire_ms=0.0, deviation=0.01)
+def row(plan: ExecutionPlan, rate: float | None, ms: float) -> TableRow:
+    return TableRow(plan=plan, batch=1, rate_bps=rate, ms=ms, p95_ms=ms, wire_ms=0.0, deviation=0.01)
 
 
 def test_between_two_rates_the_line_is_right_and_the_nearest_cell_is_not():

@@ -1,18 +1,14 @@
 """Training under a plan, with the bundled ViT: gradients are those of one device where nothing is compressed, and go
 through the means where something is."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
+from experiments.fine_tune.run import recovered
+from experiments.lib import vit_tail
 from prism.nn.zoo import load_model
-from prism.plan import ExecutionPlan, Mode, Rows
-
-sys.path.append(str(Path(__file__).parents[2] / "experiments"))
-import vit_tail
-from fine_tune import recovered
+from prism.partition import Rows
+from prism.plan import ExecutionPlan, Mode
 
 TOKENS, WIDTH, FIRST, LAST = 50, 64, 2, 6
 

@@ -3,9 +3,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prism.codecs import payload_bytes
 from prism.errors import PlanError
 from prism.partition import Partition, compression_rate, segments_for_rate, split_sizes
-from prism.plan import ExecutionPlan, Mode, payload_bytes
+from prism.plan import ExecutionPlan, Mode
 
 
 @given(length=st.integers(1, 500), parts=st.integers(1, 40))

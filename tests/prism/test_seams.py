@@ -8,15 +8,35 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_core_knows_no_torch_distributed():
-    for path in (ROOT / "prism").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = []
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                names = [f"{node.module}.{alias.name}" for alias in node.names]
-            assert not any("torch.distributed" in name for name in names), path
+def imported(path: Path) -> set[str]:
+    """Every module and name that a file imports, also inside of functions."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def test_only_the_transport_knows_torch_distributed():
+    """A further transport is a Control and its exchange in hw/comm, and nothing else has to change."""
+    users = {
+        path.parent.relative_to(ROOT).as_posix()
+        for package in ("prism", "hw", "sim", "calibration")
+        for path in (ROOT / package).rglob("*.py")
+        if any("torch.distributed" in name for name in imported(path))
+    }
+    assert users == {"hw/comm"}
+
+
+def test_only_the_group_knows_which_transport_there_is():
+    users = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "hw").rglob("*.py")
+        if any("hw.comm.gloo" in name for name in imported(path))
+    }
+    assert users == {"hw/comm/group.py"}
 
 
 def test_the_simulators_command_line_does_not_import_torch():

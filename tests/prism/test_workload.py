@@ -13,13 +13,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from prism.nn.codecs import Stream, encode
+from prism.nn.codecs import encode, stream_of
 from prism.nn.families import adapter_for
-from prism.plan import ExecutionPlan, Mode
+from prism.plan import LOCAL, ExecutionPlan, Mode
 from prism.spec import ModelSpec
 from prism.workload import build, codec
 
-REFERENCE = Path(__file__).parents[2] / "experiments" / "reference" / "prism_compute_accuracy.csv"
+REFERENCE = Path(__file__).parents[2] / "experiments" / "lib" / "published" / "prism_compute_accuracy.csv"
 VIT = ModelSpec(
     name="vit_base",
     family="vit",
@@ -66,7 +66,7 @@ def test_published_gflops_and_savings():
 def test_bert_headline():
     plan = ExecutionPlan(mode=Mode.SEGMENT_MEANS, devices=2, segments=1)
     full = ExecutionPlan(mode=Mode.FULL, devices=2)
-    saved = 1 - mean_gflops(BERT, plan) / mean_gflops(BERT, ExecutionPlan(mode=Mode.LOCAL))
+    saved = 1 - mean_gflops(BERT, plan) / mean_gflops(BERT, LOCAL)
     assert 100 * saved == pytest.approx(51.24, abs=0.005)
     rows = build(BERT, plan, 1).block_bytes() / build(BERT, full, 1).block_bytes()
     assert 100 * (1 - rows) == pytest.approx(99.22, abs=0.005)
@@ -78,7 +78,7 @@ def test_bert_headline():
 def test_local_gemm_and_attention_flops_are_those_of_a_counted_run(family):
     from support.cases import Case
 
-    model, case = build_model(family), Case(family=family, plan=ExecutionPlan(mode=Mode.LOCAL), batch=2)
+    model, case = build_model(family), Case(family=family, plan=LOCAL, batch=2)
     spec = adapter_for(model).spec
     call = inputs(case)
     tokens = call["input_ids"].shape[1] if "input_ids" in call else spec.tokens
@@ -155,7 +155,7 @@ def test_a_delta_plan_sends_what_the_codec_makes_and_pays_for_its_kernels(wire, 
 def test_the_kernels_of_the_delta_codecs_are_those_that_run(wire):
     """Counted in a second block."""
     shape = (2, 32, 384)
-    sender, receiver = Stream(wire, shape), Stream(wire, shape)
+    sender, receiver = stream_of(wire, shape), stream_of(wire, shape)
     for _ in range(2):
         with Counted() as sent:
             payload = sender.encode(torch.randn(shape))

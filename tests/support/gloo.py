@@ -15,7 +15,7 @@ class GlooPool:
     """Runs cases over real gloo groups of 1 to 4 processes."""
 
     def __init__(self) -> None:
-        from hw.comm.group import free_port
+        from hw.comm.interfaces import free_port
 
         port = free_port("127.0.0.1")
         self._processes = [
@@ -43,8 +43,9 @@ class GlooPool:
 
 
 def main() -> None:
-    from hw.comm.group import GlooExchange, open_store, process_group
+    from hw.comm.group import process_group
     from hw.comm.recorder import SpanRecorder
+    from hw.comm.rendezvous import open_store
     from hw.comm.staging import HostStager
 
     rank, port = map(int, sys.argv[1:])
@@ -62,8 +63,8 @@ def main() -> None:
         try:
             out = None
             if rank < case.plan.ranks:
-                with process_group(store, rank, case.plan.ranks, interface="lo", timeout_s=60, epoch=epoch):
-                    exchange = GlooExchange(HostStager(), SpanRecorder(rank))
+                with process_group(store, rank, case.plan.ranks, interface="lo", timeout_s=60, epoch=epoch) as control:
+                    exchange = control.exchange(HostStager(), SpanRecorder(rank))
                     out = run_rank(case, exchange, build(case.family, case.seed), inputs(case))
         except Exception as error:
             out = repr(error)

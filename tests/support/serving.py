@@ -1,4 +1,4 @@
-"""A terminal in this process and members as processes of their own, on the loopback."""
+"""A leader in this process and followers as processes of their own, on the loopback."""
 
 import contextlib
 import json
@@ -14,13 +14,12 @@ import msgspec
 import torch
 
 from hw.inputs.samples import load_images
-from hw.serving.app import ServeConfig, Terminal, terminal
+from hw.serving.app import ServeConfig, Service, open_service
 from prism.decide.policy import FixedPolicy
-from prism.decide.table import LOCAL
+from prism.link import LinkSpec
 from prism.nn.zoo import load_model
 from prism.perfmap import Cell, PerformanceMap, Provenance
-from prism.plan import ExecutionPlan, Mode
-from prism.spec import LinkSpec
+from prism.plan import LOCAL, ExecutionPlan, Mode
 from prism.trace.metrics import Latency
 
 MODEL = "fashion-vit"
@@ -79,7 +78,7 @@ def serving(folder: Path, **fields):
     config = ServeConfig(
         **{"map": map_file(folder), "key_file": key_file(folder), "http_port": 0, "policy": FixedPolicy(FULL), **fields}
     )
-    with terminal(config, "test") as service:
+    with open_service(config, "test") as service:
         yield service
 
 
@@ -120,9 +119,9 @@ def images(count: int) -> torch.Tensor:
     return inputs.collate(inputs.samples[:count])["x"]
 
 
-def local_answer(service: Terminal, x: torch.Tensor) -> torch.Tensor:
+def local_answer(service: Service, x: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
-        return service.model(x)
+        return service.served.model(x)
 
 
 def until(condition, seconds: float = 10.0) -> bool:
@@ -134,7 +133,7 @@ def until(condition, seconds: float = 10.0) -> bool:
     return bool(condition())
 
 
-def post(service: Terminal, body: bytes, headers=None, path=f"/v2/models/{MODEL}/infer"):
+def post(service: Service, body: bytes, headers=None, path=f"/v2/models/{MODEL}/infer"):
     """Status and answer of a request."""
     request = urllib.request.Request(f"http://127.0.0.1:{service.server.port}{path}", data=body, headers=headers or {})
     try:

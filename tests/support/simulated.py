@@ -7,9 +7,10 @@ import numpy as np
 
 from prism.backend import Workload
 from prism.cost import CalibratedProfile, Term
+from prism.link import LinkSpec
 from prism.perfmap.pooling import TraceFile, TraceSet
-from prism.plan import ExecutionPlan, Mode
-from prism.spec import LinkSpec, ModelSpec
+from prism.plan import LOCAL, ExecutionPlan, Mode
+from prism.spec import ModelSpec
 from prism.trace import PACE, Batch, Probe, Span, Trace
 from sim.engine.backend import SimBackend, identical
 
@@ -55,7 +56,6 @@ def vit(width: int, tokens: int, blocks: int = 4) -> ModelSpec:
 
 
 MODELS = {model.name: model for model in (vit(192, 197), vit(768, 101))}
-LOCAL = ExecutionPlan(mode=Mode.LOCAL)
 FULL = ExecutionPlan(mode=Mode.FULL, devices=2)
 MEANS = ExecutionPlan(mode=Mode.SEGMENT_MEANS, devices=2, segments=10)
 PLANS = (LOCAL, FULL, MEANS)

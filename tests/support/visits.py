@@ -14,7 +14,6 @@ HOST = {
     "versions": {"python": "3.11", "torch": "2.14"},
     "testbed": {"medium": "ifb+tbf", "devices": 2},
 }
-LOCAL = ExecutionPlan(mode=Mode.LOCAL)
 FULL = ExecutionPlan(mode=Mode.FULL, devices=2)
 MEANS = ExecutionPlan(mode=Mode.SEGMENT_MEANS, devices=2, segments=10)
 

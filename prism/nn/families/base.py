@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from prism.errors import UnsupportedModelError
-from prism.plan import Rows
+from prism.partition import Rows
 from prism.spec import ModelSpec
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import BertModel, BertPreTrainedModel
 
 from prism.nn.families.base import parameter_count, refuse, split_heads, text_padding
-from prism.plan import Rows
+from prism.partition import Rows
 from prism.spec import ModelSpec
 
 # heads that read the pooler's output alone, which is made of the first token

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from transformers import GPT2Model, GPT2PreTrainedModel
 
 from prism.nn.families.base import parameter_count, refuse, split_heads, text_padding
-from prism.plan import Rows
+from prism.partition import Rows
 from prism.spec import ModelSpec
 
 _REFUSED = {

@@ -9,7 +9,7 @@ from transformers import LlamaModel, LlamaPreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, rotate_half
 
 from prism.nn.families.base import parameter_count, refuse, split_heads, text_padding
-from prism.plan import Rows
+from prism.partition import Rows
 from prism.spec import ModelSpec
 
 _REFUSED = {

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from prism.errors import UnsupportedModelError
 from prism.nn.families.base import parameter_count, refuse, split_heads
-from prism.plan import Rows
+from prism.partition import Rows
 from prism.spec import ModelSpec
 
 

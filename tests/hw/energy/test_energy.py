@@ -11,7 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hw.energy.meters import Ina3221, Jtop, PowerSampler, Rapl, find_meter
+from hw.energy.ina3221 import Ina3221
+from hw.energy.jtop import Jtop
+from hw.energy.meter import SENSORS, find_meter
+from hw.energy.rapl import Rapl
+from hw.energy.sampler import PowerSampler
 from hw.machine.doctor import _sensors
 from prism.errors import ConfigError
 from prism.plan import ExecutionPlan, Mode
@@ -156,7 +160,7 @@ def test_a_counter_for_root_alone_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr("builtins.open", refuse)  # root, who may run the tests, can read every file
     with pytest.raises(ConfigError, match=r"'rapl'.*Permission denied.*energy_uj.*run as root"):
         Rapl(tmp_path)
-    assert find_meter("auto", hwmon=tmp_path, powercap=tmp_path, jtop_socket=tmp_path / "no") is None
+    assert find_meter("auto", dict(ina3221=tmp_path, rapl=tmp_path, jtop=tmp_path / "no")) is None
 
 
 # -- jtop -----------------------------------------------------------------------------------------------
@@ -189,7 +193,7 @@ def next_sample(meter: Jtop) -> dict[str, float]:
 
 
 def test_jtop_gives_each_update_once_and_no_power_supply(jtop_service):
-    meter = find_meter("jtop", jtop_socket=jtop_service[0])
+    meter = find_meter("jtop", {"jtop": jtop_service[0]})
     assert isinstance(meter, Jtop)
     try:
         described = meter.describe(0, (0,))
@@ -218,34 +222,34 @@ def test_a_socket_that_nobody_serves_is_absent(tmp_path, monkeypatch):
     socket.write_text("")
     monkeypatch.setattr(jtop_module.service, "JTOP_PIPE", str(socket))
     with pytest.raises(ConfigError, match=r"'jtop'.*doesn't serve"):
-        find_meter("jtop", jtop_socket=socket)
+        find_meter("jtop", {"jtop": socket})
 
 
 # -- choosing -------------------------------------------------------------------------------------------
 
 
 def test_auto_takes_the_first_there_is_and_none_takes_none(tmp_path):
-    paths = dict(hwmon=tmp_path / "hwmon", powercap=tmp_path / "powercap", jtop_socket=tmp_path / "sock")
-    assert find_meter("auto", **paths) is None
-    assert find_meter("none", **paths) is None
-    for name in ("ina3221", "jtop", "rapl"):
+    roots = dict(ina3221=tmp_path / "hwmon", rapl=tmp_path / "powercap", jtop=tmp_path / "sock")
+    assert find_meter("auto", roots) is None
+    assert find_meter("none", roots) is None
+    for name in SENSORS:
         with pytest.raises(ConfigError, match=f"energy meter '{name}': .*choose auto or none"):
-            find_meter(name, **paths)
+            find_meter(name, roots)
     rapl(tmp_path / "powercap", {})
-    assert isinstance(find_meter("auto", **paths), Rapl)
+    assert isinstance(find_meter("auto", roots), Rapl)
     ina3221(tmp_path / "hwmon", ORIN_NANO)
-    assert isinstance(find_meter("auto", **paths), Ina3221)
-    assert isinstance(find_meter("rapl", **paths), Rapl)
-    assert find_meter("none", **paths) is None
+    assert isinstance(find_meter("auto", roots), Ina3221)
+    assert isinstance(find_meter("rapl", roots), Rapl)
+    assert find_meter("none", roots) is None
 
 
 def test_doctor_names_rails_or_what_is_missing(tmp_path):
-    paths = dict(hwmon=tmp_path / "hwmon", powercap=tmp_path / "powercap", jtop_socket=tmp_path / "sock")
-    check = _sensors(**paths)
+    roots = dict(ina3221=tmp_path / "hwmon", rapl=tmp_path / "powercap", jtop=tmp_path / "sock")
+    check = _sensors(roots)
     assert check.status == "note" and "not measured" in check.found
-    assert all(name in check.remedy for name in ("ina3221", "jtop", "rapl"))
+    assert all(name in check.remedy for name in SENSORS)
     ina3221(tmp_path / "hwmon", ORIN_NANO)
-    check = _sensors(**paths)
+    check = _sensors(roots)
     assert check.status == "ok" and check.found == "ina3221 (VDD_IN, VDD_CPU_GPU_CV, VDD_SOC)"
 
 

@@ -17,20 +17,21 @@ from torch.nn import functional as F
 from transformers import BertForQuestionAnswering
 from transformers.modeling_outputs import CausalLMOutput
 
+from hw.evaluate import in_process
 from hw.evaluate import run as evaluation
 from hw.evaluate import scores as evalscore
-from hw.evaluate.datasets import Columns, Pair, load_dataset
-from hw.evaluate.page import page, write_parquet
+from hw.evaluate.datasets import Columns, RatedPair, load_dataset
+from hw.evaluate.page import accuracy_page
 from hw.evaluate.run import EvalConfig, evaluate
-from hw.evaluate.scores import Scored, figures, scored
+from hw.evaluate.scores import SampleScore, figures, scored
+from hw.evaluate.tables import write_parquet
 from hw.inputs.samples import Sample, collate_texts
 from hw.run.config import RunConfig
 from hw.run.launch import run_local
 from prism.decide.accuracy import AccuracyTable, load_accuracy
-from prism.decide.table import LOCAL
 from prism.errors import ConfigError, InputError
 from prism.nn.zoo import Loaded, load_model
-from prism.plan import ExecutionPlan, Mode
+from prism.plan import LOCAL, ExecutionPlan, Mode
 
 MEANS4 = ExecutionPlan(mode=Mode.SEGMENT_MEANS, devices=3, segments=4, wire="int4")
 CONFIG = EvalConfig(limit=40, batch=16, devices=(2, 3), segments=(4,), wires=("fp32", "int4"), threads=1)
@@ -94,10 +95,10 @@ def test_another_evaluation_is_refused_with_a_remedy(done, change):
 
 def test_parts_share_the_weights(monkeypatch):
     loaded = load_model("fashion-vit")
-    seen, distribute = [], evaluation.distribute
-    monkeypatch.setattr(evaluation, "distribute", lambda *args: seen.append(args[0]) or distribute(*args))
+    seen, distribute = [], in_process.distribute
+    monkeypatch.setattr(in_process, "distribute", lambda *args: seen.append(args[0]) or distribute(*args))
     with torch.no_grad():
-        evaluation.together(loaded.model, MEANS4, {"x": torch.zeros(2, 1, 28, 28)})
+        in_process.together(loaded.model, MEANS4, {"x": torch.zeros(2, 1, 28, 28)})
     assert len(seen) == 3 and all(model is loaded.model for model in seen)
 
 
@@ -107,7 +108,7 @@ def test_real_ranks_give_the_same_answers(done):
     number = [row.plan for row in table.rows].index(plan)
     rows = [json.loads(line) for line in (folder / "samples.jsonl").read_bytes().splitlines()[1:]]
     ours = [row["answer"] for row in sorted(rows, key=lambda row: row["sample"]) if row["plan"] == number]
-    config = RunConfig(mode=plan.mode, devices=2, segments=4, wire="int4", batch=20, batches=2, warmups=0)
+    config = RunConfig(plan=plan, batch=20, batches=2, warmups=0)
     theirs = run_local(config, "a test", lambda _: None).predictions
     labels = load_model("fashion-vit").labels
     assert [labels[answer] for answer in ours] == [each.predicted for each in theirs]
@@ -118,7 +119,7 @@ def test_page_and_parquet(done, tmp_path):
 
     table, _ = done
     twin = msgspec.structs.replace(table.rows[-1], value=0.5)  # another plan may have just as many bytes
-    html = page(msgspec.structs.replace(table, rows=(*table.rows, twin)), ["a plan that did not fit"])
+    html = accuracy_page(msgspec.structs.replace(table, rows=(*table.rows, twin)), ["a plan that did not fit"])
     assert "<svg" in html and "a plan that did not fit" in html and "http-equiv" not in html and "<script" not in html
     write_parquet(table, tmp_path / "a.parquet")
     assert len(pd.read_parquet(tmp_path / "a.parquet")) == len(table.rows)
@@ -151,8 +152,8 @@ def test_texts_of_a_causal_model_have_its_perplexity(tmp_path, monkeypatch):
 # -- figures ----------------------------------------------------------------------------------------------------------
 
 
-def row(sample: int, **fields) -> Scored:
-    return Scored(**{"plan": 1, "sample": sample, "agreement": 1.0, "cosine": 1.0, "relative_l2": 0.0, **fields})
+def row(sample: int, **fields) -> SampleScore:
+    return SampleScore(**{"plan": 1, "sample": sample, "agreement": 1.0, "cosine": 1.0, "relative_l2": 0.0, **fields})
 
 
 def test_flips_and_their_test():
@@ -180,7 +181,7 @@ def test_pairs_have_pearsons_correlation():
     rng = np.random.default_rng(0)
     texts = rng.normal(size=(8, 5))
     unit = texts / np.linalg.norm(texts, axis=1, keepdims=True)
-    pairs = [Pair(a, b, float(unit[a] @ unit[b] + 0.1 * rng.normal())) for a in range(8) for b in range(a)]
+    pairs = [RatedPair(a, b, float(unit[a] @ unit[b] + 0.1 * rng.normal())) for a in range(8) for b in range(a)]
     rows = [row(k, embedding=tuple(text)) for k, text in enumerate(texts)]
     cosines = [float(unit[pair.a] @ unit[pair.b]) for pair in pairs]
     found = figures(rows, "pearson", pairs, rows, seed=0)
@@ -328,7 +329,7 @@ def test_a_text_that_cannot_be_read_leaves_nothing_behind(tmp_path):
 def test_pairs_too_alike_for_a_correlation():
     rows = [row(k, embedding=(1.0, float(k))) for k in range(2)]
     with pytest.raises(InputError, match="1 rated pairs are too few"):
-        figures(rows, "pearson", [Pair(0, 1, 1.0)], rows, seed=0)
+        figures(rows, "pearson", [RatedPair(0, 1, 1.0)], rows, seed=0)
 
 
 # -- the command ------------------------------------------------------------------------------------------------------

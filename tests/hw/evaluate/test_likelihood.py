@@ -8,10 +8,9 @@ import torch
 from support.cases import build
 
 from hw.evaluate.likelihood import Likelihood, windows
-from prism.decide.table import LOCAL
 from prism.errors import ConfigError, InputError, PlanError
 from prism.nn.zoo import Loaded
-from prism.plan import ExecutionPlan, Mode
+from prism.plan import LOCAL, ExecutionPlan, Mode
 
 FULL = ExecutionPlan(mode=Mode.FULL, devices=3)
 MEANS = ExecutionPlan(mode=Mode.SEGMENT_MEANS, devices=2, segments=3)

@@ -24,7 +24,7 @@ from hw.link.report import (
 from hw.link.round_trip import Echo, Pinger
 from hw.link.view import link_page
 from prism.errors import TraceError
-from prism.spec import LinkSpec
+from prism.link import LinkSpec
 from prism.trace import Probe
 
 NOT_ROOT = os.geteuid() != 0

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from hw.probe.calls import Bench
-from hw.probe.cells import Cell, cells
+from hw.probe.cells import ProbeCell, cells
 from hw.probe.suite import WINDOW_NS, ProbeConfig, run_probes
-from prism.plan import WIRES, ExecutionPlan, Mode, payload_bytes
+from prism.codecs import WIRES, payload_bytes
+from prism.plan import LOCAL
 from prism.spec import ModelSpec
 from prism.workload import attention, build, elementwise, gemm, norm
 
@@ -27,9 +28,9 @@ def few():
 def test_every_operation_has_cells_and_none_twice():
     every = cells(cuda=False)
     assert {cell.op for cell in every} == OPS
-    assert max(Counter((cell.op, cell.shape) for cell in every).values()) == 1
+    assert max(Counter(every).values()) == 1
     assert {cell.op for cell in cells(cuda=True)} == OPS | {"d2h", "h2d"}
-    codecs = {(cell.op, WIRES[cell.shape[2]]) for cell in every if cell.op in ("pack", "unpack")}
+    codecs = {(cell.op, cell.codec) for cell in every if cell.op in ("pack", "unpack")}
     assert codecs == set(itertools.product(("pack", "unpack"), WIRES))
     asked = {(bool(cell.shape[5]), bool(cell.shape[6])) for cell in every if cell.op == "attention"}
     assert asked == {(False, False), (True, False), (False, True)}
@@ -62,7 +63,7 @@ def test_work_is_counted_by_the_rules_of_the_workload():
             rule = elementwise(shape[0] * shape[1] * shape[2])
         elif cell.op in ("pack", "unpack"):
             values = shape[0] * shape[1]
-            assert (cell.flops, cell.bytes) == (0, 4 * values + payload_bytes(WIRES[shape[2]], values))
+            assert (cell.flops, cell.bytes) == (0, 4 * values + payload_bytes(cell.codec, values))
             continue
         else:
             continue
@@ -73,7 +74,7 @@ def test_a_block_counts_as_in_a_whole_model():
     for cell in [cell for cell in cells(cuda=False) if cell.op == "block"][::5]:
         batch, tokens, width, heads, mlp_width = cell.shape
         spec = dict(name="m", family="vit", width=width, heads=heads, mlp_width=mlp_width, tokens=tokens)
-        local = ExecutionPlan(mode=Mode.LOCAL)
+        local = LOCAL
         two, one = (build(ModelSpec(blocks=count, **spec), local, batch).flops(0) for count in (2, 1))
         assert cell.flops == two - one
 
@@ -84,7 +85,7 @@ def test_a_block_is_the_sum_of_its_parts_in_flops():
 
     bench = Bench(CPU, 0)
     shape = (2, 40, 192, 3, 768)
-    cell = Cell(op="block", shape=shape, flops=0, bytes=0)
+    cell = ProbeCell(op="block", shape=shape, flops=0, bytes=0)
     # torch counts no FLOPs of the CPU's fused attention, but those of its parts
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         bench.call(cell)()
@@ -100,8 +101,9 @@ def test_all_cells_are_measured_in_a_tiny_budget(monkeypatch, few):
     threads = torch.get_num_threads()
     probes = run_probes(ProbeConfig(budget_s=1e-3), CPU, 1, steps.append)
     measured = [probe for probe in probes if not probe.warmup]
-    assert sorted((probe.op, probe.shape) for probe in measured) == sorted((cell.op, cell.shape) for cell in few)
-    assert {(probe.op, probe.shape) for probe in probes if probe.warmup} == {(c.op, c.shape) for c in few}
+    asked = Counter((cell.op, cell.shape, cell.codec) for cell in few)
+    assert Counter((probe.op, probe.shape, probe.codec) for probe in measured) == asked
+    assert {(probe.op, probe.shape, probe.codec) for probe in probes if probe.warmup} == set(asked)
     assert all(probe.rank == 1 and probe.end_ns > probe.start_ns for probe in probes)
     assert all(before.end_ns <= after.start_ns for before, after in itertools.pairwise(probes))
     assert len(steps) == len(few) and all(step.done <= step.total for step in steps)
@@ -116,7 +118,7 @@ def test_a_larger_budget_gives_more_repeats_in_an_order_of_the_seed(monkeypatch,
 
     def order(seed):
         probes = run_probes(ProbeConfig(budget_s=600, seed=seed), CPU, 0, lambda step: None)
-        return [(probe.op, probe.shape) for probe in probes if not probe.warmup]
+        return [(probe.op, probe.shape, probe.codec) for probe in probes if not probe.warmup]
 
     first = order(1)
     assert len(first) == 36 and first == order(1) and first != order(2)

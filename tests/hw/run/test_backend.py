@@ -7,7 +7,7 @@ from hw.run.config import RunConfig
 from prism.backend import Backend, Workload
 from prism.errors import PlanError
 from prism.nn.zoo import describe
-from prism.plan import ExecutionPlan, Mode
+from prism.plan import LOCAL, ExecutionPlan, Mode
 from prism.trace.metrics import summarise
 
 
@@ -27,7 +27,7 @@ def test_a_plan_runs_as_asked(backend):
 
 def test_what_does_not_fit_is_refused(backend):
     with pytest.raises(PlanError, match="this backend runs"):
-        backend.run(ExecutionPlan(mode=Mode.LOCAL), Workload(model=describe("vit_tiny_patch16_224"), batch=1))
+        backend.run(LOCAL, Workload(model=describe("vit_tiny_patch16_224"), batch=1))
     with pytest.raises(PlanError, match="at most 25"):
         backend.run(
             ExecutionPlan(mode=Mode.SEGMENT_MEANS, devices=2, segments=26),

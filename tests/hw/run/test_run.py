@@ -170,7 +170,7 @@ def test_a_port_in_use_and_a_peer_that_never_comes(tmp_path):
 
 
 def test_a_cluster_of_two_commands(tmp_path):
-    from hw.comm.group import free_port
+    from hw.comm.interfaces import free_port
 
     devices = "".join(f'[[devices]]\nname = "{name}"\naddress = "127.0.0.1"\n' for name in "ab")
     path = tmp_path / "c.toml"

@@ -10,17 +10,18 @@ import pytest
 import torch
 from support.serving import FULL, Member, images, key_file, local_answer, serving, until
 
-from hw.serving.channel import Channel, ChannelError, Ping
-from prism.decide.table import LOCAL
+from hw.serving.channel import FOLLOWER, LEADER, Channel, ChannelError
+from hw.serving.messages import Ping
+from prism.plan import LOCAL
 
 TIMEOUT_S = 1.0
-SOON_S = 10.0  # a hang is forever; how soon is measured by experiments/faults.py
+SOON_S = 10.0  # a hang is forever; how soon is measured by experiments/faults
 
 
 @pytest.fixture
 def pair(tmp_path):
-    with serving(tmp_path, timeout_s=TIMEOUT_S) as service, Member(service.members.port, tmp_path) as member:
-        assert service.members.wait(60), service.members.history
+    with serving(tmp_path, timeout_s=TIMEOUT_S) as service, Member(service.leader.port, tmp_path) as member:
+        assert service.leader.wait(60)
         yield service, member
 
 
@@ -38,7 +39,8 @@ def test_a_batch_runs_on_both_devices(pair):
     assert service.runtime.served == {"full": 1}
 
 
-def test_a_killed_member_costs_no_answer_and_a_new_one_is_taken_in(pair):
+def test_a_killed_member_costs_no_answer_and_a_new_one_is_taken_in(pair, caplog):
+    caplog.set_level("INFO", "hw.serving")
     service, member = pair
     x = images(2)
     ask(service, x)
@@ -46,11 +48,13 @@ def test_a_killed_member_costs_no_answer_and_a_new_one_is_taken_in(pair):
     for _ in range(5):
         _, seconds = ask(service, x)
         assert seconds < TIMEOUT_S + SOON_S
-    assert until(lambda: service.members.group() is None)
+    assert until(lambda: service.leader.group() is None)
     member.start()
-    assert service.members.wait(60)
+    assert service.leader.wait(60)
     served, _ = ask(service, x)
     assert served.ran == FULL
+    for event in ("plan changed to full on 2", "kitchen was lost", "kitchen joined", "formed with kitchen"):
+        assert event in caplog.text
 
 
 def test_a_frozen_member_is_noticed_and_comes_back_quickly(pair):
@@ -60,79 +64,79 @@ def test_a_frozen_member_is_noticed_and_comes_back_quickly(pair):
     member.process.send_signal(signal.SIGSTOP)
     served, seconds = ask(service, x)
     assert served.ran == LOCAL and served.failed and seconds < TIMEOUT_S + SOON_S
-    assert until(lambda: service.members.group() is None)
+    assert until(lambda: service.leader.group() is None)
     time.sleep(1.5)
     member.process.send_signal(signal.SIGCONT)
-    assert service.members.wait(SOON_S)
+    assert service.leader.wait(SOON_S)
     assert ask(service, x)[0].ran == FULL
 
 
 def test_an_idle_death_is_found_without_a_batch(pair):
     service, member = pair
     member.process.send_signal(signal.SIGSTOP)
-    assert until(lambda: service.members.group() is None, SOON_S)
+    assert until(lambda: service.leader.group() is None, SOON_S)
     member.process.send_signal(signal.SIGCONT)
 
 
 def test_a_late_joiner_is_taken_in_between_batches(tmp_path):
-    with serving(tmp_path, timeout_s=TIMEOUT_S, devices=3) as service, Member(service.members.port, tmp_path):
-        assert service.members.wait(60)
-        first = service.members.group().epoch
-        with Member(service.members.port, tmp_path, "garden"):
-            assert service.members.wait(60, devices=3)
-            assert service.members.group().epoch > first
-        assert until(lambda: (g := service.members.group()) is not None and g.devices == 2, 10)
+    with serving(tmp_path, timeout_s=TIMEOUT_S, devices=3) as service, Member(service.leader.port, tmp_path):
+        assert service.leader.wait(60)
+        first = service.leader.group().epoch
+        with Member(service.leader.port, tmp_path, "garden"):
+            assert service.leader.wait(60, devices=3)
+            assert service.leader.group().epoch > first
+        assert until(lambda: (g := service.leader.group()) is not None and g.devices == 2, 10)
         assert ask(service, images(2))[0].ran == FULL
 
 
 def test_a_member_that_takes_part_in_no_batch_is_kept_alive_under_load(tmp_path):
     with (
         serving(tmp_path, timeout_s=TIMEOUT_S, devices=3) as service,
-        Member(service.members.port, tmp_path),
-        Member(service.members.port, tmp_path, "garden"),
+        Member(service.leader.port, tmp_path),
+        Member(service.leader.port, tmp_path, "garden"),
     ):
-        assert service.members.wait(60, devices=3)
+        assert service.leader.wait(60, devices=3)
         service.runtime.__exit__()  # the ticker, which would do it between batches
-        epoch, until_s, x = service.members.group().epoch, time.monotonic() + 3 * TIMEOUT_S, images(1)
+        epoch, until_s, x = service.leader.group().epoch, time.monotonic() + 3 * TIMEOUT_S, images(1)
         while time.monotonic() < until_s:
             served = service.runtime.run({"x": x})
             assert served.ran == FULL and not served.failed, "by two of the three devices"
-        assert service.members.group().epoch == epoch
+        assert service.leader.group().epoch == epoch
 
 
-def test_members_join_a_terminal_that_was_started_anew(tmp_path):
+def test_members_join_a_leader_that_was_started_anew(tmp_path):
     with serving(tmp_path, timeout_s=TIMEOUT_S) as service:
-        port = service.members.port
+        port = service.leader.port
         member = Member(port, tmp_path)
-        assert service.members.wait(60)
+        assert service.leader.wait(60)
     with member, serving(tmp_path, timeout_s=TIMEOUT_S, join_port=port) as service:
-        assert service.members.wait(30), service.members.history
+        assert service.leader.wait(30)
         assert member.process.poll() is None
         assert ask(service, images(2))[0].ran == FULL
 
 
 def test_other_weights_are_refused_with_both_hashes(tmp_path):
     with serving(tmp_path) as service:
-        member = Member(service.members.port, tmp_path, "kitchen", None, "--weights", "random")
+        member = Member(service.leader.port, tmp_path, "kitchen", None, "--weights", "random")
         said, _ = member.process.communicate(timeout=60)
-        assert member.process.returncode == 2 and "copy the terminal's model there" in said
-        assert service.members.group() is None
+        assert member.process.returncode == 2 and "copy the leader's model there" in said
+        assert service.leader.group() is None
 
 
 def test_a_stranger_with_another_key_does_not_join(tmp_path):
     (tmp_path / "other").mkdir()
     other = key_file(tmp_path / "other", "another key of some length")
-    with serving(tmp_path) as service, Member(service.members.port, tmp_path, "stranger", other):
-        assert until(lambda: service.members.refusals > 0, 60)
-        assert service.members.group() is None
+    with serving(tmp_path) as service, Member(service.leader.port, tmp_path, "stranger", other):
+        assert until(lambda: service.leader.refusals > 0, 60)
+        assert service.leader.group() is None
 
 
-def test_garbage_neither_stops_nor_fills_the_terminal(pair):
+def test_garbage_neither_stops_nor_fills_the_leader(pair):
     service, _ = pair
     rng = random.Random(0)
     resident = _resident()
     for k in range(3000):
-        with socket.create_connection(("127.0.0.1", service.members.port), timeout=5) as sock:
+        with socket.create_connection(("127.0.0.1", service.leader.port), timeout=5) as sock:
             raw = rng.randbytes(rng.randint(0, 400))
             try:
                 sock.sendall((b"\xff\xff" if k % 3 == 0 else b"") + raw)
@@ -150,7 +154,7 @@ def test_garbage_neither_stops_nor_fills_the_terminal(pair):
 def test_a_message_cannot_be_replayed(tmp_path):
     """What a member said on one connection means nothing on another, and no second time on its own."""
     a, b = socket.socketpair()
-    one, two = Channel(a, b"k" * 32, b"terminal", b"worker"), Channel(b, b"k" * 32, b"worker", b"terminal")
+    one, two = Channel(a, b"k" * 32, LEADER, FOLLOWER), Channel(b, b"k" * 32, FOLLOWER, LEADER)
     two.send(Ping())
     raw = a.recv(4096)
     b.sendall(raw + raw)

@@ -4,17 +4,26 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-
-SCRIPT = Path(__file__).parents[3] / "experiments" / "faults.py"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 def test_every_batch_under_faults_is_answered_right(tmp_path):
     ran = subprocess.run(
-        [sys.executable, str(SCRIPT), "--faults", "10", "--output", str(tmp_path), "--seed", "5", "--slack", "5"],
+        [
+            sys.executable,
+            "-m",
+            "experiments.faults.run",
+            "--faults",
+            "10",
+            "--output",
+            str(tmp_path),
+            "--seed",
+            "5",
+            "--slack",
+            "5",
+        ],
         capture_output=True,
         text=True,
         timeout=300,

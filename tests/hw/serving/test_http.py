@@ -13,7 +13,7 @@ from support.serving import MODEL, images, local_answer, post, serving
 
 from hw.serving import http
 from hw.serving import open_inference as v2
-from hw.serving.app import ServeConfig, terminal
+from hw.serving.app import ServeConfig, open_service
 from hw.serving.http import Endpoint
 from prism.decide.log import Decided, read_decisions
 from prism.decide.policy import PrismPolicy
@@ -151,7 +151,7 @@ def test_a_key_that_others_can_read_or_guess_is_refused(tmp_path):
 
         with (
             pytest.raises(ConfigError, match=said),
-            terminal(ServeConfig(map=map_file(tmp_path), key_file=str(tmp_path / "key"), http_port=0), "test"),
+            open_service(ServeConfig(map=map_file(tmp_path), key_file=str(tmp_path / "key"), http_port=0), "test"),
         ):
             pass
 

@@ -11,18 +11,19 @@ from support.answers import accuracy_table
 from support.serving import FULL, MODEL, Member, images, map_file, serving, until
 
 from hw.comm.group import process_group
-from hw.comm.recorder import SpanRecorder
-from hw.run.workpiece import fingerprint
-from hw.serving.channel import Form, Hello, Refused, Welcome, answer
-from hw.serving.leader import FLAPS
-from hw.serving.rendezvous import RelayStore
-from hw.serving.runtime import PROBE_BYTES, RESIDUALS, AdaptiveRuntime
+from hw.comm.rendezvous import RelayStore
+from hw.serving.backoff import FAILURES
+from hw.serving.channel import respond
+from hw.serving.device import load_served
+from hw.serving.messages import Form, Hello, Refused, Welcome
+from hw.serving.runtime import PROBE_BYTES, AdaptiveRuntime, Strategy
+from prism.decide.corrections import RESIDUALS
 from prism.decide.log import Answered, Corrected, Decided, read_decisions, replay
 from prism.decide.policy import PrismPolicy
-from prism.decide.table import LOCAL, Objective, Observation, table_of
+from prism.decide.table import Objective, Observation, table_of
 from prism.errors import ConfigError, ExchangeError
-from prism.nn.zoo import load_model
 from prism.perfmap import load_map
+from prism.plan import LOCAL
 
 
 class Alone:
@@ -33,6 +34,14 @@ class Alone:
 
     def broken(self, epoch, why):
         raise AssertionError("there was no group")
+
+
+def known_table(folder):
+    return table_of([load_map(Path(map_file(folder)))], MODEL)
+
+
+def lone_runtime(folder) -> AdaptiveRuntime:
+    return AdaptiveRuntime(load_served(MODEL, None, 0, 1), Alone(), Strategy(known_table(folder), PrismPolicy()))
 
 
 @pytest.mark.parametrize("learn", [True, False])
@@ -53,11 +62,10 @@ def test_a_map_that_is_wrong_is_corrected_unless_told_not_to(tmp_path, learn):
 
 
 def test_a_link_that_changed_is_no_wrong_cell(tmp_path):
-    """A batch that took as long as the map says for the rate that it met corrects nothing, whatever was believed before."""
-    model, table = load_model(MODEL).model, table_of([load_map(Path(map_file(tmp_path)))], MODEL)
-    runtime = AdaptiveRuntime(model, Alone(), SpanRecorder(0), table, PrismPolicy(), Objective())
+    """A batch that took as long as the map says for the rate that it met corrects nothing, whatever was estimated."""
+    runtime = lone_runtime(tmp_path)
     believed = Observation(batch=1, devices=2, bandwidth_bps=1e9, at_s=0.0)
-    met = table.at(msgspec.structs.replace(believed, bandwidth_bps=20e6), Objective()).of(FULL)
+    met = known_table(tmp_path).at(msgspec.structs.replace(believed, bandwidth_bps=20e6), Objective()).of(FULL)
     runtime._learn_rate(FULL, 1, 1000 / 20)
     for _ in range(3 * RESIDUALS):
         runtime._compare(believed, FULL, met.ms, 0.0)
@@ -69,8 +77,7 @@ def test_a_link_that_changed_is_no_wrong_cell(tmp_path):
 
 def test_beyond_the_map_nothing_is_corrected(tmp_path):
     """There a line goes on from the last cells: one cell's factor would come back many times as large, and diverge."""
-    model, table = load_model(MODEL).model, table_of([load_map(Path(map_file(tmp_path)))], MODEL)
-    runtime = AdaptiveRuntime(model, Alone(), SpanRecorder(0), table, PrismPolicy(), Objective())
+    runtime = lone_runtime(tmp_path)
     for _ in range(5 * RESIDUALS):
         runtime._compare(Observation(batch=64, devices=1, bandwidth_bps=None, at_s=0.0), LOCAL, 20_000.0, 0.0)
     assert runtime.corrections == 0
@@ -93,8 +100,7 @@ def test_floors_that_nothing_known_can_keep_are_refused(tmp_path):
 
 def test_a_slow_first_round_trip_makes_no_fast_link(tmp_path):
     """23 ms for nothing, then 20 ms for a probe: at most the rate that half of them allow."""
-    model, table = load_model(MODEL).model, table_of([load_map(Path(map_file(tmp_path)))], MODEL)
-    runtime = AdaptiveRuntime(model, Alone(), SpanRecorder(0), table, PrismPolicy(), Objective())
+    runtime = lone_runtime(tmp_path)
     runtime._round_trips.append(23e-3)
     runtime._probed(20e-3)
     assert runtime.estimate.rate_bps == pytest.approx(2 * 8 * PROBE_BYTES / 10e-3)
@@ -104,20 +110,20 @@ def test_a_slow_first_round_trip_makes_no_fast_link(tmp_path):
 
 
 def test_alone_it_answers_and_stops(tmp_path):
-    model, table = load_model(MODEL).model, table_of([load_map(Path(map_file(tmp_path)))], MODEL)
-    with AdaptiveRuntime(model, Alone(), SpanRecorder(0), table, PrismPolicy(), Objective()) as runtime:
+    with lone_runtime(tmp_path) as runtime:
         served = runtime.run({"x": images(2)})
     assert served.ran == LOCAL and not served.failed and served.decision.why == "the first decision"
 
 
-def test_a_peer_that_breaks_every_group_is_kept_waiting(tmp_path):
+def test_a_peer_that_breaks_every_group_is_kept_waiting(tmp_path, caplog):
+    caplog.set_level("INFO", "hw.serving")
     with serving(tmp_path) as service:
         key = (tmp_path / "key").read_bytes()
-        hello = Hello(name="flaky", model=MODEL, fingerprint=fingerprint(service.model))
+        hello = Hello(name="flaky", model=MODEL, fingerprint=service.served.fingerprint)
 
         def join():
-            with socket.create_connection(("127.0.0.1", service.members.port)) as sock:
-                channel = answer(sock, key)
+            with socket.create_connection(("127.0.0.1", service.leader.port)) as sock:
+                channel = respond(sock, key)
                 channel.send(hello)
                 reply = channel.receive(2)
                 while isinstance(reply, Welcome) and not isinstance(channel.receive(5), Form):
@@ -125,12 +131,12 @@ def test_a_peer_that_breaks_every_group_is_kept_waiting(tmp_path):
                 return reply
 
         def broken() -> int:
-            return sum("could not be formed" in text for _, text in service.members.history)
+            return sum("could not be formed" in record.getMessage() for record in list(caplog.records))
 
-        for count in range(1, FLAPS + 2):  # the last of them after its wait
+        for count in range(1, FAILURES + 2):  # the last of them after its wait
             reply = join()
             while isinstance(reply, Refused):
-                assert count == FLAPS + 1 and 0 < reply.retry_s <= 1
+                assert count == FAILURES + 1 and 0 < reply.retry_s <= 1
                 time.sleep(reply.retry_s)
                 reply = join()
             assert isinstance(reply, Welcome)
@@ -151,8 +157,8 @@ def test_a_group_forms_after_tries_that_failed_on_one_side_alone(tmp_path):
 
     for _ in range(2):
         fails()
-    with serving(tmp_path) as service, Member(service.members.port, tmp_path):
-        assert service.members.wait(60), service.members.history
+    with serving(tmp_path) as service, Member(service.leader.port, tmp_path):
+        assert service.leader.wait(60)
 
 
 def test_a_store_gives_up_when_a_member_is_gone():

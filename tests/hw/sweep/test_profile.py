@@ -51,7 +51,7 @@ def test_every_combination_is_a_cell_once():
     assert len({msgspec.json.encode(config) for config in found}) == len(found)
     shaped = 2 * 2 * 2 * 2 * (1 + 2) * 2  # models, batches, devices, rates, full and two L, wires
     assert len(found) == shaped + 2 * 2
-    assert Counter(config.mode for config in found)[Mode.LOCAL] == 4
+    assert Counter(config.plan.mode for config in found)[Mode.LOCAL] == 4
 
 
 def test_no_cell_is_visited_twice_before_all_are_once():
@@ -197,7 +197,7 @@ def test_three_ranks_on_two_cores_are_marked(tmp_path):
 
 
 def test_a_cluster_is_swept_by_its_terminal(tmp_path, prism_hw):
-    from hw.comm.group import free_port
+    from hw.comm.interfaces import free_port
 
     devices = "".join(f'[[devices]]\nname = "{name}"\naddress = "127.0.0.1"\n' for name in "ab")
     cluster = tmp_path / "c.toml"
@@ -219,13 +219,13 @@ def test_a_cluster_is_swept_by_its_terminal(tmp_path, prism_hw):
 def test_a_share_of_the_lines_is_the_seeds_and_keeps_local():
     half = msgspec.structs.replace(SWEEP, share=0.5, devices=(2,))
     found = [config for config, _ in cells(half)]
-    lines = Counter((c.model, c.batch, c.mode, c.segments, c.wire) for c in found if c.mode is not Mode.LOCAL)
+    lines = Counter((c.model, c.batch, c.plan) for c in found if c.plan.mode is not Mode.LOCAL)
     assert set(lines.values()) == {len(SWEEP.rates)}, "a line is measured over all rates, for its break-even"
     assert Counter(model for model, *_ in lines) == {"a": 6, "b": 6}
-    assert sum(config.mode is Mode.LOCAL for config in found) == 4
+    assert sum(config.plan.mode is Mode.LOCAL for config in found) == 4
     assert found == [config for config, _ in cells(half)]
     other = [config for config, _ in cells(msgspec.structs.replace(half, seed=1))]
-    assert [c.mode for c in found] != [c.mode for c in other] or [c.wire for c in found] != [c.wire for c in other]
+    assert [c.plan for c in found] != [c.plan for c in other]
 
 
 def test_active_profiling_stops_when_its_decisions_are_good_enough(tmp_path):

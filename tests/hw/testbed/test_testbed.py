@@ -14,9 +14,9 @@ import pytest
 from support.link import connection, stream_share
 
 from hw.testbed.access_point import VNET, AccessPoint, TapJob
-from hw.testbed.namespaces import NamespaceTestbed, netem_arguments, read_rates
+from hw.testbed.namespaces import NamespaceTestbed, netem_arguments
 from prism.errors import ConfigError
-from prism.spec import LinkSpec
+from prism.link import LinkSpec
 from prism.trace import read_trace
 from prism.trace.metrics import bandwidths, summarise
 
@@ -142,7 +142,7 @@ def test_latency_is_added_once_a_dependent_step(tmp_path):
     plain = run("testbed:400Mbps", tmp_path / "t.jsonl", *flags)
     late = run("testbed:400Mbps,20ms", tmp_path / "t.jsonl", *flags)
     # the header, the worker's word that it is ready, the rows, an exchange in each block; the head reads a row
-    # that the terminal has
+    # that the leader has
     steps = 3 + 6
     added = late["latency_ms"]["p50"] - plain["latency_ms"]["p50"]
     assert 0.85 < added / (20 * steps) < 1.15
@@ -153,21 +153,6 @@ def test_without_root_it_is_one_line(monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(ConfigError, match="needs root"), NamespaceTestbed(LinkSpec.parse("testbed:100Mbps"), 2):
         pass
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("", "holds no rates"),
-        ("time_s,mbps\n0,-5\n", "above 0"),
-        ("time_s,mbps\n1,5\n0,5\n", "must grow"),
-        ("t,r\n1,5\n", "line 2"),
-    ],
-)
-def test_a_bad_rate_trace_names_the_line(tmp_path, text, words):
-    (tmp_path / "r.csv").write_text(text)
-    with pytest.raises(ConfigError, match=words):
-        read_rates(tmp_path / "r.csv")
 
 
 def test_netem_is_told_the_same():

@@ -3,11 +3,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prism.nn.codecs import Stream, decode, encode, payload_like, rotation
-from prism.plan import WIRES, payload_bytes, predictive
+from prism.codecs import CODECS, PROBED_BY_PLACE, WIRES, payload_bytes
+from prism.nn.codecs import _STREAMS, decode, encode, payload_like, rotation, stream_of
 
 SHAPES = st.tuples(st.integers(1, 4), st.integers(1, 9), st.integers(1, 70))
-DELTAS = [wire for wire in WIRES if predictive(wire)]
+DELTAS = [wire for wire in WIRES if CODECS[wire].predictive]
 # share of a Gaussian's energy that the best uniform quantiser of so many bits leaves as error (Max 1960)
 NOISE = {"delta1": 0.363, "delta2": 0.119, "delta3": 0.0374, "delta4": 0.0115}
 
@@ -30,7 +30,7 @@ def test_bytes_are_exact_and_errors_bounded(shape, wire, offset):
         return
     half = abs(offset) / 1024 + 0.01  # what fp16 rounds a value or a minimum by
     levels = {"fp32": 0.0, "fp16": half}.get(wire)
-    bound = levels if levels is not None else 10 / (2 ** int(wire[3:]) - 1) + 2 * half
+    bound = levels if levels is not None else 10 / (2 ** CODECS[wire].bits - 1) + 2 * half
     assert (back - x).abs().max() <= bound
 
 
@@ -43,6 +43,13 @@ def test_constant_large_and_tiny_values_survive(wire):
             assert rms(back - value) <= 1e-3 + 0.7 * abs(value)
         else:
             assert (back - value).abs().max() < 1e-3
+
+
+def test_every_name_has_a_row_and_its_tensors():
+    assert tuple(CODECS) == WIRES == tuple(_STREAMS)
+    assert all(codec.name == wire for wire, codec in CODECS.items())
+    assert [wire for wire in WIRES if CODECS[wire].lossless] == ["fp32"]
+    assert set(PROBED_BY_PLACE) <= set(WIRES)
 
 
 def test_bytes_of_the_delta_codecs():
@@ -81,7 +88,7 @@ def test_the_loop_is_closed(wire):
     and an early one is forgotten."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 8, 128, generator=generator)
-    sender, receiver = Stream(wire, (2, 8, 128)), Stream(wire, (2, 8, 128))
+    sender, receiver = stream_of(wire, (2, 8, 128)), stream_of(wire, (2, 8, 128))
     errors = []
     for block in range(40):
         back = receiver.decode(sender.encode(x), torch.float32)
@@ -98,7 +105,7 @@ def test_the_loop_is_closed(wire):
 def test_streams_of_one_part_stay_equal():
     """Whoever takes the same payloads has the same rows, and what the sender predicts from is what they have."""
     shape = (3, 5, 48)  # the last group isn't full
-    sender, first, second = (Stream("delta2", shape) for _ in range(3))
+    sender, first, second = (stream_of("delta2", shape) for _ in range(3))
     for _ in range(6):
         payload = sender.encode(torch.randn(shape))
         assert torch.equal(first.decode(payload, torch.float32), second.decode(payload, torch.float32))
@@ -108,7 +115,7 @@ def test_streams_of_one_part_stay_equal():
 def test_a_stream_of_another_codec_is_the_codec():
     x = torch.randn(2, 3, 32)
     for wire in ("fp32", "int4"):
-        stream = Stream(wire, (2, 3, 32))
+        stream = stream_of(wire, (2, 3, 32))
         for _ in range(2):
             assert torch.equal(stream.encode(x), encode(wire, x))
         assert torch.equal(stream.decode(encode(wire, x), x.dtype), decode(wire, encode(wire, x), x.shape, x.dtype))

@@ -6,18 +6,20 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.visits import FULL, HOST, LOCAL, MEANS, MS, header, powered, records, visit, write
+from support.visits import FULL, HOST, MEANS, MS, header, powered, records, visit, write
 
 from prism.errors import TraceError
-from prism.perfmap import Workload, build_map, load_map, plan_label
-from prism.perfmap.crossover import chance_of_agreement, compare, crossing, crossovers, ratio
+from prism.labels import plan_label
+from prism.link import LinkSpec
+from prism.perfmap import Case, build_map, load_map
+from prism.perfmap.crossover import chance_of_agreement, compare_maps, crossing, crossovers, ratio
 from prism.perfmap.pooling import TraceSet, pool, read_traces
-from prism.plan import ExecutionPlan, Mode
-from prism.spec import LinkSpec, ModelSpec
+from prism.plan import LOCAL, ExecutionPlan, Mode
+from prism.spec import ModelSpec
 from prism.trace import Batch
 from prism.trace.metrics import summarise
 
-B1 = Workload("measured", "vit", 197, 1)
+B1 = Case("measured", "vit", 197, 1)
 
 
 def map_of(folder, **fields):
@@ -207,6 +209,7 @@ def test_a_map_survives_its_file(tmp_path):
         (lambda raw: raw.replace(b'"batches"', b'"badges"'), "badges|batches"),
         (lambda raw: b"[]", "no performance map"),
         (lambda raw: raw.replace(b'"vit"', b'"v\xff"'), "damaged"),
+        (lambda raw: raw.replace(b'"devices": 1', b'"devices": 0'), r"map\.json.*0 devices.*\$\.cells\[0\]\.plan"),
     ],
 )
 def test_a_map_that_cannot_be_read_says_why(tmp_path, change, words):
@@ -295,7 +298,7 @@ def test_compare_counts_what_agrees_within_the_spread(tmp_path):
     first.mkdir(), second.mkdir()
     grid(first, {(LOCAL, None): [100, 104], (FULL, 100): [150], (MEANS, 100): [1]})
     grid(second, {(LOCAL, None): [103], (FULL, 100): [180], (FULL, 200): [1]})
-    found = compare(map_of(first), map_of(second))
+    found = compare_maps(map_of(first), map_of(second))
     assert found.share == 0.5
     assert [row.agrees for row in found.differences] == [False, True]
     assert found.differences[0].relative == pytest.approx(0.2)
@@ -303,7 +306,7 @@ def test_compare_counts_what_agrees_within_the_spread(tmp_path):
     assert found.only_first == ("vit B=1 means L=10 fp32 P=2, testbed:100Mbps",)
     assert found.only_second == ("vit B=1 full fp32 P=2, testbed:200Mbps",)
     assert found.machines == ()
-    same = compare(map_of(first), map_of(first))
+    same = compare_maps(map_of(first), map_of(first))
     assert same.share == 1 and all(row.relative == 0 for row in same.differences)
 
 
@@ -324,15 +327,15 @@ def test_runs_that_differ_everywhere_are_not_the_same(tmp_path):
             visits = [[100 * factor + (k + size) % 5] for k in range(5)]
             visit(tmp_path / name, LOCAL, "loopback", visits, batch=size)
     maps = [map_of(tmp_path / name) for name in "123"]
-    assert compare(maps[0], maps[1]).same is True
-    assert compare(maps[0], maps[2]).same is False
+    assert compare_maps(maps[0], maps[1]).same is True
+    assert compare_maps(maps[0], maps[2]).same is False
 
 
 def test_compare_names_machines_that_differ(tmp_path):
     for name, cores in (("1", 2), ("2", 4)):
         (tmp_path / name).mkdir()
         visit(tmp_path / name, LOCAL, "loopback", [[10]], host={"cores": cores})
-    assert compare(map_of(tmp_path / "1"), map_of(tmp_path / "2")).machines == ("cores: 2 and 4",)
+    assert compare_maps(map_of(tmp_path / "1"), map_of(tmp_path / "2")).machines == ("cores: 2 and 4",)
 
 
 @given(data=st.data())

@@ -3,15 +3,15 @@ import re
 import msgspec
 import pytest
 from rich.console import Console
-from support.visits import FULL, LOCAL, MEANS, header, records, visit, write
+from support.visits import FULL, MEANS, header, records, visit, write
 
+from prism.link import LinkSpec
 from prism.perfmap import build_map
-from prism.perfmap.crossover import compare
+from prism.perfmap.crossover import compare_maps
 from prism.perfmap.pooling import read_traces
-from prism.plan import ExecutionPlan, Mode
+from prism.plan import LOCAL, ExecutionPlan, Mode
 from prism.report.map_grid import grids, plan_codes, rate_label
 from prism.report.map_tables import comparison_view, map_view
-from prism.spec import LinkSpec
 
 
 def text(view, width=100, **fields):
@@ -138,7 +138,7 @@ def test_comparison_shows_the_largest_differences_first(map_, tmp_path):
     other.mkdir()
     visit(other, LOCAL, "loopback", [[103]])
     visit(other, FULL, "testbed:50Mbps", [[500]])
-    shown = text(comparison_view(compare(map_, build_map(read_traces([other])))))
+    shown = text(comparison_view(compare_maps(map_, build_map(read_traces([other])))))
     assert "1 of 2 cells agree within their spread (50%)" in shown
     assert shown.index("+25.0%") < shown.index("+1.0%")
     assert "only in the first: vit B=1 means L=10 fp32 P=2, testbed:50Mbps" in shown

@@ -7,7 +7,7 @@ import pytest
 from prism.errors import ConfigError, TraceError
 from prism.plan import ExecutionPlan, Mode
 from prism.spec import load_model_spec
-from prism.trace import Batch, Span, Trace, TraceHeader, TraceWriter, aligned, perfetto, read_trace
+from prism.trace import Batch, Probe, Span, Trace, TraceHeader, TraceWriter, aligned, perfetto, read_trace
 from prism.trace.metrics import summarise
 
 MS = 1_000_000
@@ -75,6 +75,7 @@ def test_a_file_cut_anywhere_loads_or_says_what_it_lacks(tmp_path):
         (lambda raw: raw + raw.split(b"\n")[1] + raw.split(b"\n")[1] + b"\n", "line 3"),
         (lambda raw: raw + b"\n" + raw.split(b"\n")[1] + b"\n", "line 3"),
         (lambda raw: raw.replace(b'"schema":1', b'"schema":9'), "schema 9"),
+        (lambda raw: raw.replace(b'"devices":2', b'"devices":0'), r"t\.jsonl: line 1 .*0 devices.*\$\.plan"),
     ],
 )
 def test_damage_is_named(tmp_path, change, words):
@@ -132,6 +133,35 @@ def test_perfetto_has_a_lane_per_rank_and_kind():
     assert [(e["pid"], e["tid"], e["ts"], e["dur"]) for e in events] == [(0, 0, 0, 1000), (1, 3, 1000, 1000)]
     lanes = {(e["pid"], e["args"]["name"]) for e in data["traceEvents"] if e["name"] == "thread_name"}
     assert len(lanes) == 10
+
+
+OLD_PROBE = (
+    b'{"type":"probe","rank":0,"op":"pack","shape":[10,768,2],"flops":0,"bytes":39360,"start_ns":607937111805,'
+    b'"end_ns":607938698291,"calls":35,"warmup":true}\n'
+)
+
+
+def test_a_probe_names_its_codec_and_an_older_one_that_numbered_it_still_loads(tmp_path):
+    path = tmp_path / "probes.jsonl"
+    write(path, [])
+    path.write_bytes(path.read_bytes() + OLD_PROBE)
+    (old,) = read_trace(path).probes
+    assert (old.codec, old.shape, old.bytes) == ("int8", (10, 768), 10 * 768 * 4 + 8640)
+    write(path, [old])
+    assert b'"codec":"int8"' in path.read_bytes() and read_trace(path).probes == [old]
+    path.write_bytes(path.read_bytes().split(b"\n")[0] + b"\n" + OLD_PROBE.replace(b"768,2]", b"768,9]"))
+    with pytest.raises(TraceError, match=r"line 2 .*codec 9 of a probe is unknown"):
+        read_trace(path)
+
+
+def test_a_probe_without_a_codec_is_the_bytes_that_it_was(tmp_path):
+    path = tmp_path / "probes.jsonl"
+    write(path, [Probe(rank=0, op="pace", shape=(1, 2), flops=3, bytes=4, start_ns=5, end_ns=6)])
+    line = path.read_bytes().split(b"\n")[1]
+    assert line == (
+        b'{"type":"probe","rank":0,"op":"pace","shape":[1,2],"flops":3,"bytes":4,"start_ns":5,"end_ns":6,"calls":1,'
+        b'"warmup":false}'
+    )
 
 
 def test_every_line_is_flushed():

@@ -10,8 +10,9 @@ from support.serving import FULL, MODEL, cell
 
 from prism.decide.log import Answered, LogHeader, decided
 from prism.decide.policy import PrismPolicy, State
-from prism.decide.table import LOCAL, Objective, Observation, table_of
+from prism.decide.table import Objective, Observation, table_of
 from prism.perfmap import PerformanceMap
+from prism.plan import LOCAL
 
 
 @pytest.fixture

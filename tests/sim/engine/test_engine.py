@@ -8,20 +8,21 @@ import pytest
 import simpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.profiles import GPT, POWER, SMALL, VIT, profile, terms
+from support.profiles import GPT, POWER, SMALL, VIT, profile, step_s, terms
 
 from prism.backend import Workload
 from prism.cost import CalibratedProfile, CostModel
-from prism.plan import ExecutionPlan, Mode
-from prism.spec import LinkSpec, ModelSpec
+from prism.link import LinkSpec
+from prism.plan import LOCAL, ExecutionPlan, Mode
+from prism.spec import ModelSpec
 from prism.trace import Trace
 from prism.trace.energy import modelled_energy
 from prism.trace.metrics import summarise
 from prism.workload import Kernel, build
 from sim.engine.backend import Machines, SimBackend, identical
+from sim.engine.collectives import Ring
 from sim.engine.network import Network
-from sim.engine.ranks import Ring
-from sim.engine.script import Step, script, sides
+from sim.engine.script import ScriptStep, script, sides
 from sim.engine.topology import topology
 
 FULL2 = ExecutionPlan(mode=Mode.FULL, devices=2)
@@ -48,7 +49,7 @@ def run(
     return backend.run(plan, Workload(model=model, batch=batch, batches=batches, seed=seed))
 
 
-def seconds(step: Step, cost: CostModel) -> float:
+def seconds(step: ScriptStep, cost: CostModel) -> float:
     return cost.joined(*sides(step, cost))
 
 
@@ -149,11 +150,11 @@ def test_an_infinite_link_without_staging_leaves_the_slowest_ranks_compute(plan,
 
 
 def test_one_device_is_local_and_costs_no_link():
-    local = ms(ExecutionPlan(mode=Mode.LOCAL))
-    cost, work = profile().model(), script(SMALL, ExecutionPlan(mode=Mode.LOCAL), 2)
+    local = ms(LOCAL)
+    cost, work = profile().model(), script(SMALL, LOCAL, 2)
     before, inside, after = ([seconds(s, cost) for s in p] for p in work.steps[0])
     assert local == pytest.approx(1e3 * (sum(before) + SMALL.blocks * sum(inside) + sum(after)), rel=1e-4)
-    assert ms(ExecutionPlan(mode=Mode.LOCAL), over=link(1)) == local
+    assert ms(LOCAL, over=link(1)) == local
     alone = run(ExecutionPlan(mode=Mode.FULL, devices=1))
     assert summarise(alone).latency_ms.p50 == local
     assert all(span.kind == "compute" for span in alone.spans)
@@ -243,7 +244,7 @@ def test_ranks_that_lie_apart_wait_for_the_slowest_in_every_block(devices):
     block = sum(seconds(step, cost) for step in steps if step.kind == "work" and step.span == "compute")
     longer = ms(plan, model, known=uneven, over=link(None)) - ms(plan, model, known=known, over=link(None))
     assert longer / 1e3 == pytest.approx(model.blocks * block * (max(uneven.model().uneven(devices)) - 1), rel=0.05)
-    alone = ExecutionPlan(mode=Mode.LOCAL)
+    alone = LOCAL
     assert ms(alone, model, known=uneven) == ms(alone, model, known=known), "a rank alone waits for nobody"
 
 
@@ -256,7 +257,7 @@ def test_a_slower_device_makes_the_other_wait():
         r: sum(s.end_ns - s.start_ns for s in trace.spans if s.kind == "wait" and s.op == "exchange" and s.rank == r)
         for r in (0, 1)
     }
-    per_block = 0.9 * (slow.step_s(project_and_attend(VIT)) - known.model().step_s(project_and_attend(VIT)))
+    per_block = 0.9 * (step_s(slow, project_and_attend(VIT)) - step_s(known.model(), project_and_attend(VIT)))
     assert waits[0] / 1e9 > VIT.blocks * per_block
     assert waits[1] == 0
 

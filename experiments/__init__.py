@@ -1,0 +1,1 @@
+"""Run the studies behind the published figures: `python -m experiments.STUDY.run`, one folder a study."""

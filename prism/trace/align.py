@@ -1,0 +1,55 @@
+"""Put the spans and power samples of all ranks on the leader's clock."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import msgspec
+
+from prism.trace.schema import Power, Record, Span
+
+
+def aligned(spans: Sequence[Span], offset_ns: Mapping[int, int]) -> list[Span]:
+    """Put the spans of all ranks of one batch on the leader's clock, and split each wire span in two.
+
+    Before the last of its sources handed its message over a rank waits (`wait`), after that the message moves
+    (`wire`). offset_ns: of each rank's clock, less the leader's.
+    """
+    shifted = [_shift(span, offset_ns.get(span.rank, 0)) for span in spans]
+    issued = {(s.rank, s.op, s.block): s.issued_ns for s in shifted if s.kind == "wire"}
+    return [part for span in shifted for part in (_split_wait(span, issued) if span.kind == "wire" else (span,))]
+
+
+def aligned_power(records: Iterable[Record], offset_ns: Mapping[int, int]) -> list[Record]:
+    """Put the power samples of all ranks on the leader's clock; other records stay as they are."""
+    return [
+        msgspec.structs.replace(record, at_ns=record.at_ns - offset_ns.get(record.rank, 0))
+        if isinstance(record, Power)
+        else record
+        for record in records
+    ]
+
+
+def _shift(span: Span, offset: int) -> Span:
+    if not offset:
+        return span
+    return msgspec.structs.replace(
+        span,
+        start_ns=span.start_ns - offset,
+        end_ns=span.end_ns - offset,
+        issued_ns=span.issued_ns - offset if span.kind == "wire" else 0,
+    )
+
+
+def _split_wait(span: Span, issued: Mapping[tuple[int, str, int], int]) -> Iterator[Span]:
+    known = [issued[key] for source in span.sources if (key := (source, span.op, span.block)) in issued]
+    ready = min(max([span.start_ns, *known]), span.end_ns)
+    if ready > span.start_ns:
+        yield Span(
+            batch=span.batch,
+            rank=span.rank,
+            kind="wait",
+            op=span.op,
+            block=span.block,
+            start_ns=span.start_ns,
+            end_ns=ready,
+        )
+    yield msgspec.structs.replace(span, start_ns=ready)
