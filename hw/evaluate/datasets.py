@@ -15,6 +15,7 @@ from typing import Any, Literal
 import msgspec
 
 from hw.evaluate.config import Columns
+from hw.inputs.collate import collate_texts
 from hw.inputs.samples import (
     SAMPLE_IMAGES,
     ImageReader,

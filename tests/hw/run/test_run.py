@@ -103,8 +103,10 @@ def test_unreadable_and_mixed_images(tmp_path):
 
 @pytest.fixture
 def started(tmp_path):
-    """A long run that has written some batches. Killed at the end, so that a test that fails leaves nothing running. Ctrl-C
-    reaches it also where the tests themselves run in the background of a shell, which makes their children deaf to it."""
+    """Start a long run that has written some batches; it is killed at the end, so that a failed test leaves nothing.
+
+    Ctrl-C reaches it also where the tests run in the background of a shell, which makes their children deaf to it.
+    """
     trace = tmp_path / "t.jsonl"
     flags = ["fashion-vit", "--batches", "1000000", "--timeout", "5", "--trace", str(trace)]
     process = subprocess.Popen(

@@ -127,8 +127,11 @@ def run(link: str, trace: Path, *flags: str) -> dict:
 @pytest.mark.parametrize(("mbps", "batches"), [(100, 5), (400, 12)])
 def test_what_a_real_model_sends_takes_its_time(tmp_path, mbps, batches):
     """Payloads of 640 kB by a trained ViT on real images: bytes arrive at half of the medium's rate, both directions
-    together. What a batch shows is a lower bound (ranks in unequal step), so the best counts; and a busy host's medium loses
-    rate, which a plain stream just before or after shows as well."""
+    together.
+
+    A batch shows a lower bound, as ranks are out of step, so the best one counts. The medium of a busy host loses rate,
+    which a plain stream just before or after shows as well.
+    """
     path, link = tmp_path / "t.jsonl", f"testbed:{mbps}Mbps"
     before = stream_share(link)
     seen = run(link, path, "--batch", "100", "--batches", str(batches))
