@@ -49,7 +49,8 @@ def distribute(
     """
     if plan.ranks > exchange.world_size:
         raise PlanError(
-            f"the plan wants {plan.ranks} devices, the group has {exchange.world_size}: start more ranks or lower --devices"
+            f"the plan wants {plan.ranks} devices, the group has {exchange.world_size}: "
+            "start more ranks or lower --devices"
         )
     return DistributedTransformer(
         model, plan, exchange, recorder or NullRecorder(), epoch, adapter or adapter_for(model)

@@ -75,8 +75,8 @@ def simulated(
 ) -> list[Trace]:
     """Make a trace for each visit of each cell; `noise` makes a whole visit slower or faster.
 
-    slowness: how many times as long the machine takes for what it computes. Then its pace is in the traces, at 1 PACE_MS.
-    """
+    slowness: how many times as long the machine takes for what it computes. Then its pace is in the traces, at 1
+    PACE_MS."""
     cost = profile.model().at_speed(1 / (slowness or 1))
     rng = np.random.default_rng(1)
     found = []
