@@ -38,11 +38,11 @@ from prism.spec import ModelSpec
 from prism.trace import Trace
 from sim.ask.point import Point, plan_of, predict
 from sim.ask.study import over_processes, solve
-from sim.ask.study_file import Axes, Study
+from sim.ask.study_file import Study, StudyGrid
 from sim.engine.backend import SimBackend, identical
 from sim.engine.script import script
 from sim.serving.requests import Arrivals
-from sim.serving.scenario import Scenario, simulate
+from sim.serving.scenario import Scenario, simulate_serving
 
 MODEL = ModelSpec(
     name="vit_base_patch16_224",
@@ -135,13 +135,15 @@ def of_tokens(tokens: int) -> Callable[[], Any]:
 def of_requests(requests: int) -> Callable[[], Any]:
     machines = identical(PROFILE, PROFILE.model(), 2, LINK)
     arrivals = Arrivals(pattern="poisson", requests=requests, rate_per_s=1.0)
-    return lambda: simulate(machines, Scenario(model=MODEL, arrivals=arrivals), FixedPolicy(full(2)))
+    return lambda: simulate_serving(machines, Scenario(model=MODEL, arrivals=arrivals), FixedPolicy(full(2)))
 
 
 def study() -> tuple[int, float]:
     """Cells and wall seconds of a study on two processes."""
     rates = tuple(f"{50 + 7 * k}Mbps" for k in range(125))
-    axes = Axes(mode=(Mode.FULL, Mode.SEGMENT_MEANS), batch=tuple(range(1, 21)), segments=(5, 10, 20), bandwidth=rates)
+    axes = StudyGrid(
+        mode=(Mode.FULL, Mode.SEGMENT_MEANS), batch=tuple(range(1, 21)), segments=(5, 10, 20), bandwidth=rates
+    )
     start = time.perf_counter()
     cells = len(solve(Study(model="vit", grid=axes), [MODEL], over_processes(2)).cells)
     return cells, time.perf_counter() - start

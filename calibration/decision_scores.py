@@ -1,4 +1,4 @@
-"""Pairs of a distributed cell and the local cell of its workload, the break-evens between them, and how well a choice does."""
+"""Pair distributed cells with the local cell of their workload; find their break-evens, and score choices."""
 
 import math
 from collections.abc import Sequence
@@ -16,8 +16,11 @@ from prism.trace.quantiles import quantile
 
 
 class Guess(msgspec.Struct, frozen=True, kw_only=True):
-    """A cell as the profile has it. draws: milliseconds of each draw of terms and scatter, the same draws in all.
-    host_share: by how many per cent the latency grows where the machine is one per cent slower; null in older files."""
+    """A cell as predicted by a profile.
+
+    draws: milliseconds of each draw of terms and scatter, the same draws in all cells. host_share: per cent by which
+    the latency grows where the machine is one per cent slower; None in older files.
+    """
 
     ms: float
     draws: tuple[float, ...]
@@ -27,14 +30,14 @@ class Guess(msgspec.Struct, frozen=True, kw_only=True):
     host_share: float | None = None
 
     def slowed(self, slowness: float) -> "Guess":
-        """The guess for a machine that takes `slowness` times as long for what it computes."""
+        """Adapt the guess to a machine that takes `slowness` times as long for what it computes."""
         factor = slowness ** (self.host_share or 0.0)
         draws = tuple(factor * ms for ms in self.draws)
         return msgspec.structs.replace(self, ms=factor * self.ms, draws=draws)
 
 
-class Pair(msgspec.Struct, frozen=True, kw_only=True):
-    """excess: distributed over local, less 1. p_wins: share of the draws in which distributed is faster."""
+class DecisionPair(msgspec.Struct, frozen=True, kw_only=True):
+    """A distributed cell and the local one. excess: distributed over local, less 1. p_wins: share of draws below 0."""
 
     cell: str
     model: str
@@ -48,11 +51,12 @@ class Pair(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def right(self) -> bool:
+        """Whether prediction and measurement prefer the same plan."""
         return (self.measured_excess < 0) == (self.predicted_excess < 0)
 
 
 class BreakEven(msgspec.Struct, frozen=True, kw_only=True):
-    """One break-even of both maps. log2: of predicted over measured, null unless both are at a value."""
+    """One break-even, measured and predicted."""
 
     model: str
     plan: str
@@ -66,13 +70,14 @@ class BreakEven(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def log2(self) -> float | None:
+        """Of predicted over measured; None unless both are at a value."""
         if self.measured_at is None or self.predicted_at is None:
             return None
         return math.log2(self.predicted_at / self.measured_at)
 
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True):
-    """How a way to decide does: accuracy outside of near ties, regret over all pairs (latency lost to the better)."""
+    """Scores of a rule that decides: accuracy outside of near ties, and regret over all pairs (latency lost)."""
 
     decision_accuracy_pct: float | None
     regret_mean_pct: float
@@ -80,21 +85,24 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def distances(evens: Sequence[BreakEven]) -> list[float]:
-    """|log2| of the break-evens in bandwidth that are at a value in both maps."""
+    """List |log2| of the break-evens in bandwidth that are at a value in both maps."""
     return [abs(e.log2) for e in evens if e.log2 is not None and e.axis == "bandwidth_mbps"]
 
 
-class Measured(NamedTuple):
-    """A map with what predictions are held against: places of each distributed cell and of the local cell of its workload, and
-    where the better plan changes, with the places of the cells of that line."""
+class MeasuredPairs(NamedTuple):
+    """A map, arranged for comparisons.
+
+    twins: indices of each distributed cell and of the local cell of its workload. lines: where the better plan changes,
+    with the indices of each line's pairs of cells.
+    """
 
     map: PerformanceMap
     twins: list[tuple[int, int]]
     lines: list[tuple[Crossover, list[tuple[int, int]]]]
 
 
-def measured_of(measured: PerformanceMap) -> Measured:
-    """Raises ConfigError without a pair."""
+def measured_of(measured: PerformanceMap) -> MeasuredPairs:
+    """Pair the cells of a map. Raises ConfigError without a pair."""
     place = {id(cell): index for index, cell in enumerate(measured.cells)}
     twins = [
         (index, place[id(local)])
@@ -106,22 +114,23 @@ def measured_of(measured: PerformanceMap) -> Measured:
             "no workload has both a local and a distributed cell, so that nothing can be compared; measure modes = "
             '["local", "full"] of one model and batch'
         )
-    found = [
+    changes = [
         (crossover(axis, line), [(place[id(cell)], place[id(local)]) for cell, local in line])
         for axis, line in lines(measured)
         if len(line) > 1
     ]
-    return Measured(measured, twins, found)
+    return MeasuredPairs(measured, twins, changes)
 
 
-def pairs_of(measured: Measured, guesses: Sequence[Guess]) -> list[Pair]:
+def pairs_of(measured: MeasuredPairs, guesses: Sequence[Guess]) -> list[DecisionPair]:
+    """Compare measured and predicted pairs. guesses: one for each of the map's cells, in order."""
     cells = measured.map.cells
     return [_pair(cells[a], cells[b], guesses[a], guesses[b]) for a, b in measured.twins]
 
 
-def _pair(cell: Cell, local: Cell, guess: Guess, alone: Guess) -> Pair:
+def _pair(cell: Cell, local: Cell, guess: Guess, alone: Guess) -> DecisionPair:
     wins = np.array(guess.draws) < np.array(alone.draws)
-    return Pair(
+    return DecisionPair(
         cell=cell.label,
         model=cell.model,
         batch=cell.batch,
@@ -134,12 +143,12 @@ def _pair(cell: Cell, local: Cell, guess: Guess, alone: Guess) -> Pair:
     )
 
 
-def break_evens_of(measured: Measured, guesses: Sequence[Guess]) -> list[BreakEven]:
-    """Of the map, and of the same lines with the predicted latencies on them."""
-    found = []
+def break_evens_of(measured: MeasuredPairs, guesses: Sequence[Guess]) -> list[BreakEven]:
+    """Find the break-evens of the map's lines, and of the same lines with predicted latencies."""
+    evens = []
     for ours, places in measured.lines:
         kind, at, _ = crossing(ours.measured, [guesses[a].ms / guesses[b].ms - 1 for a, b in places])
-        found.append(
+        evens.append(
             BreakEven(
                 model=short(ours.model),
                 plan=plan_label(ours.plan),
@@ -152,7 +161,7 @@ def break_evens_of(measured: Measured, guesses: Sequence[Guess]) -> list[BreakEv
                 near_tie=ours.near_tie,
             )
         )
-    return found
+    return evens
 
 
 def _held(line: Crossover) -> str:
@@ -161,8 +170,8 @@ def _held(line: Crossover) -> str:
     return f"{(line.link.rate_bps or 0) / 1e6:g} Mbps"
 
 
-def rule_of(pairs: Sequence[Pair], distribute: Sequence[bool]) -> Rule:
-    """How well a choice for each pair does."""
+def rule_of(pairs: Sequence[DecisionPair], distribute: Sequence[bool]) -> Rule:
+    """Score a choice for each pair."""
     clear = [
         choice == (pair.measured_excess < 0)
         for pair, choice in zip(pairs, distribute, strict=True)
@@ -173,6 +182,7 @@ def rule_of(pairs: Sequence[Pair], distribute: Sequence[bool]) -> Rule:
 
 
 def rule_from(clear: Sequence[bool], lost: Sequence[float]) -> Rule:
+    """Score a rule. clear: whether each decision outside of near ties was right. lost: regret of all decisions."""
     return Rule(
         decision_accuracy_pct=100 * float(np.mean(clear)) if clear else None,
         regret_mean_pct=100 * float(np.mean(lost)),
@@ -181,6 +191,6 @@ def rule_from(clear: Sequence[bool], lost: Sequence[float]) -> Rule:
 
 
 def regret(excess: float, distribute: bool) -> float:
-    """Latency over the better one's, less 1. excess: of distributed over local."""
+    """Compute latency over the better one's, less 1. excess: of distributed over local."""
     ratio = 1 + excess
     return (ratio if distribute else 1.0) / min(ratio, 1.0) - 1

@@ -1,63 +1,61 @@
-"""Traces of devices to a CalibratedProfile, and what the fit can and can't say.
+"""Calibrate: traces of devices to a CalibratedProfile, with what the fit can and can't tell.
 
-Compute terms come from spans and probes (compute.py), staging from the copies' spans (alphabeta.py), the link's two
-terms from whole latencies through the simulator, which is handed in: this package knows none. How far a prediction
-of another model may be off comes from leaving each model out in turn.
+Compute terms come from spans and probes (compute_terms), staging from the spans of copies (staging_terms), the link's
+two terms from whole latencies through the simulator (link_terms). The simulator is handed in, as this package imports
+none. How far a prediction of another model may be off comes from leaving each model out in turn.
 """
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import least_squares
 
-from calibration.alpha_beta import fit_alpha_beta
 from calibration.compute_terms import (
     ROOFLINE,
     TERMS,
-    Step,
-    covariance,
-    fit,
+    ComputeStep,
+    fit_compute_terms,
     ranks_apart,
+    relative_covariance,
     steps_of,
     steps_of_probes,
     tied,
 )
-from calibration.trace_checks import checked, unpaced, unsteady, usual_pace_ms
-from prism.codecs import payload_bytes
-from prism.cost import CalibratedProfile, Taken, Term, columns
+from calibration.link_terms import LINK, START, LinkFit, fit_link_terms, undisturbed_ms
+from calibration.parameters import Parameter, Parameters
+from calibration.staging_terms import fit_staging_terms
+from calibration.trace_checks import unpaced, unsteady, usable_traces, usual_pace_ms
+from prism.cost import CalibratedProfile, Taken, columns
 from prism.errors import ConfigError
 from prism.perfmap import Cell, build_map
 from prism.perfmap.pooling import TraceSet
-from prism.plan import Route
+from prism.plan import ExecutionPlan, Route
 from prism.spec import ModelSpec
 from prism.trace import Probe
 
 Array = NDArray[np.float64]
 Simulate = Callable[[CalibratedProfile, Sequence[Cell]], Array]  # milliseconds of each cell, at its own pace
-LINK = ("link.gain", "link.message_s")
-LINK_START = (0.97, 5e-4)  # of the configured rate; seconds a message
-SIZES_BYTES = (100_000, 1_000_000)  # between which regimes of a message's size end
+Determination = Literal["fitted", "weak", "not determined", "prior"]
+SIZES_BYTES = (100_000, 1_000_000)  # bounds between regimes of message sizes
 SPREAD = "together.spread"
-WEAK = 0.5  # a standard error of the logarithm above this says that the data hardly bear on a term
-GROSS = 5.0  # robust deviations above its cell's median from which on a visit was disturbed
-STAGES: dict[Literal["stage_d2h", "stage_h2d"], str] = {"stage_d2h": "d2h", "stage_h2d": "h2d"}
+WEAK = 0.5  # standard error of a logarithm above which the data hardly bear on a term
+UNTOLD = "the traces don't tell it from the other terms; 0"
 
 
-class Estimate(msgspec.Struct, frozen=True, kw_only=True):
-    """A term's value; log_se: standard error of its logarithm, null where the data don't tell it from others."""
+class TermEstimate(msgspec.Struct, frozen=True, kw_only=True):
+    """A term's value. log_se: standard error of its logarithm, None where the data don't tell it from others."""
 
     name: str
     value: float
     log_se: float | None
-    state: Literal["fitted", "weak", "not determined", "prior"]
+    state: Determination
 
 
 class Residual(msgspec.Struct, frozen=True, kw_only=True):
-    """A cell that the fit saw."""
+    """A cell that the fit saw, measured and fitted."""
 
     cell: str
     model: str
@@ -68,12 +66,16 @@ class Residual(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def error(self) -> float:
+        """Relative error of the fit."""
         return self.fitted_ms / self.measured_ms - 1
 
 
 class Regime(msgspec.Struct, frozen=True, kw_only=True):
-    """Cells of one collective, number of devices and regime of message sizes (the smallest and largest seen), and the
-    mean of their errors: the link's terms are the same for all, so here is seen whether they may be."""
+    """Cells of one collective, number of devices and range of message sizes, with the mean error of the fit.
+
+    bytes: smallest and largest message. The link's terms are the same for all regimes; these errors say whether they
+    may be.
+    """
 
     collective: Route
     devices: int
@@ -83,10 +85,14 @@ class Regime(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Calibration(msgspec.Struct, frozen=True, kw_only=True):
-    """A profile and how it came to be. left_out_mape_pct: of each model, predicted from the others alone."""
+    """A profile and the quality of its fit.
+
+    left_out_mape_pct: of each model, predicted from the others alone. converged: whether the fit of the link's terms
+    ended at a minimum; where it didn't, messages say so too.
+    """
 
     profile: CalibratedProfile
-    estimates: tuple[Estimate, ...]
+    estimates: tuple[TermEstimate, ...]
     residuals: tuple[Residual, ...]
     regimes: tuple[Regime, ...]
     visits: int
@@ -94,6 +100,38 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     mape_pct: float
     left_out_mape_pct: dict[str, float]
     messages: tuple[str, ...]
+    converged: bool = True
+
+
+class FitData(NamedTuple):
+    """What a profile is fitted to. usual_ms: the pace that steps are scaled to, None where it isn't known."""
+
+    traces: TraceSet
+    cells: tuple[Cell, ...]
+    models: Mapping[str, ModelSpec]
+    steps: list[ComputeStep]
+    usual_ms: float | None
+
+    def without(self, model: str) -> "FitData":
+        """Leave out what was measured of a model; probes stay."""
+        return self._replace(
+            traces=TraceSet(files=tuple(file for file in self.traces.files if file.trace.header.model != model)),
+            cells=tuple(cell for cell in self.cells if cell.model != model),
+            steps=[step for step in self.steps if step.model != model],
+        )
+
+    @property
+    def distributed(self) -> list[Cell]:
+        """Cells of several devices."""
+        return [cell for cell in self.cells if cell.plan.ranks > 1]
+
+
+class FittedProfile(NamedTuple):
+    """A profile, its parameters, and the end of the search for the link's terms."""
+
+    profile: CalibratedProfile
+    parameters: Parameters
+    link: LinkFit
 
 
 def calibrate(
@@ -104,247 +142,221 @@ def calibrate(
     probes: Sequence[Probe] = (),
     note: str = "",
 ) -> Calibration:
-    """Fit everything, then once more without each model. Raises ConfigError, TraceError: see checks.py."""
-    traces, messages = checked(traces)
-    cells = build_map(traces).cells
-    missing = sorted({cell.model for cell in cells} - set(models))
-    if missing:
-        raise ConfigError(f"traces of {', '.join(missing)}: no specification was given; add it with --model")
-    probed = steps_of_probes(probes)
-    usual_ms = usual_pace_ms(cells)
-    steps = steps_of([file.trace for file in traces.files], models, usual_ms) + probed
-    profile = _profile(traces, cells, models, simulate, steps, usual_ms, name, note)
-    alike = tied(steps)
-    fitted = simulate(profile, cells)
-    own_sd = _log_sd(fitted, cells)
-    others = _left_out(traces, cells, models, simulate, steps, usual_ms)
-    errors = [error for each in others.values() for error in each]
-    sd = 1.4826 * float(np.median(np.abs(errors))) if errors else own_sd
-    profile = msgspec.structs.replace(profile, residual_log_sd=max(sd, own_sd))
-    mape = float(100 * np.mean([abs(ms / cell.latency_ms.p50 - 1) for ms, cell in zip(fitted, cells, strict=True)]))
+    """Fit everything, then once more without each model. Raises ConfigError, TraceError: see trace_checks."""
+    data, messages = _data(traces, models, probes)
+    fitted = _fitted_profile(data, simulate, name, note)
+    fitted_ms = simulate(fitted.profile, data.cells)
+    errors_by_model, unconverged = _left_out(data, simulate)
+    alike = tied(data.steps)
     return Calibration(
-        profile=profile,
-        estimates=tuple(_estimates(profile, {term for pair in alike for term in pair})),
-        visits=len(traces.files),
-        probes=len(probed),
-        residuals=tuple(
-            Residual(
-                cell=cell.label,
-                model=cell.model,
-                mode=cell.plan.mode.value,
-                measured_ms=cell.latency_ms.p50,
-                spread_ms=cell.spread_ms,
-                fitted_ms=float(ms),
-            )
-            for cell, ms in zip(cells, fitted, strict=True)
+        profile=msgspec.structs.replace(
+            fitted.profile, residual_log_sd=_prediction_log_sd(fitted_ms, data.cells, errors_by_model)
         ),
-        regimes=tuple(_regimes(cells, fitted, models)),
-        mape_pct=mape,
-        messages=(*messages, *unpaced(cells), *unsteady(cells), *map(_unclear, alike)),
-        left_out_mape_pct={model: float(100 * np.mean(np.abs(np.expm1(each)))) for model, each in others.items()},
+        estimates=tuple(_estimates(fitted, {term for pair in alike for term in pair})),
+        visits=len(data.traces.files),
+        probes=sum(bool(step.shape) for step in data.steps),
+        residuals=_residuals(data.cells, fitted_ms),
+        regimes=tuple(_regimes(data.cells, fitted_ms, models)),
+        mape_pct=_mape_pct(fitted_ms, data.cells),
+        messages=(
+            *messages,
+            *unpaced(data.cells),
+            *unsteady(data.cells),
+            *map(_unclear, alike),
+            *_unconverged(fitted.link, unconverged),
+        ),
+        left_out_mape_pct={
+            model: float(100 * np.mean(np.abs(np.expm1(errors)))) for model, errors in errors_by_model.items()
+        },
+        converged=fitted.link.converged,
     )
 
 
-def _left_out(
-    traces: TraceSet,
-    cells: Sequence[Cell],
-    models: Mapping[str, ModelSpec],
-    simulate: Simulate,
-    steps: Sequence[Step],
-    usual_ms: float | None,
-) -> dict[str, list[float]]:
-    """Logarithms of predicted over measured, of each model from a fit to the others."""
-    names = sorted({cell.model for cell in cells})
-    found: dict[str, list[float]] = {}
+def _data(
+    traces: TraceSet, models: Mapping[str, ModelSpec], probes: Sequence[Probe]
+) -> tuple[FitData, tuple[str, ...]]:
+    """Collect what is fitted to, and what a user should know of it. Raises ConfigError, TraceError."""
+    usable, messages = usable_traces(traces)
+    cells = build_map(usable).cells
+    missing = sorted({cell.model for cell in cells} - set(models))
+    if missing:
+        raise ConfigError(f"traces of {', '.join(missing)}: no specification was given; add it with --model")
+    usual_ms = usual_pace_ms(cells)
+    steps = steps_of([file.trace for file in usable.files], models, usual_ms) + steps_of_probes(probes)
+    return FitData(usable, cells, models, steps, usual_ms), messages
+
+
+def _left_out(data: FitData, simulate: Simulate) -> tuple[dict[str, list[float]], list[str]]:
+    """Predict each model from a fit to the others.
+
+    Returns logarithms of predicted over measured by model, and the models for which the fit to the others didn't
+    converge. A model is skipped where the others hold no exchange, or are too few.
+    """
+    names = sorted({cell.model for cell in data.cells})
+    errors: dict[str, list[float]] = {}
+    unconverged: list[str] = []
     for name in names if len(names) > 1 else []:
-        part = TraceSet(files=tuple(file for file in traces.files if file.trace.header.model != name))
-        of_others = [step for step in steps if step.model != name]
-        known = [cell for cell in cells if cell.model != name]
-        held = [cell for cell in cells if cell.model == name]
-        if all(cell.plan.ranks == 1 for cell in known):
-            continue  # nothing is left of exchanges
+        others = data.without(name)
+        if not others.distributed:
+            continue
         try:
-            other = _profile(part, known, models, simulate, of_others, usual_ms, "left out", "")
+            fitted = _fitted_profile(others, simulate, "left out", "")
         except ConfigError:
-            continue  # the others are too few
-        ratio = np.log(simulate(other, held) / [cell.latency_ms.p50 for cell in held])
-        found[name] = [float(value) for value in ratio]
-    return found
+            continue
+        if not fitted.link.converged:
+            unconverged.append(name)
+        held_out = [cell for cell in data.cells if cell.model == name]
+        errors[name] = [float(log) for log in _log_errors(simulate(fitted.profile, held_out), held_out)]
+    return errors, unconverged
 
 
-def _profile(
-    traces: TraceSet,
-    cells: Sequence[Cell],
-    models: Mapping[str, ModelSpec],
-    simulate: Simulate,
-    steps: Sequence[Step],
-    usual_ms: float | None,
-    name: str,
-    note: str,
-) -> CalibratedProfile:
-    """Terms from the traces, cells and steps given, and from no others; at the pace `usual_ms`, where it is known."""
-    values = fit(steps)
-    header = traces.files[0].trace.header
-    staging = _staging(traces, models)
-    apart, apart_variance = ranks_apart([file.trace for file in traces.files], models, values)
-    known = {
-        **{term: (values[term], "spans and probes") for term in TERMS},
-        SPREAD: (apart, "spans of ranks beside each other"),
-        ROOFLINE: (values[ROOFLINE], "the better of two forms"),
-        **{term: (value, "spans of the copies") for term, value in staging.items()},
-        "overlap.power": (1.0, "a CPU launches and works by turns"),
-    }
-    plans = {cell.plan for cell in cells if cell.plan.ranks > 1}
-    spread = covariance(steps)
+def _fitted_profile(data: FitData, simulate: Simulate, name: str, note: str) -> FittedProfile:
+    """Fit a profile to the data, and to nothing else; at their usual pace, where it is known."""
+    parameters, staged = _parameters(data)
+    header = data.traces.files[0].trace.header
+    profile = CalibratedProfile(
+        name=name,
+        device=str(header.host.get("processor", header.host.get("device", "unknown"))),
+        power_mode=str(header.host.get("power_mode", "not reported")),
+        note=note,
+        staged=staged,
+        terms=parameters.terms(),
+        power=header.power,
+        traces=tuple(sorted(file.digest for file in data.traces.files)),
+        ranges=_ranges(data),
+        taken=_taken({cell.plan for cell in data.distributed}),
+        pace_ms=data.usual_ms,
+    )
+    link = _fitted_link(data, profile, parameters, simulate)
+    parameters.set_values(link.values)
+    parameters.correlate(LINK, link.covariance)
+    profile = msgspec.structs.replace(profile, terms=parameters.terms(), covariance=parameters.covariance())
+    log_sd = _log_sd(simulate(profile, data.cells), data.cells)
+    return FittedProfile(msgspec.structs.replace(profile, residual_log_sd=log_sd), parameters, link)
 
-    def made(link: Array, link_covariance: Array) -> CalibratedProfile:
-        terms = [_term(each, value, source) for each, (value, source) in known.items()]
-        terms += [_term(each, float(v), "latencies, simulated") for each, v in zip(LINK, link, strict=True)]
-        whole = np.zeros((len(terms), len(terms)))
-        whole[: len(TERMS), : len(TERMS)] = spread
-        whole[len(TERMS), len(TERMS)] = apart_variance
-        whole[-2:, -2:] = link_covariance
-        return CalibratedProfile(
-            name=name,
-            device=str(header.host.get("processor", header.host.get("device", "unknown"))),
-            power_mode=str(header.host.get("power_mode", "not reported")),
-            note=note,
-            staged=bool(staging),
-            terms=tuple(terms),
-            covariance=tuple(tuple(map(float, row)) for row in whole),
-            power=header.power,
-            traces=tuple(sorted(file.digest for file in traces.files)),
-            ranges=_ranges(cells, models, steps),
-            taken=_taken(plans),
-            pace_ms=usual_ms,
-        )
 
-    shared = [cell for cell in cells if cell.plan.ranks > 1]
+def _parameters(data: FitData) -> tuple[Parameters, bool]:
+    """Fit all parameters but the link's, which stand at their start; and say whether tensors are copied."""
+    values = fit_compute_terms(data.steps)
+    staging = fit_staging_terms(data.traces, data.models)
+    apart, apart_variance = ranks_apart([file.trace for file in data.traces.files], data.models, values)
+    parameters = Parameters(
+        [
+            *(_parameter(term, values[term], "spans and probes") for term in TERMS),
+            _parameter(SPREAD, apart, "spans of ranks beside each other"),
+            Parameter(name=ROOFLINE, value=values[ROOFLINE], source="the better of two forms", bounds=(0.0, 1.0)),
+            *(_parameter(term, value, "spans of the copies") for term, value in staging.items()),
+            Parameter(name="overlap.power", value=1.0, source="a CPU launches and works by turns", fitted=False),
+            *(Parameter(name=term, value=start, source="latencies, simulated") for term, start in START.items()),
+        ]
+    )
+    parameters.correlate(TERMS, relative_covariance(data.steps))
+    parameters.correlate((SPREAD,), np.array([[apart_variance]]))
+    return parameters, bool(staging)
+
+
+def _parameter(name: str, value: float, source: str) -> Parameter:
+    return Parameter(name=name, value=value, source=source if value else UNTOLD)
+
+
+def _fitted_link(data: FitData, profile: CalibratedProfile, parameters: Parameters, simulate: Simulate) -> LinkFit:
+    """Search for the link's terms with which simulated latencies of distributed cells are the measured ones."""
 
     def whole_ms(logs: Array) -> Array:
-        return simulate(made(np.exp(logs), np.zeros((2, 2))), shared)
+        parameters.set_values({name: float(value) for name, value in zip(LINK, np.exp(logs), strict=True)})
+        return simulate(msgspec.structs.replace(profile, terms=parameters.terms()), data.distributed)
 
-    profile = made(*link_terms(whole_ms, undisturbed_ms([cell.visit_p50_ms for cell in shared])))
-    return msgspec.structs.replace(profile, residual_log_sd=_log_sd(simulate(profile, cells), cells))
-
-
-def undisturbed_ms(visits_ms: Sequence[Sequence[float]]) -> Array:
-    """Each cell's median over the visits that nothing disturbed grossly. What disturbs only ever lengthens: a median over all
-    visits lies too high by a part of its error, and in every cell alike, which no number of cells averages out."""
-    logs = [np.log(each) - np.log(np.median(each)) for each in visits_ms]
-    gross = GROSS * 1.4826 * float(np.median(np.abs(np.concatenate(logs))))
-    return np.array([np.median(np.asarray(ms)[log <= gross]) for ms, log in zip(visits_ms, logs, strict=True)])
+    return fit_link_terms(whole_ms, undisturbed_ms([cell.visit_p50_ms for cell in data.distributed]))
 
 
-def link_terms(whole_ms: Callable[[Array], Array], measured_ms: Array) -> tuple[Array, Array]:
-    """Values of LINK and the covariance of their logarithms, from whole latencies. whole_ms: what the cells take by the
-    logarithms of the terms."""
+def _residuals(cells: Sequence[Cell], fitted_ms: Array) -> tuple[Residual, ...]:
+    return tuple(
+        Residual(
+            cell=cell.label,
+            model=cell.model,
+            mode=cell.plan.mode.value,
+            measured_ms=cell.latency_ms.p50,
+            spread_ms=cell.spread_ms,
+            fitted_ms=float(ms),
+        )
+        for cell, ms in zip(cells, fitted_ms, strict=True)
+    )
 
-    def misfit(logs: Array) -> Array:
-        return np.log(whole_ms(logs) / measured_ms)
 
-    found = least_squares(misfit, np.log(LINK_START), loss="soft_l1", f_scale=0.05, diff_step=1e-2)
-    noise = float(np.var(misfit(found.x)))
-    return np.exp(found.x), noise * np.linalg.pinv(found.jac.T @ found.jac)
-
-
-def _regimes(cells: Sequence[Cell], fitted: Array, models: Mapping[str, ModelSpec]) -> Iterable[Regime]:
-    found: dict[tuple[Any, ...], list[tuple[int, float]]] = defaultdict(list)
-    for cell, ms in zip(cells, fitted, strict=True):
+def _regimes(cells: Sequence[Cell], fitted_ms: Array, models: Mapping[str, ModelSpec]) -> Iterable[Regime]:
+    seen: dict[tuple[Route, int, int], list[tuple[int, float]]] = defaultdict(list)
+    for cell, ms in zip(cells, fitted_ms, strict=True):
         if cell.plan.ranks > 1:
-            size = payload_bytes(
-                cell.plan.wire, cell.batch * cell.plan.sent_rows(cell.tokens)[0] * models[cell.model].width
-            )
-            ring = cell.plan.uses_ring(size, models[cell.model].causal)
+            model = models[cell.model]
+            size = cell.plan.message_bytes(cell.batch, cell.tokens, model.width)
+            collective: Route = "ring" if cell.plan.uses_ring(size, model.causal) else "mesh"
             regime = sum(size > edge for edge in SIZES_BYTES)
-            key = ("ring" if ring else "mesh", cell.plan.ranks, regime)
-            found[key].append((size, 100 * (ms / cell.latency_ms.p50 - 1)))
-    for (collective, devices, _), seen in sorted(found.items()):
-        sizes, errors = zip(*seen, strict=True)
+            seen[collective, cell.plan.ranks, regime].append((size, 100 * (ms / cell.latency_ms.p50 - 1)))
+    for (collective, devices, _), messages in sorted(seen.items()):
+        sizes, errors_pct = zip(*messages, strict=True)
         yield Regime(
             collective=collective,
             devices=devices,
             bytes=(min(sizes), max(sizes)),
-            cells=len(seen),
-            error_pct=float(np.mean(errors)),
+            cells=len(messages),
+            error_pct=float(np.mean(errors_pct)),
         )
 
 
-def _term(name: str, value: float, source: str) -> Term:
-    fitted = value > 0 and name != "overlap.power"
-    told = source if value or name == ROOFLINE else "the traces don't tell it from the other terms; 0"
-    return Term(name=name, value=value, origin="fitted" if fitted else "prior", source=told)
+def _log_errors(fitted_ms: Array, cells: Sequence[Cell]) -> Array:
+    """Logarithms of fitted over measured, [cells]."""
+    return np.asarray(np.log(fitted_ms / [cell.latency_ms.p50 for cell in cells]))
 
 
-def _log_sd(fitted: Array, cells: Sequence[Cell]) -> float:
-    errors = np.log(fitted / [cell.latency_ms.p50 for cell in cells])
-    return 1.4826 * float(np.median(np.abs(errors)))
+def _log_sd(fitted_ms: Array, cells: Sequence[Cell]) -> float:
+    """Robust standard deviation of the logarithm of fitted over measured."""
+    return 1.4826 * float(np.median(np.abs(_log_errors(fitted_ms, cells))))
 
 
-def _staging(traces: TraceSet, models: Mapping[str, ModelSpec]) -> dict[str, float]:
-    """Terms of the copies between a device and its host, from the exchanges' spans; none where nothing is copied."""
-    found: dict[str, float] = {}
-    for kind, curve in STAGES.items():
-        sizes, seconds = _copies(traces, models, kind)
-        if sizes:
-            line = fit_alpha_beta(sizes, seconds)
-            found[f"{curve}.fixed_s"], found[f"{curve}.s_per_byte"] = line.alpha_s, 8 / line.lines[0].beta_bps
-            if line.break_bytes is not None:
-                found[f"{curve}.break_bytes"] = float(line.break_bytes)
-                found[f"{curve}.large_s_per_byte"] = 8 / line.beta_bps
-    return found
+def _prediction_log_sd(
+    fitted_ms: Array, cells: Sequence[Cell], errors_by_model: Mapping[str, Sequence[float]]
+) -> float:
+    """Scatter that predictions carry: that of models left out, but at least that of the fit."""
+    own = _log_sd(fitted_ms, cells)
+    errors = [error for errors in errors_by_model.values() for error in errors]
+    return max(1.4826 * float(np.median(np.abs(errors))), own) if errors else own
 
 
-def _copies(
-    traces: TraceSet, models: Mapping[str, ModelSpec], kind: Literal["stage_d2h", "stage_h2d"]
-) -> tuple[list[float], list[float]]:
-    """Bytes and seconds of every copy of an exchange."""
-    sizes: list[float] = []
-    seconds: list[float] = []
-    for file in traces.files:
-        header, measured = file.trace.header, {batch.batch for batch in file.trace.measured}
-        width = models[header.model].width
-        rows = header.plan.sent_rows(header.tokens)
-        whole = [payload_bytes(header.plan.wire, header.batch * each * width) for each in rows]
-        for span in file.trace.spans:
-            if span.kind == kind and span.op == "exchange" and span.batch in measured:
-                others = sum(size for rank, size in enumerate(whole) if rank != span.rank)
-                sizes.append(float(whole[span.rank] if kind == "stage_d2h" else others))
-                seconds.append((span.end_ns - span.start_ns) / 1e9)
-    return sizes, seconds
+def _mape_pct(fitted_ms: Array, cells: Sequence[Cell]) -> float:
+    return float(100 * np.mean([abs(ms / cell.latency_ms.p50 - 1) for ms, cell in zip(fitted_ms, cells, strict=True)]))
 
 
-def _taken(plans: Iterable[Any]) -> Taken:
-    first = next(iter(sorted(plans, key=str)))
-    kinds = {plan.collective for plan in plans}
+def _taken(plans: Iterable[ExecutionPlan]) -> Taken:
+    """Say how the plans were executed; they differ in little but the wire and the collective."""
+    ordered = sorted(plans, key=str)
+    collectives = {plan.collective for plan in ordered}
     return Taken(
-        overlap=first.overlap,
-        embed=first.embed,
-        collective=kinds.pop() if len(kinds) == 1 else "auto",
-        wires=tuple(sorted({plan.wire for plan in plans})),
+        overlap=ordered[0].overlap,
+        embed=ordered[0].embed,
+        collective=collectives.pop() if len(collectives) == 1 else "auto",
+        wires=tuple(sorted({plan.wire for plan in ordered})),
     )
 
 
-def _ranges(
-    cells: Sequence[Cell], models: Mapping[str, ModelSpec], steps: Sequence[Step]
-) -> dict[str, tuple[float, float]]:
-    found: dict[str, list[float]] = defaultdict(list)
-    for cell in cells:
-        model = models[cell.model]
-        found["batch"].append(cell.batch)
-        found["tokens"].append(cell.tokens)
-        found["width"].append(model.width)
-        found["columns"].append(columns(model))
-        found["devices"].append(cell.plan.ranks)
+def _ranges(data: FitData) -> dict[str, tuple[float, float]]:
+    """Find the ranges of the data, by quantity."""
+    seen: dict[str, list[float]] = defaultdict(list)
+    for cell in data.cells:
+        model = data.models[cell.model]
+        seen["batch"].append(cell.batch)
+        seen["tokens"].append(cell.tokens)
+        seen["width"].append(model.width)
+        seen["columns"].append(columns(model))
+        seen["devices"].append(cell.plan.ranks)
         if cell.plan.ranks > 1:
-            found["message_bytes"].append(cell.bytes_per_exchange)
+            seen["message_bytes"].append(cell.bytes_per_exchange)
         if cell.bandwidth_mbps is not None:
-            found["link_mbps"].append(cell.bandwidth_mbps)
-    for _, tokens, width, _, mlp_width in (step.shape for step in steps if step.shape):
-        found["tokens"].append(tokens)
-        found["width"].append(width)
-        found["columns"].append(max(3 * width, mlp_width))
-    return {name: (min(values), max(values)) for name, values in found.items()}
+            seen["link_mbps"].append(cell.bandwidth_mbps)
+    for _, tokens, width, _, mlp_width in (step.shape for step in data.steps if step.shape):
+        seen["tokens"].append(tokens)
+        seen["width"].append(width)
+        seen["columns"].append(max(3 * width, mlp_width))
+    return {name: (min(values), max(values)) for name, values in seen.items()}
 
 
 def _unclear(pair: tuple[str, str]) -> str:
@@ -354,11 +366,23 @@ def _unclear(pair: tuple[str, str]) -> str:
     )
 
 
-def _estimates(profile: CalibratedProfile, unclear: set[str]) -> Iterable[Estimate]:
-    spread = np.sqrt(np.diag(np.array(profile.covariance)))
-    for term, se in zip(profile.terms, spread, strict=True):
-        state: Literal["fitted", "weak", "not determined", "prior"] = "prior"
+def _unconverged(link: LinkFit, left_out: Sequence[str]) -> Iterable[str]:
+    """Say which fits of the link's terms didn't converge, and the remedy."""
+    remedy = "measure more cells at two rates of the link with prism-hw profile"
+    if not link.converged:
+        values = ", ".join(f"{name} {value:.3g}" for name, value in link.values.items())
+        yield f"the fit of the link's terms did not converge ({link.message}): {values} may be far off; {remedy}"
+    if left_out:
+        names = ", ".join(left_out)
+        yield f"without {names} the fit of the link's terms did not converge: its error is overstated; {remedy}"
+
+
+def _estimates(fitted: FittedProfile, unclear: set[str]) -> Iterable[TermEstimate]:
+    for term in fitted.profile.terms:
+        error = fitted.parameters.standard_error(term.name)
+        state: Determination = "prior"
         if term.name in (*TERMS, SPREAD, *LINK):
-            state = "not determined" if term.value == 0 else "weak" if se > WEAK or term.name in unclear else "fitted"
-        known = float(se) if state in ("fitted", "weak") else None
-        yield Estimate(name=term.name, value=term.value, log_se=known, state=state)
+            weak = error > WEAK or term.name in unclear
+            state = "not determined" if term.value == 0 else "weak" if weak else "fitted"
+        log_se = error if state in ("fitted", "weak") else None
+        yield TermEstimate(name=term.name, value=term.value, log_se=log_se, state=state)

@@ -1,4 +1,4 @@
-"""Which cell of a sweep to visit next: the one whose visit is expected to save the most regret.
+"""Choose the cell of a sweep to visit next: the one whose visit is expected to save the most regret.
 
 Latencies are a few physical terms (work, bytes over the rate, bytes, exchanges) fitted to the visits so far, and a
 Gaussian process on the logarithm of what they miss, with the visits' own noise. From its posterior follows, for each
@@ -23,14 +23,14 @@ from prism.spec import ModelSpec
 from prism.workload import build
 
 Array = NDArray[np.float64]
-MISS = 0.15  # deviation of the logarithm by which the physical terms miss, at first sight
-NEAR_BATCH, NEAR_RATE = 0.7, 0.5  # in logarithms: over how far what they miss is alike
-NOISE = 0.08  # of a visit, until visits of the same cell say otherwise
-NOISE_WEIGHT = 4  # visits that this first guess counts as
+MISS = 0.15  # prior standard deviation of the logarithm by which the physical terms miss
+NEAR_BATCH, NEAR_RATE = 0.7, 0.5  # length scales of the Gaussian process, in logarithms
+NOISE = 0.08  # prior standard deviation of the logarithm of a visit
+NOISE_WEIGHT = 4  # visits that this prior counts as
 
 
 class Candidate(NamedTuple):
-    """A cell that may be visited. work: features of its latency, see candidate()."""
+    """A cell that may be visited. work: features of its latency, as `candidate` computes them."""
 
     plan: ExecutionPlan
     batch: int
@@ -39,15 +39,17 @@ class Candidate(NamedTuple):
 
 
 class Pick(NamedTuple):
-    """place: of the candidate to visit next, None when nothing is left that would help. regret_pct: what the
-    decisions are expected to lose now, on average over the pairs."""
+    """A choice. place: of the candidate to visit next, None when no visit would help.
+
+    regret_pct: expected now, the mean of the pairs.
+    """
 
     place: int | None
     regret_pct: float
 
 
 def candidate(model: ModelSpec, plan: ExecutionPlan, batch: int, link: LinkSpec, tokens: int | None) -> Candidate:
-    """A cell of a sweep and its features: FLOPs of the busiest rank, seconds on the air, bytes, exchanges, one."""
+    """Describe a cell by its features: FLOPs of the busiest rank, seconds on the air, bytes, exchanges, and 1."""
     graph = build(model, plan, batch, tokens)
     shared = plan.ranks > 1
     size = graph.block_bytes() * model.blocks
@@ -63,9 +65,12 @@ def candidate(model: ModelSpec, plan: ExecutionPlan, batch: int, link: LinkSpec,
 
 
 def pick(candidates: Sequence[Candidate], visits: Sequence[Sequence[float]], most: int) -> Pick:
-    """The next cell to visit of one model's. visits: milliseconds of each candidate's visits so far; most: visits of
-    a cell at most. Starts with local cells and the corners of the grid, without which nothing is known."""
-    counts = np.array([len(each) for each in visits])
+    """Choose the next cell of one model to visit.
+
+    Starts with local cells and the corners of the grid, without which nothing is known.
+    visits: milliseconds of each candidate's visits so far. most: visits of a cell at most.
+    """
+    counts = np.array([len(times) for times in visits])
     first = _unknown(candidates, counts)
     if first is not None:
         return Pick(first, float("inf"))
@@ -83,18 +88,18 @@ def pick(candidates: Sequence[Candidate], visits: Sequence[Sequence[float]], mos
 
 
 def expected(candidates: Sequence[Candidate], visits: Sequence[Sequence[float]]) -> Array:
-    """Milliseconds that every candidate of one model's is expected to take, visited or not. Needs one visit."""
+    """Expected milliseconds of every candidate of one model, [candidates], visited or not. Needs one visit."""
     return np.asarray(np.exp(_posterior(candidates, visits)[0]))
 
 
 def _unknown(candidates: Sequence[Candidate], counts: NDArray[np.int_]) -> int | None:
-    """A local cell, or an end of the rates of the smallest or largest batch of a kind of plan, not yet visited."""
-    for place, each in enumerate(candidates):
-        if each.plan.ranks == 1 and not counts[place]:
+    """Find an unvisited local cell, or an unvisited corner of a plan's batches and rates."""
+    for place, cell in enumerate(candidates):
+        if cell.plan.ranks == 1 and not counts[place]:
             return place
-    for place, each in enumerate(candidates):
-        alike = [c for c in candidates if c.plan == each.plan]
-        corner = each.batch in (min(c.batch for c in alike), max(c.batch for c in alike)) and each.mbps in (
+    for place, cell in enumerate(candidates):
+        alike = [c for c in candidates if c.plan == cell.plan]
+        corner = cell.batch in (min(c.batch for c in alike), max(c.batch for c in alike)) and cell.mbps in (
             min(c.mbps for c in alike),
             max(c.mbps for c in alike),
         )
@@ -104,43 +109,46 @@ def _unknown(candidates: Sequence[Candidate], counts: NDArray[np.int_]) -> int |
 
 
 def _pairs(candidates: Sequence[Candidate]) -> list[tuple[int, int]]:
-    local = {each.batch: place for place, each in enumerate(candidates) if each.plan.ranks == 1}
-    return [(place, local[each.batch]) for place, each in enumerate(candidates) if each.plan.ranks > 1]
+    local = {cell.batch: place for place, cell in enumerate(candidates) if cell.plan.ranks == 1}
+    return [(place, local[cell.batch]) for place, cell in enumerate(candidates) if cell.plan.ranks > 1]
 
 
 def _posterior(candidates: Sequence[Candidate], visits: Sequence[Sequence[float]]) -> tuple[Array, Array, float]:
-    """Mean and covariance of the logarithm of every candidate's latency, and the deviation of one visit's."""
-    seen = [place for place, each in enumerate(visits) if each]
+    """Compute the posterior of the logarithms of latencies.
+
+    Returns the mean, [candidates], the covariance, [candidates, candidates], and the standard deviation of one visit.
+    """
+    seen = [place for place, times in enumerate(visits) if times]
     medians = np.array([np.median(visits[place]) for place in seen])
-    work = np.array([each.work for each in candidates])
+    work = np.array([cell.work for cell in candidates])
     design = work[seen] / medians[:, None]
     scale = np.linalg.norm(design, axis=0)
     scale[scale == 0] = 1.0
-    found, _ = nnls(design / scale, np.ones(len(seen)))
-    physics = np.log(np.maximum(work @ (found / scale), 1e-9))
+    coefficients, _ = nnls(design / scale, np.ones(len(seen)))
+    physics = np.log(np.maximum(work @ (coefficients / scale), 1e-9))
     spreads = [np.log(ms) - np.log(np.median(ms)) for ms in visits if len(ms) > 1]
     off = np.concatenate(spreads) if spreads else np.zeros(0)
-    freedom = sum(len(each) - 1 for each in spreads)
+    freedom = sum(len(logs) - 1 for logs in spreads)
     noise = float(np.sqrt((np.sum(off**2) + NOISE_WEIGHT * NOISE**2) / (freedom + NOISE_WEIGHT)))
     alike = _alike(candidates)
     counts = np.array([len(visits[place]) for place in seen])
-    known = alike[np.ix_(seen, seen)] + np.diag(noise**2 / counts)
-    gain = np.linalg.solve(known, alike[seen]).T
+    observed = alike[np.ix_(seen, seen)] + np.diag(noise**2 / counts)
+    gain = np.linalg.solve(observed, alike[seen]).T
     mean = physics + gain @ (np.log(medians) - physics[seen])
     return mean, alike - gain @ alike[seen], noise
 
 
 def _alike(candidates: Sequence[Candidate]) -> Array:
-    """Prior covariance of what the physical terms miss: alike for plans alike, batches and rates nearby."""
-    batch = np.log([each.batch for each in candidates])
-    rate = np.log([each.mbps or 1.0 for each in candidates])
+    """Prior covariance of what the physical terms miss, [candidates, candidates]; large for plans and rates alike."""
+    batch = np.log([cell.batch for cell in candidates])
+    rate = np.log([cell.mbps or 1.0 for cell in candidates])
     plan = np.array([[float(a.plan == b.plan) for b in candidates] for a in candidates])
     near = ((batch[:, None] - batch) / NEAR_BATCH) ** 2 + ((rate[:, None] - rate) / NEAR_RATE) ** 2
     return np.asarray(MISS**2 * (0.5 * plan + 0.5 * plan * np.exp(-near / 2)))
 
 
 def _after(covariance: Array, place: int, noise: float) -> Array:
-    """The covariance after one more visit of a candidate."""
+    """Compute the covariance after one more visit of a candidate."""
     column = covariance[:, place]
     return np.asarray(covariance - np.outer(column, column) / (covariance[place, place] + noise**2))
 

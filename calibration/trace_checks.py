@@ -1,4 +1,4 @@
-"""What traces must have before anything is fitted to them: one machine, whole clocks, enough cells of enough kinds."""
+"""Check traces before anything is fitted to them: one machine, sound clocks, enough cells of enough kinds."""
 
 import statistics
 from collections.abc import Iterable, Sequence
@@ -18,8 +18,8 @@ UNSTEADY = 1.2  # slowest visit over quickest of the median cell: 1.16 gave inte
 STRAY_NS = 5_000_000  # a span may lie so far outside of its batch: clocks of two hosts are known to less
 
 
-def checked(traces: TraceSet) -> tuple[TraceSet, tuple[str, ...]]:
-    """The traces that can be used, and what a user should know of the others and of what is missing.
+def usable_traces(traces: TraceSet) -> tuple[TraceSet, tuple[str, ...]]:
+    """Select the traces that can be used, with messages on the others and on what is missing.
 
     Raises TraceError for traces of several machines, power modes or versions, and ConfigError, with what measures
     the rest, for too few cells, one batch size alone, or a mode without which nothing can be compared.
@@ -41,8 +41,10 @@ def checked(traces: TraceSet) -> tuple[TraceSet, tuple[str, ...]]:
 
 
 def visits_apart(cells: Iterable[Cell]) -> float | None:
-    """How steady a machine was: the slowest visit of a cell on one device over its quickest, in the median such cell. No link
-    is in it. None where no such cell was visited twice."""
+    """Measure how steady a machine was: the slowest visit over the quickest, in the median cell on one device.
+
+    No link is in it. None where no such cell was visited twice.
+    """
     apart = [
         max(cell.visit_p50_ms) / min(cell.visit_p50_ms) for cell in cells if cell.plan.ranks == 1 and cell.visits > 1
     ]
@@ -50,35 +52,37 @@ def visits_apart(cells: Iterable[Cell]) -> float | None:
 
 
 def unpaced(cells: Sequence[Cell]) -> tuple[str, ...]:
-    """What to say where only some cells have a pace."""
+    """Make the message for a map in which only some cells have a pace."""
     lacking = [cell.label for cell in cells if not cell.pace_ms]
     if not lacking or len(lacking) == len(cells):
         return ()
     return (
-        f"{len(lacking)} of {len(cells)} cells have visits without the machine's pace on every rank (cut short, or of an older version), "
-        f"as {lacking[0]}: no visit is brought to the usual pace; measure those again with prism-hw profile",
+        f"{len(lacking)} of {len(cells)} cells have visits without the machine's pace on every rank (cut short, or of "
+        f"an older version), as {lacking[0]}: no visit is brought to the usual pace; measure "
+        f"those again with prism-hw profile",
     )
 
 
 def usual_pace_ms(cells: Sequence[Cell]) -> float | None:
-    """The pace (prism.trace.metrics.pace_ms) of the median cell; None where a cell has none."""
+    """Find the pace (prism.trace.metrics.pace_ms) of the median cell; None where a cell has none."""
     paces = [cell.pace_ms for cell in cells if cell.pace_ms]
     return statistics.median(paces) if paces and len(paces) == len(cells) else None
 
 
 def unsteady(cells: Iterable[Cell]) -> tuple[str, ...]:
+    """Make the message for a machine that didn't keep its speed."""
     apart = visits_apart(cells)
     if apart is None or apart <= UNSTEADY:
         return ()
     return (
-        f"the machine didn't keep its speed: in the median local cell the slowest visit took {apart:.2f} times the quickest "
-        f"(steady: below {UNSTEADY}). Intervals don't hold how it differs later; stop what else runs, or measure more visits "
-        f"(prism-hw profile --repeats)",
+        f"the machine didn't keep its speed: in the median local cell the slowest visit took {apart:.2f} times the "
+        f"quickest (steady: below {UNSTEADY}). Intervals don't hold how it differs later; stop what else runs, or "
+        f"measure more visits (prism-hw profile --repeats)",
     )
 
 
 def _jump(trace: Trace) -> str:
-    """Why a trace's times can't be right; empty where they can."""
+    """Say why a trace's times can't be right; empty where they can."""
     bounds = {batch.batch: batch for batch in trace.batches}
     for batch in trace.batches:
         if batch.end_ns <= batch.start_ns:
@@ -91,7 +95,7 @@ def _jump(trace: Trace) -> str:
 
 
 def cell_of(file: TraceFile) -> tuple[object, ...]:
-    """What the visits of one cell share."""
+    """Key of a cell: what its visits share."""
     header = file.trace.header
     link = header.link if header.plan.ranks > 1 else ""
     return header.model, header.tokens, header.batch, header.plan, link
@@ -108,8 +112,8 @@ def _enough(files: tuple[TraceFile, ...]) -> None:
         )
     if len(batches) < 2:
         raise ConfigError(
-            f"all traces have batch {batches.pop()}: fixed costs and slopes can't be told apart; measure another, as with "
-            f"batches = [1, 4] in the configuration of prism-hw profile"
+            f"all traces have batch {batches.pop()}: fixed costs and slopes can't be told apart; measure another, as "
+            f"with batches = [1, 4] in the configuration of prism-hw profile"
         )
     if Mode.LOCAL not in modes or len(modes) < 2:
         missing = "distributed" if modes == {Mode.LOCAL} else "local"
@@ -120,11 +124,11 @@ def _enough(files: tuple[TraceFile, ...]) -> None:
 
 
 def _lacks(files: tuple[TraceFile, ...]) -> list[str]:
-    """What would make the fit better."""
-    found = []
+    """List what would make the fit better."""
+    lacks = []
     rates = {LinkSpec.parse(f.trace.header.link).rate_bps for f in files if f.trace.header.plan.ranks > 1}
     if len(rates) < 2:
-        found.append(
+        lacks.append(
             "one rate of the link alone: its gain and the cost of a message can't be told apart; measure two, as with "
             'rates = ["50Mbps", "1Gbps"]'
         )
@@ -134,10 +138,10 @@ def _lacks(files: tuple[TraceFile, ...]) -> list[str]:
             counts[cell_of(file)] = counts.get(cell_of(file), 0) + 1
     few = sum(count < LEAST_VISITS for count in counts.values())
     if few:
-        found.append(
+        lacks.append(
             f"{few} of {len(counts)} cells have fewer than {LEAST_VISITS} visits: a disturbed one moves their median; "
             f"measure more with prism-hw profile --repeats {LEAST_VISITS}"
         )
     if len({file.trace.header.model for file in files}) < 2:
-        found.append("one model alone: the error on another one can't be estimated; measure a second of another width")
-    return found
+        lacks.append("one model alone: the error on another one can't be estimated; measure a second of another width")
+    return lacks

@@ -1,4 +1,4 @@
-"""Predictions held against measurements: errors, decisions, break-evens, intervals, and what simpler rules would do.
+"""Compare predictions with measurements: errors, decisions, break-evens, intervals, and simpler rules.
 
 A pair is one distributed cell and the local cell of its workload; the decision is which of the two to run. A pair is a
 near tie where either measured median lies within the other's spread: noise decides it, and it is counted apart.
@@ -14,9 +14,9 @@ import numpy as np
 
 from calibration.decision_scores import (
     BreakEven,
+    DecisionPair,
     Guess,
-    Measured,
-    Pair,
+    MeasuredPairs,
     Rule,
     break_evens_of,
     distances,
@@ -38,9 +38,11 @@ from prism.workload import build
 INTERVAL = (5.0, 95.0)
 
 
-class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """A cell, measured and predicted. split_pct: predicted less measured of each span kind of the terminal, in per
-    cent of the measured latency, so that the parts of an error are seen."""
+class CellComparison(msgspec.Struct, frozen=True, kw_only=True):
+    """A cell, measured and predicted.
+
+    split_pct: predicted less measured of each span kind of the leader, in per cent of the measured latency.
+    """
 
     cell: str
     model: str
@@ -58,20 +60,24 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def covered(self) -> bool:
+        """Whether the measured latency lies in the interval."""
         return self.interval_ms[0] <= self.measured_ms <= self.interval_ms[1]
 
     @property
     def reason(self) -> str:
-        """The span kinds that the error consists of, the largest first."""
+        """List the span kinds that the error consists of, the largest first."""
         parts = sorted(self.split_pct.items(), key=lambda part: -abs(part[1]))
         return ", ".join(f"{kind} {value:+.0f} %" for kind, value in parts if abs(value) >= 1) or "within 1 %"
 
 
 class Scores(msgspec.Struct, frozen=True, kw_only=True):
-    """Figures of a comparison. perfect: what a prediction without error would score (perfect.py). measurement_noise_pct: mean distance of a visit's median from its cell's, which no
-    prediction can undercut by much; visits_apart: see checks.py; best_plan: regret where one of all measured plans of a
-    workload and link is chosen.
-    log2_median: over break-evens in bandwidth that both maps have; classes: how many of all agree in kind."""
+    """Figures of a comparison.
+
+    measurement_noise_pct: mean distance of a visit's median from its cell's, below which no prediction can go by much.
+    visits_apart: see trace_checks. best_plan: regret where one of all measured plans of a workload and link is chosen.
+    crossover_log2_median: over break-evens in bandwidth that both maps have. crossover_classes_right: how many of all
+    agree in kind. perfect: what a prediction without error would score (noise_floor).
+    """
 
     cells: int
     latency_mape_pct: float
@@ -96,13 +102,16 @@ class Scores(msgspec.Struct, frozen=True, kw_only=True):
     perfect: Perfect | None = None
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """paced: the scores of the same predictions for the pace that the machine had at each cell instead of the pace of its
-    calibration; slowness: between the two, of the median cell. Null where either pace was not timed."""
+class ComparisonReport(msgspec.Struct, frozen=True, kw_only=True):
+    """A comparison, cell by cell and in figures.
+
+    paced: scores of the same predictions at the pace that the machine had at each cell, instead of the pace of its
+    calibration. slowness: ratio of the two, of the median cell. Both None where either pace wasn't timed.
+    """
 
     scores: Scores
-    rows: tuple[Row, ...]
-    pairs: tuple[Pair, ...]
+    rows: tuple[CellComparison, ...]
+    pairs: tuple[DecisionPair, ...]
     break_evens: tuple[BreakEven, ...]
     paced: Scores | None = None
     slowness: float | None = None
@@ -114,37 +123,42 @@ def compared(
     guesses: Sequence[Guess],
     models: dict[str, ModelSpec],
     reference: PerformanceMap | None = None,
-) -> Report:
-    """guesses: the profile's, one for each of the map's cells, in order. reference: a map of the profiled models, for the
-    rules that learn from them. Raises ConfigError without a pair."""
-    known = measured_of(measured)
-    rules = _rules(known, pairs_of(known, guesses), models, reference)
+) -> ComparisonReport:
+    """Compare a profile's guesses with a map.
+
+    guesses: one for each of the map's cells, in order. reference: a map of the profiled models, for the rules that
+    learn from them. Raises ConfigError without a pair.
+    """
+    paired = measured_of(measured)
+    rules = _rules(paired, pairs_of(paired, guesses), models, reference)
     visits = [np.log(cell.visit_p50_ms) for cell in measured.cells]
-    found = _judged(known, guesses, rules, perfect(known, visits))
+    report = _judged(paired, guesses, rules, perfect(paired, visits))
     paced = profile.pace_ms and all(cell.pace_ms for cell in measured.cells)
     if not paced or any(guess.host_share is None for guess in guesses):
-        return found
+        return report
     slowness = [profile.slowness(cell.pace_ms) for cell in measured.cells]
     slowed = [guess.slowed(times) for guess, times in zip(guesses, slowness, strict=True)]
     level = [
         logs - (guess.host_share or 0.0) * np.log(np.array(cell.visit_pace_ms) / cell.pace_ms)
         for logs, guess, cell in zip(visits, guesses, measured.cells, strict=True)
     ]
-    scores = _judged(known, slowed, rules, perfect(known, level)).scores
-    return msgspec.structs.replace(found, paced=scores, slowness=float(np.median(slowness)))
+    scores = _judged(paired, slowed, rules, perfect(paired, level)).scores
+    return msgspec.structs.replace(report, paced=scores, slowness=float(np.median(slowness)))
 
 
-def _judged(measured: Measured, guesses: Sequence[Guess], baselines: dict[str, Rule], known: Perfect | None) -> Report:
+def _judged(
+    measured: MeasuredPairs, guesses: Sequence[Guess], baselines: dict[str, Rule], flawless: Perfect | None
+) -> ComparisonReport:
     rows = [_row(cell, guess) for cell, guess in zip(measured.map.cells, guesses, strict=True)]
     pairs, evens = pairs_of(measured, guesses), break_evens_of(measured, guesses)
-    scores = _scores(measured.map, rows, pairs, evens, baselines, guesses, known)
-    return Report(scores=scores, rows=tuple(rows), pairs=tuple(pairs), break_evens=tuple(evens))
+    scores = _scores(measured.map, rows, pairs, evens, baselines, guesses, flawless)
+    return ComparisonReport(scores=scores, rows=tuple(rows), pairs=tuple(pairs), break_evens=tuple(evens))
 
 
-def _row(cell: Cell, guess: Guess) -> Row:
+def _row(cell: Cell, guess: Guess) -> CellComparison:
     ms = cell.latency_ms.p50
     low, high = quantiles(guess.draws, *INTERVAL) if guess.draws else (guess.ms, guess.ms)
-    return Row(
+    return CellComparison(
         cell=cell.label,
         model=cell.model,
         mode=cell.plan.mode.value,
@@ -162,23 +176,26 @@ def _row(cell: Cell, guess: Guess) -> Row:
 
 
 def _rules(
-    measured: Measured, pairs: Sequence[Pair], models: dict[str, ModelSpec], reference: PerformanceMap | None
+    measured: MeasuredPairs,
+    pairs: Sequence[DecisionPair],
+    models: dict[str, ModelSpec],
+    reference: PerformanceMap | None,
 ) -> dict[str, Rule]:
-    found = {
+    rules = {
         "always local": rule_of(pairs, [False] * len(pairs)),
         "always distributed": rule_of(pairs, [True] * len(pairs)),
     }
     if reference is not None:
-        known = [
+        profiled = [
             (cell, cell.latency_ms.p50 / local.latency_ms.p50 - 1, _gflops(cell, models))
             for cell in reference.cells
             if cell.plan.ranks > 1 and (local := reference.local(cell.workload)) is not None
         ]
         cells = [measured.map.cells[index] for index, _ in measured.twins]
-        least = _threshold([(flops, excess) for _, excess, flops in known])
-        found["FLOP threshold"] = rule_of(pairs, [_gflops(cell, models) >= least for cell in cells])
-        found["nearest profiled model"] = rule_of(pairs, [_nearest(cell, known, models) < 0 for cell in cells])
-    return found
+        least = _threshold([(flops, excess) for _, excess, flops in profiled])
+        rules["FLOP threshold"] = rule_of(pairs, [_gflops(cell, models) >= least for cell in cells])
+        rules["nearest profiled model"] = rule_of(pairs, [_nearest(cell, profiled, models) < 0 for cell in cells])
+    return rules
 
 
 def _gflops(cell: Cell, models: dict[str, ModelSpec]) -> float:
@@ -187,19 +204,21 @@ def _gflops(cell: Cell, models: dict[str, ModelSpec]) -> float:
 
 @functools.cache
 def _local_gflops(model: ModelSpec, batch: int, tokens: int) -> float:
-    """Of a batch on one device; asked for by every plan of a workload."""
+    """GFLOPs of a batch on one device; every plan of a workload asks for them."""
     return build(model, LOCAL, batch, tokens).flops(0) / 1e9
 
 
-def _threshold(known: Sequence[tuple[float, float]]) -> float:
-    """The least FLOPs from which on distributing is chosen that is right most often on the profiled models."""
-    steps = [*sorted({flops for flops, _ in known}), math.inf]
-    return max(steps, key=lambda least: sum((flops >= least) == (excess < 0) for flops, excess in known))
+def _threshold(profiled: Sequence[tuple[float, float]]) -> float:
+    """Find the GFLOPs above which distributing is right most often on the profiled models."""
+    steps = [*sorted({flops for flops, _ in profiled}), math.inf]
+    return max(steps, key=lambda least: sum((flops >= least) == (excess < 0) for flops, excess in profiled))
 
 
-def _nearest(cell: Cell, known: Sequence[tuple[Cell, float, float]], models: dict[str, ModelSpec]) -> float:
-    """The measured excess of the profiled cell nearest in logarithms of FLOPs, bandwidth and bytes; mode and codec the
-    same where there is one."""
+def _nearest(cell: Cell, profiled: Sequence[tuple[Cell, float, float]], models: dict[str, ModelSpec]) -> float:
+    """Look up the excess of the profiled cell nearest in logarithms of FLOPs, bandwidth and bytes.
+
+    One of the same mode and codec goes first.
+    """
     flops = _gflops(cell, models)
 
     def distance(other: tuple[Cell, float, float]) -> float:
@@ -209,11 +228,11 @@ def _nearest(cell: Cell, known: Sequence[tuple[Cell, float, float]], models: dic
         size = math.log(theirs.bytes_per_exchange / cell.bytes_per_exchange)
         return 100.0 * kind + abs(math.log(other[2] / flops)) + abs(rate) + abs(size)
 
-    return min(known, key=distance)[1]
+    return min(profiled, key=distance)[1]
 
 
 def _best_plan(measured: PerformanceMap, guesses: Sequence[Guess]) -> Rule:
-    """Of all plans of a workload at one link, local among them."""
+    """Score the choice among all plans of a workload at one link, local included."""
     right, lost = [], []
     lines = {(cell.workload, cell.link) for cell in measured.cells if cell.plan.ranks > 1}
     for workload, link in lines:
@@ -228,19 +247,21 @@ def _best_plan(measured: PerformanceMap, guesses: Sequence[Guess]) -> Rule:
     return rule_from(right, lost)
 
 
-def _by(rows: Sequence[Row], key: Literal["mode", "model"], value: Callable[[float], float]) -> dict[str, float]:
+def _by(
+    rows: Sequence[CellComparison], key: Literal["mode", "model"], value: Callable[[float], float]
+) -> dict[str, float]:
     names = sorted({getattr(row, key) for row in rows})
     return {n: float(np.mean([value(r.error_pct) for r in rows if getattr(r, key) == n])) for n in names}
 
 
 def _scores(
     measured: PerformanceMap,
-    rows: Sequence[Row],
-    pairs: Sequence[Pair],
+    rows: Sequence[CellComparison],
+    pairs: Sequence[DecisionPair],
     evens: Sequence[BreakEven],
     baselines: dict[str, Rule],
     guesses: Sequence[Guess],
-    known: Perfect | None,
+    flawless: Perfect | None,
 ) -> Scores:
     off = [100 * (pair.predicted_excess - pair.measured_excess) for pair in pairs]
     logs = distances(evens)
@@ -269,5 +290,5 @@ def _scores(
         brier=float(np.mean(won)),
         extrapolated_cells=sum(row.tag == "extrapolated" for row in rows),
         baselines=baselines,
-        perfect=known,
+        perfect=flawless,
     )

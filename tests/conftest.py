@@ -1,8 +1,20 @@
+import subprocess
 from collections.abc import Iterator
 
 import pytest
 import torch
+from support import warm
 from support.gloo import GlooPool
+
+subprocess.Popen = warm.Popen  # type: ignore[misc]
+
+
+@pytest.fixture(autouse=True)
+def _starts(request):
+    """Fork Prism's processes from one that holds the imports, but for tests that are marked `cold`."""
+    warm.Popen.cold = request.node.get_closest_marker("cold") is not None
+    yield
+    warm.Popen.cold = False
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from rich.progress import Progress
 from experiments.lib.cache import cache_folder
 from experiments.lib.places import RESULTS as ALL_RESULTS
 from hw.evaluate.datasets import Columns
-from hw.evaluate.page import page
+from hw.evaluate.page import accuracy_page as page
 from hw.evaluate.run import EvalConfig, evaluate
 from prism.codecs import Wire
 from prism.decide.accuracy import AccuracyTable, PlanAccuracy

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from prism.decide.policy import LookupPolicy, PrismPolicy, State
-from prism.decide.table import Objective, Observation, Row, Table
+from prism.decide.table import Objective, Observation, Table, TableRow
 from prism.plan import ExecutionPlan
 
 Slot = tuple[Mapping[ExecutionPlan, float], Sequence[Observation]]  # static times, and what was seen before each batch
@@ -32,7 +32,7 @@ def on_every_map(table: Table, slots: Sequence[Slot]) -> dict[str, Any]:
     return {"mean": {name: float(np.mean([each[name] for each in found])) for name in POLICIES}, "maps": found}
 
 
-def _parts(rows: Sequence[Row]) -> Iterator[tuple[tuple[float, ...], Table]]:
+def _parts(rows: Sequence[TableRow]) -> Iterator[tuple[tuple[float, ...], Table]]:
     rates = sorted({row.rate_bps for row in rows if row.rate_bps})
     for count in range(2, len(rates) + 1):
         for kept in itertools.combinations(rates, count):

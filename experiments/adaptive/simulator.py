@@ -16,9 +16,10 @@ from experiments.adaptive.plans import (
     named,
     objective_of,
 )
+from hw.inputs.samples import Sample
 from hw.serving.runtime import PROBE_DEVIATION, PROBE_EVERY_S
 from prism.cost import load_profile
-from prism.decide.link_rate import RateEstimate, Sample, updated
+from prism.decide.link_rate import RateEstimate, updated
 from prism.decide.policy import PrismPolicy, State
 from prism.decide.table import Observation, table_of
 from prism.link import LinkSpec

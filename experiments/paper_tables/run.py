@@ -17,7 +17,7 @@ from experiments.orin_nano.power import RAIL, STATES, fit_power, seconds_in_stat
 from experiments.orin_nano.tables import MODEL, NOMINAL_BPS, PARTS, EnergyRow, Row, table2, table4
 from prism.link import LinkSpec
 from prism.plan import Mode
-from sim.ask.break_even import Flip, crossover
+from sim.ask.break_even import PlanBreakEven, find_break_even
 from sim.ask.point import Point, plan_of
 
 FITTED_BATCHES = (1, 4, 16)
@@ -86,15 +86,17 @@ def energy_cells(fitted: Fit, rows: list[EnergyRow]) -> list[Cell]:
     return [cell(e.row, "energy_j", e.joules, float(seconds_in_states(fitted.profile, e.row) @ watts)) for e in rows]
 
 
-def flips(fitted: Fit) -> dict[str, Flip]:
+def flips(fitted: Fit) -> dict[str, PlanBreakEven]:
     """Find the crossovers of both distributed modes, over batch at 400 Mbps and over bandwidth at batch 8."""
     found = {}
     for mode in (Mode.SEGMENT_MEANS, Mode.FULL):
         plan = plan_of(fitted.profile, mode, 2, segments=10)
         link = LinkSpec(kind="testbed", rate_bps=NOMINAL_BPS)
         point = Point(model=MODEL, plan=plan, batch=8, link=link)
-        found[f"{mode.value} batch"] = crossover(fitted.profile, point, "batch", range(1, 33))
-        found[f"{mode.value} bandwidth"] = crossover(fitted.profile, point, "bandwidth", (50.0, 100.0, 150.0, *RATES))
+        found[f"{mode.value} batch"] = find_break_even(fitted.profile, point, "batch", range(1, 33))
+        found[f"{mode.value} bandwidth"] = find_break_even(
+            fitted.profile, point, "bandwidth", (50.0, 100.0, 150.0, *RATES)
+        )
     return found
 
 
@@ -103,7 +105,7 @@ def median(found: list[Cell], held_out: bool | None = None) -> float:
     return float(np.median([abs(c.error_pct) for c in found if held_out is None or c.held_out == held_out]))
 
 
-def summary(latency: list[Cell], energy: list[Cell], crossings: dict[str, Flip]) -> dict[str, Any]:
+def summary(latency: list[Cell], energy: list[Cell], crossings: dict[str, PlanBreakEven]) -> dict[str, Any]:
     """Gather errors, crossovers, and what the published figures contradict."""
     far = [c for c in latency if abs(c.error_pct) > 100 * 2 * SD.get(c.what, 0.05)]
     return {

@@ -19,9 +19,9 @@ from typing import Annotated
 
 import typer
 
+from calibration import report as pages
 from calibration.fit import Calibration, calibrate
-from calibration.report import page as pages
-from calibration.validate import Report
+from calibration.validate import ComparisonReport
 from experiments.lib.places import PRISM_HW
 from experiments.unseen_models.publish import pretty, publish
 from experiments.unseen_models.scores import described, held_against, left_out, predicted, summary
@@ -30,7 +30,7 @@ from prism.cli.entry import run
 from prism.errors import PrismError
 from prism.perfmap.pooling import read_traces
 from prism.trace import read_trace
-from sim.ask.for_calibration import simulate
+from sim.ask.for_calibration import simulator_of
 
 ABOUT = {
     True: "The predictions were written before the first of these cells was measured.",
@@ -64,12 +64,12 @@ def fitted(folder: Path) -> Calibration:
     traces = read_traces([measure(CONFIGS / "calibration.toml", folder)])
     models = described(traces)
     note = "experiments/unseen_models: probes and three small models in the testbed of a virtual machine"
-    found = calibrate(traces, models, simulate(models), "unseen-models", read_trace(probes).probes, note)
+    found = calibrate(traces, models, simulator_of(models), "unseen-models", read_trace(probes).probes, note)
     (folder / "profile.json").write_bytes(pretty(found.profile))
     return found
 
 
-def write_pages(found: Calibration, report: Report, before: bool, held_out: HeldOut, output: Path) -> None:
+def write_pages(found: Calibration, report: ComparisonReport, before: bool, held_out: HeldOut, output: Path) -> None:
     """Write the comparison and the fit as HTML."""
     command = f"python -m experiments.unseen_models.run --held-out {held_out} --output {output}"
     title = "Unseen models: predicted, then measured"

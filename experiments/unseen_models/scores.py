@@ -9,8 +9,9 @@ import msgspec
 
 from calibration.decision_scores import Guess
 from calibration.fit import Calibration, calibrate
-from calibration.validate import Report, compared
+from calibration.validate import compared
 from experiments.unseen_models.sets import SWEEPS, HeldOut, key_of, points_of
+from hw.sweep.runner import Report
 from prism.config import load_json
 from prism.cost import CalibratedProfile
 from prism.errors import PrismError
@@ -19,7 +20,7 @@ from prism.perfmap import PerformanceMap, build_map
 from prism.perfmap.pooling import TraceSet, read_traces
 from prism.spec import ModelSpec
 from prism.trace import now_text, read_trace
-from sim.ask.for_calibration import guess_of, pooled, simulate
+from sim.ask.for_calibration import guess_of, pooled, simulator_of
 
 DRAWS, SEED = 64, 0
 
@@ -78,7 +79,7 @@ def left_out(folder: Path) -> dict[str, float]:
     traces = read_traces([folder / name for name in ("calibration", *SWEEPS)])
     models = described(traces)
     probes = read_trace(folder / "probes.jsonl").probes
-    return calibrate(traces, models, simulate(models), "all models", probes).left_out_mape_pct
+    return calibrate(traces, models, simulator_of(models), "all models", probes).left_out_mape_pct
 
 
 def passes(map_: PerformanceMap) -> int:

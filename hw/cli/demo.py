@@ -52,7 +52,7 @@ def demo(
     """The main job on an embedded default: a trained ViT on labelled images, then a ViT-Base for timing."""
     from rich.console import Console
 
-    from hw.cli import demo_page
+    from hw.cli.demo_page import Section, demo_page
     from hw.run.launch import run_local
     from prism.trace import now_text
 
@@ -69,15 +69,15 @@ def demo(
             traced = msgspec.structs.replace(config, trace=str(output / f"trace-{number}-{index}.jsonl"))
             with bar(False) as on_progress:
                 outcomes.append(run_local(traced, command, on_progress))
-        console.print(table(title, outcomes))
-        sections.append(demo_page.Section(title=title, about=about, outcomes=tuple(outcomes)))
+        console.print(outcomes_table(title, outcomes))
+        sections.append(Section(title=title, about=about, outcomes=tuple(outcomes)))
     (output / "demo.json").write_bytes(msgspec.json.encode([section.flat() for section in sections]))
     page = output / "index.html"
-    page.write_text(demo_page.page("Prism demo", now_text(), command, sections), encoding="utf-8")
+    page.write_text(demo_page("Prism demo", now_text(), command, sections), encoding="utf-8")
     console.print(f"The page: {page}; the figures: {output / 'demo.json'}")
 
 
-def table(title: str, outcomes: "list[Outcome]") -> "Table":
+def outcomes_table(title: str, outcomes: "list[Outcome]") -> "Table":
     """Compare runs, one a row."""
     from rich.table import Table
 

@@ -25,6 +25,6 @@ def doctor(
     if as_json:
         print(msgspec.json.encode(checks).decode())
         return
-    from hw.cli import tables
+    from hw.cli import run_tables
 
-    entry.show(tables.doctor_table(checks))
+    entry.show(run_tables.doctor_table(checks))

@@ -81,22 +81,23 @@ def evaluate(
     columns = {field: flags.pop(f"{field}_column") for field in Columns.__struct_fields__}
     resolved = merged(config, {**flags, "columns": columns}, EvalConfig)
     resolved.check()
-    from hw.evaluate import page
+    from hw.evaluate.page import accuracy_page
     from hw.evaluate.run import evaluate as run
+    from hw.evaluate.tables import console_table, write_parquet
 
     with bar(as_json) as on_progress:
         evaluation = run(resolved, output, entry.command_line(), on_progress)
     table = evaluation.table
     table.save(output / "accuracy.json")
-    page.write_parquet(table, output / "accuracy.parquet")
-    write_file(output / "index.html", page.page(table, evaluation.misfits).encode())
+    write_parquet(table, output / "accuracy.parquet")
+    write_file(output / "index.html", accuracy_page(table, evaluation.misfits).encode())
     if as_json:
         print(msgspec.json.encode(table).decode())
         return
     from rich.console import Console
 
     console = Console()
-    console.print(page.view(table))
+    console.print(console_table(table))
     for line in (*table.unreadable, *evaluation.misfits):
         console.print(f"left out: {line}", style="yellow", soft_wrap=True)
     console.print(f"The table for policies: {output / 'accuracy.json'}; the page: {output / 'index.html'}")

@@ -67,9 +67,9 @@ def run(
     if as_json:
         print(msgspec.json.encode(outcome.flat()).decode())
         return
-    from hw.cli import tables
+    from hw.cli import run_tables
 
-    entry.show(tables.outcome_view(outcome))
+    entry.show(run_tables.outcome_view(outcome))
 
 
 @app.command(epilog="Example: prism-hw worker --cluster cluster.toml --name kitchen")
@@ -108,9 +108,9 @@ def show(
     if as_json:
         print(msgspec.json.encode({"header": loaded.header, "summary": summary, "cut": loaded.cut}).decode())
         return
-    from hw.cli import tables
+    from hw.cli import run_tables
 
-    entry.show(tables.trace_view(loaded, summary))
+    entry.show(run_tables.trace_view(loaded, summary))
 
 
 def resolve(path: Path | None, flags: dict[str, Any]) -> RunConfig:

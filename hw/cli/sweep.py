@@ -82,7 +82,7 @@ def _print_result(result: dict[str, Any], as_json: bool) -> None:
 
 @app.command("map", epilog="Example: prism-hw map out/scaled_grid --output map.json --html map.html")
 def performance_map(
-    traces: Annotated[list[Path], typer.Argument(help="Trace files, or folders of them.")],
+    traces: Annotated[list[Path], typer.Argument(help="Trace files, or folders of them; or one map (.json) to show.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the map (JSON).")] = None,
     html: Annotated[Path | None, typer.Option("--html", help="Write the page with heat maps.")] = None,
     against: Annotated[Path | None, typer.Option(help="Another map: do the medians agree?")] = None,
@@ -93,15 +93,16 @@ def performance_map(
     from prism.perfmap.crossover import compare_maps, crossovers
     from prism.perfmap.pooling import read_traces
 
-    built = build_map(read_traces(traces), entry.command_line())
+    is_map = len(traces) == 1 and traces[0].suffix == ".json"
+    built = load_map(traces[0]) if is_map else build_map(read_traces(traces), entry.command_line())
     other = load_map(against) if against else None
     agreement = compare_maps(built, other) if other else None
     if output:
         built.save(output)
     if html:
-        from prism.report.map_page import page
+        from prism.report.map_page import map_page
 
-        write_file(html, page(built).encode())
+        write_file(html, map_page(built).encode())
     if as_json:
         result = {"map": built, "crossovers": crossovers(built), "comparison": agreement}
         print(msgspec.json.encode(result).decode())

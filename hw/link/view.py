@@ -1,4 +1,4 @@
-"""What the link bench found, as a table for a terminal and as one page with plots."""
+"""The report of the link bench, as tables for the console and as one page with figures."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -9,30 +9,31 @@ from rich.table import Table
 from rich.text import Text
 
 from calibration.alpha_beta import AlphaBeta
-from hw.link.report import BUSY, IDLE, LOADED, LinkReport, RoundTrips, collective_times, one_way, trips_ms
-from prism.report.page import frame, svg_text
+from hw.link.report import BUSY, IDLE, LOADED, LinkReport, PowerSave, RoundTrips, collective_times, one_way, trips_ms
+from prism.report.figures import BLUE, GREEN, VERMILION, drawn, legend_above, line_style, panels
+from prism.report.page import frame, html_table, rendered
 from prism.trace import Probe
 from prism.trace.quantiles import quantiles
 from prism.units import format_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 ABSENT = "not measured"
-COLOURS = ("#3b6ea5", "#d9822b", "#6fae6f", "#9a6fb0", "#8a6d3b", "#c0504d", "#5a6472", "#1d2430")
-STATES = ((IDLE, "idle", "#3b6ea5"), (BUSY, "busy", "#6fae6f"), (LOADED, "loaded", "#d9822b"))
+STATES = ((IDLE, "idle", BLUE), (BUSY, "busy", GREEN), (LOADED, "loaded", VERMILION))
 CURVES = ("what", "alpha ms", "beta Mbps", "break", "error of the fit", "samples")
 TRIPS = ("pair", "idle p50 / p95 / p99 ms", "busy ms", "loaded ms", "jitter ms", "goodput Mbps")
 
 
 def link_view(report: LinkReport) -> RenderableType:
-    """Tables and verdicts for a terminal."""
-    tables = [_table(f"Link {report.link}, {report.ranks} devices", CURVES, curve_rows(report))]
-    tables.append(_table("Round trips and sustained goodput", TRIPS, trip_rows(report)))
-    return Group(*tables, *(Text(line) for line in verdicts(report)))
+    """Show curves, round trips and verdicts on the console."""
+    curves = _console_table(f"Link {report.link}, {report.ranks} devices", CURVES, curve_rows(report))
+    trips = _console_table("Round trips and sustained goodput", TRIPS, trip_rows(report))
+    return Group(curves, trips, *(Text(line) for line in verdicts(report)))
 
 
-def _table(title: str, head: Sequence[str], rows: list[list[str]]) -> Table:
+def _console_table(title: str, head: Sequence[str], rows: list[list[str]]) -> Table:
     table = Table(*head, title=title)
     for column in table.columns[1:]:
         column.justify = "right"
@@ -80,22 +81,14 @@ def _trips(trips: RoundTrips | None) -> str:
 
 
 def verdicts(report: LinkReport) -> list[str]:
-    """What follows from the figures, a line each."""
+    """Say what follows from the figures, a line each."""
     lines = []
     if report.goodput_over_configured is not None:
         lines.append(
             f"goodput is {report.goodput_over_configured:.1%} of the {report.expected_goodput_mbps:g} Mbps that "
             f"{report.configured_mbps:g} Mbps leave when every byte crosses the air twice"
         )
-    power = report.power_save
-    if not power.checked or power.extra_ms is None:
-        lines.append(f"power save {ABSENT}; the interface says: {power.interface}")
-    else:
-        word = "something sleeps between messages, switch power save off" if power.found else "no power save shows"
-        lines.append(
-            f"{word}: idle round trips take {power.extra_ms:.2f} ms longer than busy ones; "
-            f"the interface says: {power.interface}"
-        )
+    lines.append(_power_save_line(report.power_save))
     if report.rtt_over == "exchange":
         lines.append(
             "round trips went through the exchange: loaded ones need a UDP echo, which this link doesn't carry"
@@ -103,96 +96,79 @@ def verdicts(report: LinkReport) -> list[str]:
     return lines
 
 
-def link_page(report: LinkReport, probes: Sequence[Probe]) -> str:
-    """One self-contained page: `probes` are the raw samples that `run_link` kept."""
-    import jinja2
-    from markupsafe import Markup
+def _power_save_line(power: PowerSave) -> str:
+    if not power.checked or power.extra_ms is None:
+        return f"power save {ABSENT}; the interface says: {power.interface}"
+    word = "something sleeps between messages, switch power save off" if power.found else "no power save shows"
+    return (
+        f"{word}: idle round trips take {power.extra_ms:.2f} ms longer than busy ones; "
+        f"the interface says: {power.interface}"
+    )
 
-    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(BODY)
-    body = template.render(
-        curves=CURVES,
-        curve_rows=curve_rows(report),
-        trips=TRIPS,
-        trip_rows=trip_rows(report),
+
+BODY = """<h2>Time over message size</h2>
+<p class="about">Dots are medians of raw repeats, bars their middle 80 %, lines the fits. A pair: one message one way;
+mesh and ring: every device gives that many bytes to all others, until the slowest has everything.</p>
+{{ curve_plot }}{{ curves }}
+<h2>Round trips</h2>
+<p class="about">Small packets: after pauses (idle), back to back (busy), and during a long transfer between the same
+two devices (loaded).</p>
+{{ trip_plot }}{{ trips }}
+{% for line in verdicts %}<p>{{ line }}.</p>{% endfor %}"""
+
+
+def link_page(report: LinkReport, probes: Sequence[Probe]) -> str:
+    """Make one self-contained page; `probes` are the raw samples that `run_link` kept."""
+    body = rendered(
+        BODY,
+        curves=html_table(CURVES, curve_rows(report)),
+        trips=html_table(TRIPS, trip_rows(report)),
         verdicts=verdicts(report),
-        curve_plot=Markup(curve_plot(report, probes)),
-        trip_plot=Markup(trip_plot(report, probes)),
+        curve_plot=drawn(curve_figure, report, probes),
+        trip_plot=drawn(trip_figure, report, probes),
     )
     host = report.host
     about = f"{report.created} on {host.get('processor') or host['system']}; measured for {report.seconds:.0f} s."
     return frame(f"Link {report.link}, {report.ranks} devices", body, about, report.command, host["versions"])
 
 
-BODY = """<h2>Time over message size</h2>
-<p class="about">Dots are medians of raw repeats, bars their middle 80 %, lines the fits. A pair: one message one way;
-mesh and ring: every device gives that many bytes to all others, until the slowest has everything.</p>
-{{ curve_plot }}
-<table><tr>{% for name in curves %}<th>{{ name }}</th>{% endfor %}</tr>
-{% for row in curve_rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</table>
-<h2>Round trips</h2>
-<p class="about">Small packets: after pauses (idle), back to back (busy), and during a long transfer between the same
-two devices (loaded).</p>
-{{ trip_plot }}
-<table><tr>{% for name in trips %}<th>{{ name }}</th>{% endfor %}</tr>
-{% for row in trip_rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</table>
-{% for line in verdicts %}<p>{{ line }}.</p>{% endfor %}"""
-
-
-def curve_plot(report: LinkReport, probes: Sequence[Probe]) -> str:
-    """Seconds over bytes, both logarithmic, one panel for pairs and one for collectives. SVG text."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    from matplotlib import pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
+def curve_figure(report: LinkReport, probes: Sequence[Probe]) -> "Figure":
+    """Draw seconds over bytes, both logarithmic: a panel of pairs and one of collectives."""
+    figure, (left, right) = panels(2, 4.2)
     for number, pair in enumerate(report.pairs):
-        sizes, seconds = one_way(probes, pair.a, pair.b)
-        _draw(left, f"{pair.a} - {pair.b}", sizes, seconds, pair.curve, number)
+        _draw_curve(left, f"{pair.a} - {pair.b}", *one_way(probes, pair.a, pair.b), pair.curve, number)
     for number, row in enumerate(report.collectives):
-        _draw(right, row.collective, *collective_times(probes, row.collective), row.curve, number)
+        _draw_curve(right, row.collective, *collective_times(probes, row.collective), row.curve, number)
     for axes, title in ((left, "pairs, one way"), (right, f"collectives of {report.ranks}")):
         axes.set(xscale="log", yscale="log", xlabel="bytes", ylabel="ms", title=title)
-        axes.legend(frameon=False)
-        axes.spines[["top", "right"]].set_visible(False)
-    text = svg_text(figure)
-    plt.close(figure)
-    return text
+        if axes.has_data():
+            axes.legend()
+    return figure
 
 
-def _draw(
+def _draw_curve(
     axes: "Axes", label: str, sizes: Sequence[int], seconds: Sequence[float], curve: AlphaBeta, number: int
 ) -> None:
-    colour = COLOURS[number % len(COLOURS)]
+    """Draw the medians of raw repeats with their middle 80 %, and the fitted lines."""
+    style = line_style(number)
     times = 1e3 * np.asarray(seconds)
-    known = np.unique(sizes)
-    low, middle, high = np.array([quantiles(times[np.equal(sizes, size)], 10, 50, 90) for size in known]).T
-    axes.errorbar(known, middle, (middle - low, high - middle), fmt="o", ms=4, lw=1, color=colour, label=label)
+    distinct = np.unique(sizes)
+    low, middle, high = np.array([quantiles(times[np.equal(sizes, size)], 10, 50, 90) for size in distinct]).T
+    bars = (middle - low, high - middle)
+    axes.errorbar(distinct, middle, bars, fmt="o", ms=4, lw=1, color=style["color"], label=label)
     for line in curve.lines:
         grid = np.geomspace(line.from_bytes, line.to_bytes, 64)
-        axes.plot(grid, [1e3 * line.seconds(size) for size in grid], color=colour, lw=1)
+        axes.plot(grid, [1e3 * line.seconds(size) for size in grid], lw=1, **style)
 
 
-def trip_plot(report: LinkReport, probes: Sequence[Probe]) -> str:
-    """Share of round trips that are done by a time: one panel a pair, one curve a state. SVG text."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    from matplotlib import pyplot as plt
-
-    count = len(report.pairs)
-    rows = -(-count // 3)
-    figure, panels = plt.subplots(rows, min(count, 3), figsize=(10, 2.8 * rows), layout="constrained", squeeze=False)
-    for axes in panels.flat[count:]:
-        axes.set_visible(False)
-    for pair, axes in zip(report.pairs, panels.flat, strict=False):
+def trip_figure(report: LinkReport, probes: Sequence[Probe]) -> "Figure":
+    """Draw the share of round trips that end within a time: a panel a pair, a curve a state of the link."""
+    figure, axes = panels(len(report.pairs), 2.8, abreast=min(len(report.pairs), 3))
+    for pair, panel in zip(report.pairs, axes, strict=True):
         for state, name, colour in STATES:
             times, _ = trips_ms(probes, pair.a, pair.b, state)
             if times:
-                axes.ecdf(times, color=colour, label=name)
-        axes.set(xscale="log", xlabel="round trip, ms", ylabel="share", title=f"{pair.a} - {pair.b}")
-        axes.legend(frameon=False)
-        axes.spines[["top", "right"]].set_visible(False)
-    text = svg_text(figure)
-    plt.close(figure)
-    return text
+                panel.ecdf(times, color=colour, label=name)
+        panel.set(xscale="log", xlabel="round trip, ms", ylabel="share", title=f"{pair.a} - {pair.b}")
+    legend_above(figure)
+    return figure

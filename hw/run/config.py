@@ -8,11 +8,12 @@ import msgspec
 from prism.config import NonNegative, Port, Positive, PositiveNumber
 from prism.errors import ConfigError
 from prism.link import LinkSpec
-from prism.plan import ExecutionPlan, Mode
+from prism.plan import LOCAL, ExecutionPlan, Mode
 from prism.trace import MeterName
 
 USUAL = ExecutionPlan(mode=Mode.FULL, devices=2)
 MOST_DEVICES = 64
+ALWAYS_HASHED = 8  # of a plan's fields; a later one counts where it is not its default, so that old folders resume
 # a plan's fields as flags name them, and run files that have no [plan] table
 FLAG_OF_FIELD = {name: "device_weights" if name == "weights" else name for name in ExecutionPlan.__struct_fields__}
 
@@ -72,6 +73,9 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     def digest(self) -> str:
         """Hash all that matters to what is measured."""
         same = {**self.flat(), "trace": None, "port": None}
+        for field in ExecutionPlan.__struct_fields__[ALWAYS_HASHED:]:
+            if getattr(self.plan, field) == getattr(LOCAL, field):
+                del same[FLAG_OF_FIELD[field]]
         return hashlib.blake2b(msgspec.json.encode(same), digest_size=6).hexdigest()
 
     def check(self) -> None:

@@ -23,7 +23,7 @@ from hw.serving.membership import Alone, Meeting
 from hw.serving.runtime import AdaptiveRuntime, DecisionWriter, Strategy
 from prism.decide.accuracy import AccuracyTable, load_accuracy
 from prism.decide.log import LogHeader
-from prism.decide.table import Objective, Row, Table, table_of
+from prism.decide.table import Objective, Table, TableRow, table_of
 from prism.errors import ConfigError
 from prism.nn.zoo import Loaded
 from prism.perfmap import load_map
@@ -112,7 +112,7 @@ def _check_answers(accuracy: AccuracyTable | None, table: Table, objective: Obje
         )
 
 
-def _decisions(config: ServeConfig, rows: tuple[Row, ...], command: str) -> DecisionWriter | None:
+def _decisions(config: ServeConfig, rows: tuple[TableRow, ...], command: str) -> DecisionWriter | None:
     if not config.decisions:
         return None
     header = LogHeader(

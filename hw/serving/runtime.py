@@ -20,9 +20,10 @@ from torch import Tensor
 from hw.serving.device import ServedModel
 from hw.serving.membership import LiveGroup, Membership
 from prism.decide.corrections import Corrections
-from prism.decide.link_rate import RateEstimate, Sample, updated
+from prism.decide.link_rate import RateEstimate, RateSample, updated
 from prism.decide.log import Answered, Entry, LogHeader, decided
 from prism.decide.policy import AnyPolicy, Decision, State
+from prism.decide.rate_gauge import RateGauge
 from prism.decide.table import Objective, Observation, Table
 from prism.errors import ConfigError, ExchangeError
 from prism.link import CROSSINGS
@@ -97,6 +98,7 @@ class AdaptiveRuntime:
         self._model, self._membership, self._strategy = served, membership, strategy
         self._timeout_s, self._decisions, self._clock = timeout_s, decisions, clock
         self._corrections = Corrections(strategy.table, strategy.objective)
+        self._gauge = RateGauge(strategy.table)
         self._state, self._number = State(), 0
         self._estimate: RateEstimate | None = None
         self._inferred_bps: float | None = None  # from the batch that ran last, where it was distributed
@@ -246,12 +248,12 @@ class AdaptiveRuntime:
         return self._wrapped[1]
 
     def _learn_rate(self, plan: ExecutionPlan, batch: int, waited_ms: float) -> None:
-        inferred = self._corrections.first.rate_of(plan, batch, waited_ms)
+        inferred = self._gauge.rate_of(plan, batch, waited_ms)
         if inferred is not None:
             self._inferred_bps, deviation = inferred
-            self._sampled(Sample(at_s=self._clock(), rate_bps=self._inferred_bps, deviation=deviation))
+            self._sampled(RateSample(at_s=self._clock(), rate_bps=self._inferred_bps, deviation=deviation))
 
-    def _sampled(self, sample: Sample) -> None:
+    def _sampled(self, sample: RateSample) -> None:
         self._estimate = updated(self._estimate, sample)
 
     def _compare(self, seen: Observation, plan: ExecutionPlan, ms: float, now: float) -> None:
@@ -305,4 +307,4 @@ class AdaptiveRuntime:
         # a first round trip may be slower than a probe (23 ms were seen): then half of the probe's time is the link's
         crossing = max(seconds - min(self._round_trips), seconds / 2)
         rate = CROSSINGS * 8 * PROBE_BYTES / crossing
-        self._sampled(Sample(at_s=now, rate_bps=rate, deviation=PROBE_DEVIATION, source="probe"))
+        self._sampled(RateSample(at_s=now, rate_bps=rate, deviation=PROBE_DEVIATION, source="probe"))

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-from prism import __version__
 from prism.errors import PrismError
 
 
@@ -19,14 +18,18 @@ def command_line() -> str:
 
 def _print_version(asked: bool) -> None:
     if asked:
-        print(f"prism-edge {__version__}")
+        from importlib.metadata import version
+
+        print(f"prism-edge {version('prism-edge')}")
         raise typer.Exit
 
 
 Version = Annotated[
     bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
 ]
-Verbose = Annotated[int, typer.Option("--verbose", "-v", count=True, help="Log on stderr; -vv logs more.")]
+Verbose = Annotated[
+    int, typer.Option("--verbose", "-v", count=True, help="Log on stderr; -vv logs more.", rich_help_panel="Output")
+]
 
 
 def show(view: Any) -> None:

@@ -1,1 +1,1 @@
-"""Choosing a plan: what each is expected to cost, what is believed of the link, and the policy over both."""
+"""Choose plans: their expected costs, an estimate of the link's rate, and the policy over both."""

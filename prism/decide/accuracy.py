@@ -1,4 +1,4 @@
-"""What each plan costs in accuracy: a table that `prism-hw evaluate` measures and policies read. No tensors here."""
+"""Look up what each plan costs in accuracy, in a table that `prism-hw evaluate` measures. No tensors here."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,11 +17,15 @@ VERSION = 1
 
 
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
-    """How good answers are. value: the metric; loss: of it against the uncompressed model, positive where these are worse (of
-    a perplexity the ratio minus 1); ci90: paired bootstrap interval of the loss. agreement: share of samples (tokens, for a
-    causal model) with the uncompressed model's answer, or the mean cosine of embeddings. worse and better: samples that became
-    wrong, or right. spearman: for rated pairs, beside Pearson's correlation. kl and the rest: against the uncompressed
-    model's output."""
+    """How good answers are.
+
+    value: the metric. loss: of the metric against the uncompressed model, positive where the plan is worse (of a
+    perplexity the ratio minus 1). ci90: paired bootstrap interval of the loss.
+    agreement: share of samples (tokens, for a causal model) with the uncompressed model's answer, or the mean cosine of
+    embeddings. worse, better: samples that became wrong, or right.
+    kl_*, logit_cosine, relative_l2: against the uncompressed model's output.
+    spearman: for rated pairs, beside Pearson's correlation.
+    """
 
     value: float
     value_ci90: tuple[float, float]
@@ -73,7 +77,7 @@ class AccuracyTable(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError(f"version {self.version} is not {VERSION}; run prism-hw evaluate again")
 
     def save(self, path: Path) -> None:
-        """Raises ConfigError where it can't be written."""
+        """Write the table as JSON. Raises ConfigError where it can't be written."""
         try:
             path.write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n")
         except OSError as error:
@@ -81,34 +85,34 @@ class AccuracyTable(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def load_accuracy(path: Path) -> AccuracyTable:
-    """Raises ConfigError for a file that is no accuracy table."""
+    """Read an accuracy table. Raises ConfigError for another file."""
     return load_json(path, AccuracyTable)
 
 
 def answers_alike(plan: ExecutionPlan) -> ExecutionPlan:
-    """The plan without what doesn't change its answer: who embeds, how rows go round, what overlaps."""
+    """Drop what doesn't change a plan's answers: who embeds, the collective, overlap."""
     return ExecutionPlan(
         mode=plan.mode, devices=plan.ranks, segments=plan.segments, wire=plan.wire, weights=plan.weights
     )
 
 
 def is_exact(plan: ExecutionPlan) -> bool:
-    """Whether a plan gives the uncompressed model's answer whatever was measured: nothing is averaged or rounded."""
+    """Say whether a plan gives the uncompressed model's answers by construction: nothing is averaged or rounded."""
     return plan.ranks == 1 or (plan.mode is Mode.FULL and CODECS[plan.wire].lossless)
 
 
-class Known(msgspec.Struct, frozen=True):
-    """What a policy may know of a plan's answers. accuracy: the metric, where more is better; null where not measured."""
+class AnswerQuality(msgspec.Struct, frozen=True):
+    """What policies read of a plan's answers; None where not measured. accuracy: only of a metric that rises."""
 
     accuracy: float | None
     agreement: float | None
 
 
 class Answers:
-    """Looks plans up in the tables of one model. An exact plan agrees with the model, measured or not."""
+    """Look plans up in the tables of one model. An exact plan agrees with the model, measured or not."""
 
     def __init__(self, tables: Iterable[AccuracyTable], model: str) -> None:
-        self._known: dict[ExecutionPlan, Known] = {}
+        self._by_plan: dict[ExecutionPlan, AnswerQuality] = {}
         for table in tables:
             if Path(table.model).name != Path(model).name:  # one folder may be given by several paths
                 raise ConfigError(
@@ -116,9 +120,10 @@ class Answers:
                 )
             for row in table.rows:
                 value = row.value if table.metric in RISING else None
-                self._known[answers_alike(row.plan)] = Known(value, row.agreement)
+                self._by_plan[answers_alike(row.plan)] = AnswerQuality(value, row.agreement)
 
-    def of(self, plan: ExecutionPlan) -> Known:
+    def of(self, plan: ExecutionPlan) -> AnswerQuality:
+        """Look up a plan; figures of None where no table has it."""
         key = LOCAL if is_exact(plan) else answers_alike(plan)
-        found = self._known.get(key, Known(None, None))
-        return Known(found.accuracy, 1.0) if is_exact(plan) else found
+        quality = self._by_plan.get(key, AnswerQuality(None, None))
+        return AnswerQuality(quality.accuracy, 1.0) if is_exact(plan) else quality

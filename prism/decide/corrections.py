@@ -7,7 +7,7 @@ from collections import deque
 import msgspec
 
 from prism.decide.log import Corrected
-from prism.decide.table import Objective, Observation, Place, Table
+from prism.decide.table import CellPlace, Objective, Observation, Table
 from prism.plan import ExecutionPlan
 
 RESIDUALS = 12  # batches nearest to a cell that a correction rests on
@@ -23,8 +23,8 @@ class Corrections:
     def __init__(self, table: Table, objective: Objective) -> None:
         self.first = self.table = table
         self._objective = objective
-        self._residuals: dict[Place, deque[float]] = {}
-        self._factors: dict[Place, float] = {}
+        self._residuals: dict[CellPlace, deque[float]] = {}
+        self._factors: dict[CellPlace, float] = {}
         self.count = 0
 
     def compare(
@@ -32,8 +32,8 @@ class Corrections:
     ) -> Corrected | None:
         """Compare a batch with what the table expects, and correct the nearest cell once enough batches agree.
 
-        inferred_bps: the rate inferred from the batch itself, where it was distributed. The earlier estimate would blame
-        the map for every change of the link.
+        inferred_bps: the rate inferred from the batch itself, where it was distributed. The earlier estimate would
+        blame the map for every change of the link.
         """
         if plan.ranks > 1 and inferred_bps is None:
             return None

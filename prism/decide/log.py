@@ -1,4 +1,4 @@
-"""The log of a served day: what was observed, decided and served, and whether the same policy decides it again.
+"""Log decisions: what was observed, decided and served; and replay them with the same policy.
 
 JSON lines, a header first, written line by line: a killed process leaves a file that loads.
 """
@@ -10,16 +10,18 @@ from typing import Any
 import msgspec
 
 from prism.decide.policy import AnyPolicy, Decision, State
-from prism.decide.table import Objective, Observation, Place, Row, Table
+from prism.decide.table import CellPlace, Objective, Observation, Table, TableRow
 from prism.errors import TraceError
 from prism.plan import ExecutionPlan
 
-VERSION = 2  # 1 corrected plans, not cells
+VERSION = 2  # version 1 corrected plans instead of cells
 
 
 class LogHeader(msgspec.Struct, frozen=True, kw_only=True, tag="decisions", tag_field="type"):
-    """Everything but the observations that decisions depend on, and what made them. rows: the table as it was at the
-    start; map_hash: of the file it came from."""
+    """Everything that decisions depend on but the observations, and the command that made them.
+
+    rows: the table as it was at the start. map_hash: of the file it came from.
+    """
 
     version: int = VERSION
     created: str
@@ -27,14 +29,14 @@ class LogHeader(msgspec.Struct, frozen=True, kw_only=True, tag="decisions", tag_
     model: str
     policy: AnyPolicy
     objective: Objective
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
     map_hash: str = ""
     link: str = ""
     host: dict[str, Any] = {}
 
 
 class Decided(msgspec.Struct, frozen=True, kw_only=True, tag="decided", tag_field="type"):
-    """One decision, with the epoch of the group that it was made for."""
+    """One decision. epoch: of the group that it was made for."""
 
     number: int
     epoch: int
@@ -47,7 +49,7 @@ class Decided(msgspec.Struct, frozen=True, kw_only=True, tag="decided", tag_fiel
 
 
 class Answered(msgspec.Struct, frozen=True, kw_only=True, tag="answered", tag_field="type"):
-    """How a decided batch went. ms: until its answer. ran: the plan that gave it, which is local after a failure."""
+    """The outcome of a decided batch. ms: until its answer. ran: the plan that gave it, local after a failure."""
 
     number: int
     at_s: float
@@ -57,12 +59,14 @@ class Answered(msgspec.Struct, frozen=True, kw_only=True, tag="answered", tag_fi
 
 
 class Corrected(msgspec.Struct, frozen=True, kw_only=True, tag="corrected", tag_field="type"):
-    """From here on the latency of one of the table's cells counts times a factor. version: of the table, from 1 on;
-    batches: how many it rests on."""
+    """A correction of the table: from here on, the latency of one cell is multiplied by a factor.
+
+    version: of the table, from 1 on. batches: that the factor rests on.
+    """
 
     at_s: float
     version: int
-    place: Place
+    place: CellPlace
     factor: float
     batches: int
 
@@ -71,7 +75,7 @@ Entry = Decided | Answered | Corrected
 
 
 def decided(number: int, epoch: int, observation: Observation, decision: Decision) -> Decided:
-    """A decision as a line of the log."""
+    """Make the log's line of a decision."""
     expected, other = decision.expected, decision.runner_up
     return Decided(
         number=number,
@@ -86,7 +90,7 @@ def decided(number: int, epoch: int, observation: Observation, decision: Decisio
 
 
 class DecisionLog(msgspec.Struct, frozen=True):
-    """A log as read. cut: its last line was not whole, and is left out."""
+    """A log as read. cut: its last line was incomplete and is left out."""
 
     header: LogHeader
     entries: tuple[Entry, ...]
@@ -94,7 +98,7 @@ class DecisionLog(msgspec.Struct, frozen=True):
 
 
 def read_decisions(path: Path) -> DecisionLog:
-    """Raises TraceError for a file that is no decision log."""
+    """Read a log. Raises TraceError for a file that is no decision log of this version."""
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
@@ -113,7 +117,7 @@ def read_decisions(path: Path) -> DecisionLog:
 
 
 class Replay(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether the same policy decides the same. first_difference: number of a decision, and both plans with reasons."""
+    """Whether the same policy decides the same. first_difference: a decision's number, and both plans with reasons."""
 
     decisions: int
     identical: bool
@@ -121,9 +125,9 @@ class Replay(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def replayed(log: DecisionLog) -> Iterator[tuple[Decided, Decided]]:
-    """Each decision as logged, and as the policy makes it from what was observed."""
+    """Yield each decision as logged, and as the policy makes it from the logged observation."""
     header = log.header
-    table, state, factors = Table(header.rows), State(), dict[Place, float]()
+    table, state, factors = Table(header.rows), State(), dict[CellPlace, float]()
     for entry in log.entries:
         if isinstance(entry, Corrected):
             factors[entry.place] = entry.factor
@@ -135,9 +139,13 @@ def replayed(log: DecisionLog) -> Iterator[tuple[Decided, Decided]]:
 
 
 def replay(log: DecisionLog) -> Replay:
+    """Decide a log again. Compares plans, reasons and expectations to the bit."""
     count, first = 0, ""
     for logged, again in replayed(log):
         count += 1
         if logged != again and not first:
-            first = f"decision {logged.number}: {logged.plan.mode.value} ({logged.why}) in the log, {again.plan.mode.value} ({again.why}) again"
+            first = (
+                f"decision {logged.number}: {logged.plan.mode.value} ({logged.why}) in the log, "
+                f"{again.plan.mode.value} ({again.why}) again"
+            )
     return Replay(decisions=count, identical=not first, first_difference=first)

@@ -1,19 +1,19 @@
-"""Which plan a batch runs with: pure functions of what is known, shared by simulator, hardware and replay.
+"""Choose the plan of each batch: pure functions, shared by simulator, hardware and replay.
 
-Nothing here keeps anything, reads a clock or knows where an observation comes from: the state goes in and comes out
-with the decision, so that the same observations give the same decisions anywhere. A policy is data: a log of decisions
-names the one that made them.
+Nothing here keeps state, reads a clock or knows where an observation comes from. The state goes in and comes out with
+the decision, so that the same observations give the same decisions anywhere. A policy is data: a log of decisions names
+the policy that made them.
 """
 
 import math
-from collections.abc import Mapping
-from typing import Protocol
+from enum import Enum, IntEnum
+from typing import NamedTuple, Protocol
 
 import msgspec
 
 from prism.config import NonNegativeNumber
 from prism.decide.accuracy import is_exact
-from prism.decide.table import Expected, Objective, Observation, Table, View
+from prism.decide.table import Expectation, Objective, Observation, Table, View
 from prism.errors import ConfigError
 from prism.plan import LOCAL, ExecutionPlan
 
@@ -26,12 +26,12 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
-    """The plan, why, what is expected of it and of the next best one, and the state for the next decision."""
+    """The plan, why, what is expected of it and of the runner-up, and the state for the next decision."""
 
     plan: ExecutionPlan
     why: str
-    expected: Expected | None = None
-    runner_up: Expected | None = None
+    expected: Expectation | None = None
+    runner_up: Expectation | None = None
     state: State = State()
 
 
@@ -42,7 +42,7 @@ class Policy(Protocol):
 
 
 class FixedPolicy(msgspec.Struct, frozen=True, tag="fixed"):
-    """One plan as long as its devices are there; local otherwise."""
+    """Choose one plan as long as its devices can be reached, local otherwise."""
 
     plan: ExecutionPlan
 
@@ -52,22 +52,58 @@ class FixedPolicy(msgspec.Struct, frozen=True, tag="fixed"):
 
 
 class LookupPolicy(msgspec.Struct, frozen=True, tag="lookup"):
-    """The published rule: the fastest plan of the nearest measured batch and rate, with no memory."""
+    """Choose the fastest plan of the nearest measured batch and rate, without memory: the published rule."""
 
     def decide(self, observation: Observation, table: Table | None, objective: Objective, state: State) -> Decision:
-        table = _given(table)
-        near = [found for plan in table.plans if (found := table.nearest(plan, observation)) is not None]
-        plan = min(near, key=lambda found: found[1])[0].plan
-        return Decision(plan=plan, why="nearest cell", state=State(plan=plan))
+        table = _required(table)
+        nearest = (table.nearest(plan, observation) for plan in table.plans)
+        place, _ = min((cell for cell in nearest if cell is not None), key=lambda cell: cell[1])
+        return Decision(plan=place.plan, why="nearest cell", state=State(plan=place.plan))
+
+
+class Reason(str, Enum):
+    """Why a plan was chosen, in the words of the log."""
+
+    FIRST = "the first decision"
+    LEFT = "the plan before can't be kept"
+    STILL_BEST = "still the best"
+    WITHIN_DOUBT = "the gain is within its doubt"
+    TOO_YOUNG = "the last change is too young"
+    WORTH_IT = "the gain is worth it"
+
+
+class Note(str, Enum):
+    """How many plans keep all constraints, where that leaves no choice; appended to the reason."""
+
+    NONE = "; no plan keeps the constraints"
+    ONE = "; no other plan keeps the constraints"
+    SEVERAL = ""
+
+
+class Standing(IntEnum):
+    """How far a plan keeps the constraints: a late answer is better than a wrong one."""
+
+    WRONG = 0  # its answers are not known to be good enough
+    RIGHT = 1  # its answers will do, or are the model's own, but another constraint is broken
+    KEEPS_ALL = 2
+
+
+class Candidates(NamedTuple):
+    """The cheapest plan of the highest standing, the next one, and how many plans keep all constraints."""
+
+    best: Expectation
+    runner_up: Expectation | None
+    note: Note
 
 
 class PrismPolicy(msgspec.Struct, frozen=True, kw_only=True, tag="prism", forbid_unknown_fields=True):
-    """The best plan that keeps the constraints, but no change that isn't worth it.
+    """Choose the cheapest plan that satisfies the constraints.
 
-    A change must be expected to gain more than `hysteresis` of the present plan's cost, and more than `doubt` deviations
-    of the difference: within them it may as well lose. It also waits until the last change is `dwell_s` old, unless
-    the gain is `urgent` times what it would have to be. A plan that can't run, or that breaks a constraint while
-    another keeps it, is left at once.
+    Switch only when the expected gain exceeds its uncertainty.
+
+    hysteresis: least gain, as a share of the present plan's cost. doubt: least gain, in standard deviations of the
+    difference. dwell_s: least age of the last switch, unless the gain is `urgent` times the least one.
+    A plan that can't run, or that breaks a constraint which another plan keeps, is left at once.
     """
 
     hysteresis: NonNegativeNumber = 0.02
@@ -76,99 +112,99 @@ class PrismPolicy(msgspec.Struct, frozen=True, kw_only=True, tag="prism", forbid
     urgent: NonNegativeNumber = 3.0
 
     def decide(self, observation: Observation, table: Table | None, objective: Objective, state: State) -> Decision:
-        table = _given(table)
-        view = table.at(observation, objective)
-        best, runner_up, able = _best_two(view, observation, objective)
-        present = None if state.plan is None else view.of(state.plan)
-        if present is not None and present is not best:
-            standing = _standing(present, objective, observation)
-            present = present if standing >= _standing(best, objective, observation) else None
+        view = _required(table).at(observation, objective)
+        choice = candidates(view, observation, objective)
+        present = _present(view, choice.best, observation, objective, state)
+        reason = self._reason(choice.best, present, observation.at_s, state)
+        stays = reason is Reason.WITHIN_DOUBT or reason is Reason.TOO_YOUNG
+        chosen = present if present is not None and stays else choice.best
+        return Decision(
+            plan=chosen.plan,
+            why=reason + choice.note,
+            expected=chosen,
+            runner_up=choice.best if chosen is not choice.best else choice.runner_up,
+            state=State(plan=chosen.plan, since_s=state.since_s if chosen.plan == state.plan else observation.at_s),
+        )
 
-        def decided(chosen: Expected, why: str) -> Decision:
-            moved = chosen.plan != state.plan
-            since = observation.at_s if moved else state.since_s
-            other = best if chosen is not best else runner_up
-            note = ("; no plan keeps the constraints", "; no other plan keeps the constraints", "")[able]
-            return Decision(
-                plan=chosen.plan,
-                why=why + note,
-                expected=chosen,
-                runner_up=other,
-                state=State(plan=chosen.plan, since_s=since),
-            )
-
+    def _reason(self, best: Expectation, present: Expectation | None, at_s: float, state: State) -> Reason:
+        """Apply the rules in turn; the first that holds is the reason."""
         if present is None:
-            return decided(best, "the first decision" if state.plan is None else "the plan before can't be kept")
+            return Reason.FIRST if state.plan is None else Reason.LEFT
         if present is best:
-            return decided(best, "still the best")
-        gain = present.cost - best.cost
-        doubt = self.doubt * math.hypot(present.deviation * present.cost, best.deviation * best.cost)
-        needed = max(self.hysteresis * present.cost, doubt)
-        if not gain > needed:
-            return decided(present, "the gain is within its doubt")
-        if observation.at_s - state.since_s < self.dwell_s and gain < self.urgent * needed:
-            return decided(present, "the last change is too young")
-        return decided(best, "the gain is worth it")
+            return Reason.STILL_BEST
+        gain, least = present.cost - best.cost, self._least_gain(best, present)
+        if not gain > least:
+            return Reason.WITHIN_DOUBT
+        if at_s - state.since_s < self.dwell_s and gain < self.urgent * least:
+            return Reason.TOO_YOUNG
+        return Reason.WORTH_IT
+
+    def _least_gain(self, best: Expectation, present: Expectation) -> float:
+        """Compute the gain below which a switch may as well lose."""
+        uncertainty = math.hypot(present.deviation * present.cost, best.deviation * best.cost)
+        return max(self.hysteresis * present.cost, self.doubt * uncertainty)
 
 
 AnyPolicy = PrismPolicy | LookupPolicy | FixedPolicy  # those that can serve
 
 
-class OraclePolicy:
-    """For scoring: what is truly the fastest, by latencies that no policy may know. truth: milliseconds of each plan
-    by the time of an observation."""
-
-    def __init__(self, truth: Mapping[float, Mapping[ExecutionPlan, float]]) -> None:
-        self._truth = truth
-
-    def decide(self, observation: Observation, table: Table | None, objective: Objective, state: State) -> Decision:
-        known = self._truth[observation.at_s]
-        plan = min((p for p in known if p.ranks <= observation.devices), key=lambda p: known[p])
-        return Decision(plan=plan, why="the truth", state=State(plan=plan))
-
-
-def kept(each: Expected, objective: Objective, observation: Observation) -> bool:
-    """Whether a plan keeps the constraints, and the deadline of the batch's first request."""
-    if objective.most_ms is not None and each.ms > objective.most_ms:
-        return False
-    if observation.left_ms is not None and each.ms > observation.left_ms:
-        return False
-    if objective.most_joules is not None and (each.joules is None or each.joules > objective.most_joules):
-        return False
-    return answers_kept(each, objective)
-
-
-def answers_kept(each: Expected, objective: Objective) -> bool:
-    """Whether a plan's answers are good enough."""
-    right, agreeing = objective.least_accuracy, objective.least_agreement
-    if right is not None and (each.accuracy is None or each.accuracy < right):
-        return False
-    return agreeing is None or (each.agreement is not None and each.agreement >= agreeing)
-
-
-def _standing(each: Expected, objective: Objective, observation: Observation) -> int:
-    """2 for a plan that keeps all constraints; 1 for one whose answers will do, or are the model's own; 0 for others."""
-    if kept(each, objective, observation):
-        return 2
-    return int(answers_kept(each, objective) or is_exact(each.plan))
-
-
-def _best_two(view: View, observation: Observation, objective: Objective) -> tuple[Expected, Expected | None, int]:
-    """The two best plans of those that stand highest: a late answer is better than a wrong one, and where none is known to
-    be good enough, the model's own is. And how many keep all constraints: 0 for none, 1 for one of several."""
-    good: list[Expected] = []
-    every: list[Expected] = []
-    for each in view.ranked():
-        every.append(each)
-        if kept(each, objective, observation):
-            good.append(each)
-            if len(good) == 2:
+def candidates(view: View, observation: Observation, objective: Objective) -> Candidates:
+    """Find the two cheapest plans that keep all constraints. Where none does, those whose answers are right."""
+    keeping: list[Expectation] = []
+    every: list[Expectation] = []
+    for expected in view.ranked():
+        every.append(expected)
+        if keeps_all(expected, observation, objective):
+            keeping.append(expected)
+            if len(keeping) == 2:
                 break
-    chosen = good or [each for each in every if _standing(each, objective, observation)]  # local is in every table
-    return chosen[0], chosen[1] if len(chosen) > 1 else None, 2 if len(good) == len(every) else len(good)
+    # never empty: every table has a local plan, and its answers are the model's own
+    best, *others = keeping or [plan for plan in every if standing(plan, observation, objective) > Standing.WRONG]
+    one = Note.ONE if len(every) > 1 else Note.SEVERAL
+    return Candidates(best, others[0] if others else None, (Note.NONE, one, Note.SEVERAL)[len(keeping)])
 
 
-def _given(table: Table | None) -> Table:
+def standing(expected: Expectation, observation: Observation, objective: Objective) -> Standing:
+    """Judge a plan by the constraints, whatever it costs."""
+    if keeps_all(expected, observation, objective):
+        return Standing.KEEPS_ALL
+    return Standing.RIGHT if answers_suffice(expected, objective) or is_exact(expected.plan) else Standing.WRONG
+
+
+def keeps_all(expected: Expectation, observation: Observation, objective: Objective) -> bool:
+    """Say whether a plan keeps the constraints, and the deadline of the batch's first request."""
+    if objective.most_ms is not None and expected.ms > objective.most_ms:
+        return False
+    if observation.left_ms is not None and expected.ms > observation.left_ms:
+        return False
+    if objective.most_joules is not None and (expected.joules is None or expected.joules > objective.most_joules):
+        return False
+    return answers_suffice(expected, objective)
+
+
+def answers_suffice(expected: Expectation, objective: Objective) -> bool:
+    """Say whether a plan's answers are known to be good enough."""
+    return _reaches(expected.accuracy, objective.least_accuracy) and _reaches(
+        expected.agreement, objective.least_agreement
+    )
+
+
+def _reaches(value: float | None, least: float | None) -> bool:
+    return least is None or (value is not None and value >= least)
+
+
+def _present(
+    view: View, best: Expectation, observation: Observation, objective: Objective, state: State
+) -> Expectation | None:
+    """Look up the plan of the last batch; None where it can't run or stands lower than the best one."""
+    present = None if state.plan is None else view.of(state.plan)
+    if present is None or present is best:
+        return present
+    lower = standing(present, observation, objective) < standing(best, observation, objective)
+    return None if lower else present
+
+
+def _required(table: Table | None) -> Table:
     if table is None:
         raise ConfigError("this policy chooses from a table of measured or simulated cells; give it a map")
     return table

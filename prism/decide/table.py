@@ -1,8 +1,5 @@
-"""What every plan is expected to cost at an observation: cells of a performance map, and the lines between them.
+"""Look up what every plan is expected to cost at an observation, from the cells of performance maps."""
 
-prism/decide/interpolation.py draws the lines."""
-
-import bisect
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
@@ -12,20 +9,23 @@ import numpy as np
 
 from prism.config import NonNegativeNumber, Positive, PositiveNumber, Share
 from prism.decide.accuracy import AccuracyTable, Answers
-from prism.decide.interpolation import WIRE, Axes, Line, Lines, Mixed, nodes
+from prism.decide.interpolation import BatchCosts, CellAxes, CostGrid, MixedCosts, quadrature
 from prism.errors import ConfigError
 from prism.perfmap import Cell, PerformanceMap
 from prism.plan import ExecutionPlan
 from prism.trace import TraceSource
 
-LEAST_DEVIATION = 0.01  # of a latency: no cell is known better than this
-PREDICTED_DEVIATION = 0.08  # of a cell that was simulated, where its profile doesn't say another
+LEAST_DEVIATION = 0.01  # of a latency: no cell counts as better known than this
+PREDICTED_DEVIATION = 0.08  # of the latency of a cell with one visit, as all simulated cells have
 
 
 class Objective(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is minimised, and what a plan must keep. joule_ms: with "weighted", the milliseconds that a joule is worth.
-    least_accuracy (the task's metric) and least_agreement (with the uncompressed model): by the accuracy table; a plan that
-    it lacks keeps neither, but for one that rounds and averages nothing, which always agrees."""
+    """What to minimise, and the limits that a plan must keep.
+
+    joule_ms: with "weighted", the milliseconds that a joule is worth.
+    least_accuracy: of the task's metric. least_agreement: share of answers that are the uncompressed model's. Both are
+    looked up in the accuracy table. A plan that it lacks keeps neither, but an exact plan always agrees.
+    """
 
     minimise: Literal["p50", "p95", "energy", "weighted"] = "p50"
     joule_ms: NonNegativeNumber = 0.0
@@ -40,8 +40,12 @@ class Objective(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class Observation(msgspec.Struct, frozen=True, kw_only=True):
-    """What may be known before a batch: its size, the devices that can be reached, the link's rate with the relative
-    deviation of that estimate, how many requests wait behind it, and what is left of its first one's deadline."""
+    """What is known before a batch runs.
+
+    batch: its samples. devices: that can be reached. bandwidth_bps: estimate of the link's rate, None without one;
+    bandwidth_deviation: its relative standard deviation. queued: requests that wait behind this batch.
+    left_ms: until the deadline of its first request. at_s: now.
+    """
 
     batch: Positive
     devices: Positive
@@ -52,8 +56,12 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
     at_s: float
 
 
-class Expected(msgspec.Struct, frozen=True, kw_only=True):
-    """A plan's figures at an observation. deviation: relative, of ms. source: of the cells that they come from."""
+class Expectation(msgspec.Struct, frozen=True, kw_only=True):
+    """A plan's figures at an observation.
+
+    deviation: relative, of ms. source: of the cells behind the figures. cost: by the objective; infinite where joules
+    are wanted and unknown.
+    """
 
     plan: ExecutionPlan
     ms: float
@@ -66,9 +74,12 @@ class Expected(msgspec.Struct, frozen=True, kw_only=True):
     cost: float
 
 
-class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """One cell as a policy needs it. rate_bps: of the medium; null for a plan on one device. deviation: relative, of
-    ms. wire_ms: what of ms the terminal waits for others, link or rank: who serves can't tell them apart at once."""
+class TableRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One cell, reduced to what policies read.
+
+    rate_bps: of the medium; None for a plan on one device. deviation: relative, of ms. wire_ms: the part of ms in which
+    the leader waits for others, link or rank: a serving leader can't tell them apart.
+    """
 
     plan: ExecutionPlan
     batch: Positive
@@ -83,180 +94,192 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     source: TraceSource = "measured"
 
 
-class Place(NamedTuple):
-    """Which cell: a plan, a batch, and the medium's rate rounded to 1 bit/s; null for a plan on one device."""
+class CellPlace(NamedTuple):
+    """The key of a cell: plan, batch, and the medium's rate rounded to 1 bit/s; None for a plan on one device."""
 
     plan: ExecutionPlan
     batch: int
     rate_bps: int | None
 
     @classmethod
-    def at(cls, plan: ExecutionPlan, batch: int, rate_bps: float | None) -> "Place":
+    def at(cls, plan: ExecutionPlan, batch: int, rate_bps: float | None) -> "CellPlace":
+        """Round the rate."""
         return cls(plan, batch, None if rate_bps is None else round(rate_bps))
 
 
-class _Grid(NamedTuple):
-    """What is known of a plan, and its cells by batch and by the seconds that a bit takes."""
+class _PlanCells(NamedTuple):
+    """A plan with its cells, in the order of the axes."""
 
     plan: ExecutionPlan
     accuracy: float | None
     agreement: float | None
     source: TraceSource
-    axes: Axes
-    rows: list[Row]
+    axes: CellAxes
+    rows: list[TableRow]
 
 
-class _Group:
-    """Plans with equal axes on equally many devices: one check and one mix of cells serve them all. A walk through 25
-    plans took two fifths of a decision's time."""
+class _PlanGroup:
+    """Plans with equal axes on equally many devices: one check and one interpolation serve them all.
 
-    def __init__(self, members: Sequence[tuple[int, _Grid]]) -> None:
-        self.places = [place for place, _ in members]
-        self.grids = [grid for _, grid in members]
-        self.axes, self.ranks = self.grids[0].axes, self.grids[0].plan.ranks
-        cells = np.array([[_figures(row) for row in grid.rows] for grid in self.grids])
-        self.lines = Lines(self.axes, cells.transpose(1, 2, 0))
+    Plan by plan, 25 plans took two fifths of a decision's time.
+    """
+
+    def __init__(self, members: Sequence[tuple[int, _PlanCells]]) -> None:
+        self.indices = [index for index, _ in members]
+        self.plans = [cells for _, cells in members]
+        self.ranks = self.plans[0].plan.ranks
+        figures = np.array([[_figures(row) for row in cells.rows] for cells in self.plans])
+        self.costs = CostGrid(self.plans[0].axes, figures.transpose(1, 2, 0))
+
+
+class _GroupCosts(NamedTuple):
+    """Figures of a group's plans at one observation, and their costs by the objective."""
+
+    line: BatchCosts
+    mixed: MixedCosts
+    costs: list[float]
 
 
 class View:
-    """What every plan costs at one observation: worked out once for plans that share axes."""
+    """Expectations of all plans at one observation, computed once for plans that share axes."""
 
     def __init__(self, table: "Table", observation: Observation, objective: Objective) -> None:
         self._table, self._observation, self._objective = table, observation, objective
-        self._nodes = nodes(_per_bit(observation), observation.bandwidth_deviation)
-        self._known: dict[int, tuple[Line, Mixed, list[float]]] = {}  # with the costs, by the group's id
-        self._made: dict[int, Expected] = {}  # by the plan's place: the present one is mostly one of the best
+        self._nodes = quadrature(_per_bit(observation), observation.bandwidth_deviation)
+        self._group_costs: dict[int, _GroupCosts] = {}  # by id of the group
+        self._expected: dict[int, Expectation] = {}  # by index of the plan; the present plan is mostly one of the best
 
-    def ranked(self) -> Iterator[Expected]:
-        """Every plan that its devices and its link allow, the best by the objective first; made one by one, for a
-        decision looks at few, and their costs alone are quick."""
+    def ranked(self) -> Iterator[Expectation]:
+        """Yield every plan that can run, the cheapest first.
+
+        Made one by one: a decision reads few expectations, and sorting needs the costs alone.
+        """
         costs: list[tuple[float, int]] = []
         for group in self._table.groups:
-            if _able(group.ranks, self._observation):
-                costs += zip(self._at(group)[2], group.places, strict=True)
-        for _, place in sorted(costs):
-            yield self._expected(place)
+            if _can_run(group.ranks, self._observation):
+                costs += zip(self._costs_of(group).costs, group.indices, strict=True)
+        for _, index in sorted(costs):
+            yield self._made(index)
 
-    def of(self, plan: ExecutionPlan) -> Expected | None:
-        """One plan's figures, None where it can't run; the same object as from `ranked`."""
-        place = self._table.place_of(plan, self._observation)
-        if place is None:
+    def of(self, plan: ExecutionPlan) -> Expectation | None:
+        """Look up one plan, None where it can't run. The same object as from `ranked`."""
+        index = self._table.index_of(plan, self._observation)
+        if index is None:
             return None
-        return self._made.get(place) or self._expected(place)
+        return self._expected.get(index) or self._made(index)
 
-    def _expected(self, place: int) -> Expected:
-        group, k = self._table.homes[place]
-        line, mixed, costs = self._at(group)
-        grid, joules = group.grids[k], mixed.joules[k]
-        found = self._made[place] = Expected(
-            plan=grid.plan,
-            ms=mixed.ms[k],
-            p95_ms=mixed.p95_ms[k],
-            deviation=line.deviation(k, mixed),
+    def _made(self, index: int) -> Expectation:
+        group, member = self._table.homes[index]
+        line, mixed, costs = self._costs_of(group)
+        cells, joules = group.plans[member], mixed.joules[member]
+        expectation = self._expected[index] = Expectation(
+            plan=cells.plan,
+            ms=mixed.ms[member],
+            p95_ms=mixed.p95_ms[member],
+            deviation=line.deviation(member, mixed),
             joules=None if math.isnan(joules) else joules,
-            accuracy=grid.accuracy,
-            agreement=grid.agreement,
-            source=grid.source,
-            cost=costs[k],
+            accuracy=cells.accuracy,
+            agreement=cells.agreement,
+            source=cells.source,
+            cost=costs[member],
         )
-        return found
+        return expectation
 
-    def _at(self, group: _Group) -> tuple[Line, Mixed, list[float]]:
-        known = self._known.get(id(group))
-        if known is None:
-            line = group.lines.at(self._observation.batch)
+    def _costs_of(self, group: _PlanGroup) -> _GroupCosts:
+        costs = self._group_costs.get(id(group))
+        if costs is None:
+            line = group.costs.at(self._observation.batch)
             mixed = line.at(self._nodes)
-            known = self._known[id(group)] = line, mixed, _costs(mixed, self._objective)
-        return known
+            costs = self._group_costs[id(group)] = _GroupCosts(line, mixed, _costs(mixed, self._objective))
+        return costs
 
 
 class Table:
-    """Rows of one model, arranged for decisions. Raises ConfigError where none is local."""
+    """Cells of one model, arranged for decisions. Raises ConfigError where none is local.
 
-    def __init__(self, rows: Iterable[Row]) -> None:
+    groups: plans that are interpolated together. homes: of each plan's index, its group and its place in there.
+    """
+
+    def __init__(self, rows: Iterable[TableRow]) -> None:
         self.rows = tuple(rows)
         if not any(row.plan.ranks == 1 for row in self.rows):
             raise ConfigError("the table has no local row; a policy needs one to fall back to")
-        by_plan: dict[ExecutionPlan, list[Row]] = {}
+        by_plan: dict[ExecutionPlan, list[TableRow]] = {}
         for row in self.rows:
             by_plan.setdefault(row.plan, []).append(row)
-        known: dict[Axes, Axes] = {}
-        self._grids = [_grid(plan, rows, known) for plan, rows in by_plan.items()]
-        self._places = {grid.plan: place for place, grid in enumerate(self._grids)}
-        alike: dict[tuple[Axes, int], list[tuple[int, _Grid]]] = {}
-        for place, grid in enumerate(self._grids):
-            alike.setdefault((grid.axes, grid.plan.ranks), []).append((place, grid))
-        self.groups = [_Group(members) for members in alike.values()]
-        self.homes = {place: (group, k) for group in self.groups for k, place in enumerate(group.places)}
+        shared_axes: dict[CellAxes, CellAxes] = {}
+        self._cells = [_plan_cells(plan, rows, shared_axes) for plan, rows in by_plan.items()]
+        self._indices = {cells.plan: index for index, cells in enumerate(self._cells)}
+        alike: dict[tuple[CellAxes, int], list[tuple[int, _PlanCells]]] = {}
+        for index, cells in enumerate(self._cells):
+            alike.setdefault((cells.axes, cells.plan.ranks), []).append((index, cells))
+        self.groups = [_PlanGroup(members) for members in alike.values()]
+        self.homes = {index: (group, member) for group in self.groups for member, index in enumerate(group.indices)}
 
     @property
     def plans(self) -> list[ExecutionPlan]:
-        return list(self._places)
+        """List the plans, each once, in the order of the rows."""
+        return list(self._indices)
 
     def at(self, observation: Observation, objective: Objective) -> View:
+        """Look at all plans from an observation."""
         return View(self, observation, objective)
 
-    def place_of(self, plan: ExecutionPlan, observation: Observation) -> int | None:
-        """Where a plan stands among `plans`, None where it doesn't or its devices or its link are missing."""
-        return self._places.get(plan) if _able(plan.ranks, observation) else None
+    def index_of(self, plan: ExecutionPlan, observation: Observation) -> int | None:
+        """Find a plan in `plans`, None where it isn't, or where its devices or its link are missing."""
+        return self._indices.get(plan) if _can_run(plan.ranks, observation) else None
 
-    def nearest(self, plan: ExecutionPlan, observation: Observation) -> tuple[Place, float] | None:
-        """A plan's nearest cell and its milliseconds, nothing between cells; None where the plan can't run."""
-        place = self.place_of(plan, observation)
-        if place is None:
+    def batch_costs(self, plan: ExecutionPlan, batch: int) -> tuple[BatchCosts, int] | None:
+        """Find a batch's costs over the rate, and the plan's index in their last axis. None for an unknown plan."""
+        if plan not in self._indices:
             return None
-        grid, rate = self._grids[place], observation.bandwidth_bps or 1.0
-        batch = min(grid.axes.batches, key=lambda each: abs(each - observation.batch))
-        alike = [row for row in grid.rows if row.batch == batch]
-        row = min(alike, key=lambda each: abs(math.log(rate / (each.rate_bps or rate))))
-        return Place.at(plan, batch, row.rate_bps), row.ms
+        group, member = self.homes[self._indices[plan]]
+        return group.costs.at(batch), member
+
+    def nearest(self, plan: ExecutionPlan, observation: Observation) -> tuple[CellPlace, float] | None:
+        """Find a plan's nearest cell and its milliseconds, without interpolation. None where the plan can't run."""
+        index = self.index_of(plan, observation)
+        if index is None:
+            return None
+        cells, rate = self._cells[index], observation.bandwidth_bps or 1.0
+        batch = min(cells.axes.batches, key=lambda measured: abs(measured - observation.batch))
+        alike = [row for row in cells.rows if row.batch == batch]
+        row = min(alike, key=lambda row: abs(math.log(rate / (row.rate_bps or rate))))
+        return CellPlace.at(plan, batch, row.rate_bps), row.ms
 
     def mixes(self, plan: ExecutionPlan, observation: Observation) -> bool:
-        """Whether a plan's figures there are a mean of cells. Beyond them a line goes on, on which what one cell is off by
-        would be multiplied."""
-        axes = self._grids[self._places[plan]].axes
-        slowest = min(xs[-1] for xs in axes.lines)
+        """Say whether a plan's figures are a mean of cells there. Beyond the last cell a straight line goes on, along
+        which the error of one cell would be multiplied."""
+        axes = self._cells[self._indices[plan]].axes
+        slowest = min(per_bit[-1] for per_bit in axes.per_bit)
         return observation.batch <= axes.batches[-1] and (plan.ranks == 1 or _per_bit(observation) <= slowest)
 
-    def rate_of(self, plan: ExecutionPlan, batch: int, wire_ms: float) -> tuple[float, float] | None:
-        """The rate, in bit/s, at which a batch waits for the link as long as this one did, and its relative deviation.
-        No faster than twice what the cells know. None where they don't say how the wait depends on the rate."""
-        if plan not in self._places or plan.ranks == 1:
-            return None
-        group, k = self.homes[self._places[plan]]
-        line = group.lines.at(batch)
-        xs, waits = line.xs, line.figures[:, WIRE, k].tolist()
-        right = min(max(bisect.bisect_left(waits, wire_ms), 1), len(xs) - 1)
-        if right < 1 or waits[right] <= waits[right - 1]:
-            return None
-        slope = (waits[right] - waits[right - 1]) / (xs[right] - xs[right - 1])
-        x = max(xs[right] + (wire_ms - waits[right]) / slope, xs[0] / 2)
-        mixed = line.at(nodes(x, 0.0))
-        noise_ms = line.deviation(k, mixed) * mixed.ms[k]
-        return 1 / x, max(noise_ms / (slope * x), LEAST_DEVIATION)
-
-    def corrected(self, factors: Mapping[Place, float]) -> "Table":
-        """The table with the latencies of some cells times a factor each."""
+    def corrected(self, factors: Mapping[CellPlace, float]) -> "Table":
+        """Copy the table with the latencies of some cells multiplied by a factor each."""
         replace = msgspec.structs.replace
 
-        def of(row: Row) -> float:
-            return factors.get(Place.at(row.plan, row.batch, row.rate_bps), 1.0)
+        def factor_of(row: TableRow) -> float:
+            return factors.get(CellPlace.at(row.plan, row.batch, row.rate_bps), 1.0)
 
-        return Table(replace(row, ms=row.ms * of(row), p95_ms=row.p95_ms * of(row)) for row in self.rows)
+        rows = ((row, factor_of(row)) for row in self.rows)
+        return Table(replace(row, ms=row.ms * factor, p95_ms=row.p95_ms * factor) for row, factor in rows)
 
 
 def table_of(maps: Sequence[PerformanceMap], model: str, accuracy: Sequence[AccuracyTable] = ()) -> Table:
-    """The cells of one model, and what is known of its plans' answers. Measured cells stand before simulated ones of the
-    same plan, batch and rate. Raises ConfigError where none is local, for cells of several numbers of tokens, or for
-    another model's accuracy table."""
+    """Build the table of one model. A measured cell replaces a simulated one of the same plan, batch and rate.
+
+    Raises ConfigError where none is local, for cells of several numbers of tokens, or for another model's accuracy
+    table.
+    """
     answers = Answers(accuracy, model)
-    tokens = sorted({cell.tokens for map_ in maps for cell in map_.cells if cell.model == model})
+    cells = [cell for map_ in maps for cell in map_.cells if cell.model == model]
+    tokens = sorted({cell.tokens for cell in cells})
     if len(tokens) > 1:
         raise ConfigError(
             f"the map has cells of {model} with {' and '.join(map(str, tokens))} tokens; decide by a map of one number"
         )
-    chosen: dict[tuple[ExecutionPlan, int, float | None], Row] = {}
-    for cell in (cell for map_ in maps for cell in map_.cells if cell.model == model):
+    chosen: dict[tuple[ExecutionPlan, int, float | None], TableRow] = {}
+    for cell in cells:
         if cell.plan.ranks > 1 and not cell.link.rate_bps:
             continue
         row = _row(cell, answers)
@@ -268,11 +291,11 @@ def table_of(maps: Sequence[PerformanceMap], model: str, accuracy: Sequence[Accu
     return Table(chosen.values())
 
 
-def _row(cell: Cell, answers: Answers) -> Row:
+def _row(cell: Cell, answers: Answers) -> TableRow:
     low, high = cell.spread_ms
     spread = (high - low) / 2 / cell.latency_ms.p50 if cell.visits > 1 else PREDICTED_DEVIATION
-    known = answers.of(cell.plan)
-    return Row(
+    quality = answers.of(cell.plan)
+    return TableRow(
         plan=cell.plan,
         batch=cell.batch,
         rate_bps=None if cell.plan.ranks == 1 else cell.link.rate_bps,
@@ -281,45 +304,46 @@ def _row(cell: Cell, answers: Answers) -> Row:
         wire_ms=cell.split_ms.get("wire", 0.0) + cell.split_ms.get("wait", 0.0),
         deviation=max(spread, LEAST_DEVIATION),
         joules=_joules(cell),
-        accuracy=known.accuracy,
-        agreement=known.agreement,
+        accuracy=quality.accuracy,
+        agreement=quality.agreement,
         source=cell.source,
     )
 
 
 def _joules(cell: Cell) -> float | None:
-    """Measured ones; of a simulated cell, of which nothing is measured, modelled ones."""
+    """Take measured joules; of a simulated cell, of which nothing is measured, modelled ones."""
     return cell.energy.joules if cell.source == "simulated" and cell.energy else cell.energy_j
 
 
-def _grid(plan: ExecutionPlan, rows: list[Row], known: dict[Axes, Axes]) -> _Grid:
-    by_batch: dict[int, dict[float, Row]] = {}
+def _plan_cells(plan: ExecutionPlan, rows: list[TableRow], shared_axes: dict[CellAxes, CellAxes]) -> _PlanCells:
+    by_batch: dict[int, dict[float, TableRow]] = {}
     for row in rows:
         by_batch.setdefault(row.batch, {})[1 / row.rate_bps if row.rate_bps else 0.0] = row
     batches = tuple(sorted(by_batch))
     equal: dict[tuple[float, ...], tuple[float, ...]] = {}
     lines = tuple(equal.setdefault(line, line) for line in (tuple(sorted(by_batch[batch])) for batch in batches))
-    axes = Axes(batches, lines)
-    ordered = [by_batch[batch][x] for batch, line in zip(batches, lines, strict=True) for x in line]
+    axes = CellAxes(batches, lines)
+    ordered = [by_batch[batch][per_bit] for batch, line in zip(batches, lines, strict=True) for per_bit in line]
     source: TraceSource = "measured" if all(row.source == "measured" for row in rows) else "simulated"
-    return _Grid(plan, rows[0].accuracy, rows[0].agreement, source, known.setdefault(axes, axes), ordered)
+    return _PlanCells(plan, rows[0].accuracy, rows[0].agreement, source, shared_axes.setdefault(axes, axes), ordered)
 
 
-def _figures(row: Row) -> tuple[float, ...]:
-    """In the order of MS and so on."""
+def _figures(row: TableRow) -> tuple[float, ...]:
+    """List a cell's figures in the order of prism.decide.interpolation: MS, P95, JOULES, WIRE, DEVIATION."""
     return row.ms, row.p95_ms, math.nan if row.joules is None else row.joules, row.wire_ms, row.deviation
 
 
-def _able(ranks: int, observation: Observation) -> bool:
+def _can_run(ranks: int, observation: Observation) -> bool:
     return ranks == 1 or (ranks <= observation.devices and bool(observation.bandwidth_bps))
 
 
 def _per_bit(observation: Observation) -> float:
+    """Seconds that a bit takes; 0 for an unknown rate."""
     return 1 / observation.bandwidth_bps if observation.bandwidth_bps else 0.0
 
 
-def _costs(mixed: Mixed, objective: Objective) -> list[float]:
-    """Of each plan, by the objective; infinite where joules are wanted and not known."""
+def _costs(mixed: MixedCosts, objective: Objective) -> list[float]:
+    """Compute each plan's cost by the objective; infinite where joules are wanted and unknown."""
     if objective.minimise == "p50":
         return mixed.ms
     if objective.minimise == "p95":

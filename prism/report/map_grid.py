@@ -1,4 +1,4 @@
-"""A performance map as grids of batch by bandwidth, and the words for what they hold. For terminal and page."""
+"""A performance map as grids of batch by bandwidth, and the words for what they hold: for console and page alike."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -7,17 +7,22 @@ from typing import Any
 import msgspec
 
 from prism.codecs import CODECS
-from prism.labels import short
+from prism.labels import plan_label, short
 from prism.link import LinkSpec
 from prism.perfmap import Cell, PerformanceMap, workloads
-from prism.perfmap.crossover import Crossover, any_rate, ratio
-from prism.plan import ExecutionPlan
+from prism.perfmap.crossover import Crossover, MapAxis, any_rate, ratio
+from prism.plan import LOCAL, ExecutionPlan
 from prism.units import format_seconds
+
+HABITS = ("collective", "embed", "overlap")  # fields of a plan that say how it exchanges, not what
 
 
 class Grid(msgspec.Struct, frozen=True, kw_only=True):
-    """Cells of one model and one link but for its rate. `cells` by (plan, batch, rate in Mbps), `locals` by batch;
-    a rate of None is a link without one. What was not measured is missing in both."""
+    """The cells of one model over one link at several rates.
+
+    `cells` by (plan, batch, rate in Mbps), `locals` by batch; a rate of None is a link without one. A combination that
+    the map lacks is missing in both.
+    """
 
     source: str
     model: str
@@ -30,33 +35,41 @@ class Grid(msgspec.Struct, frozen=True, kw_only=True):
     locals: dict[int, Cell]
 
     @property
+    def measured(self) -> bool:
+        return self.source == "measured"
+
+    @property
     def title(self) -> str:
-        kind = "" if self.source == "measured" else f", {self.source}"
-        return f"{short(self.model)}, {self.tokens} tokens, {link_label(self.link)}{kind}"
+        words = [short(self.model), f"{self.tokens} tokens", link_label(self.link), *_shared_habits(self.plans)]
+        return ", ".join(words if self.measured else [*words, self.source])
+
+    def label(self, plan: ExecutionPlan) -> str:
+        """Name a plan; the habits that all plans of the grid share stand in the title."""
+        return plan_label(_without_habits(plan) if _shared_habits(self.plans) else plan)
 
     def ratio(self, plan: ExecutionPlan, batch: int, rate: float | None) -> float | None:
-        """Latency over that of local; None where either is missing."""
+        """Divide a plan's latency by that of local; None where either is missing."""
         cell, local = self.cells.get((plan, batch, rate)), self.locals.get(batch)
         return None if cell is None or local is None else ratio(cell, local)
 
     def tie(self, plan: ExecutionPlan, batch: int, rate: float | None) -> bool:
-        """Whether plan and local differ by less than their noise."""
+        """Say whether plan and local differ by less than their noise."""
         cell, local = self.cells.get((plan, batch, rate)), self.locals.get(batch)
         return cell is not None and local is not None and cell.within_noise(local)
 
     def best(self, batch: int, rate: float | None) -> tuple[Cell, bool] | None:
-        """The fastest cell, and whether another one is within the noise of it. None where nothing was measured."""
-        found = [self.cells[key] for plan in self.plans if (key := (plan, batch, rate)) in self.cells]
-        if not found:
+        """Find the fastest cell, and whether another is within its noise. None where the map has no cell there."""
+        rivals = [self.cells[key] for plan in self.plans if (key := (plan, batch, rate)) in self.cells]
+        if not rivals:
             return None
         if batch in self.locals:
-            found.append(self.locals[batch])
-        first, *others = sorted(found, key=lambda cell: cell.latency_ms.p50)
+            rivals.append(self.locals[batch])
+        first, *others = sorted(rivals, key=lambda cell: cell.latency_ms.p50)
         return first, any(first.within_noise(other) for other in others)
 
 
 def grids(map_: PerformanceMap) -> list[Grid]:
-    """Every grid of a map, in its order. Models measured locally alone have none."""
+    """Sort the cells of a map into grids, in its order. Models with local cells alone have none."""
     groups: dict[Any, list[Cell]] = defaultdict(list)
     for cell in map_.cells:
         if cell.plan.ranks > 1:
@@ -67,7 +80,6 @@ def grids(map_: PerformanceMap) -> list[Grid]:
 def _grid(map_: PerformanceMap, cells: list[Cell]) -> Grid:
     first = cells[0]
     works = workloads(cells)
-    found = {work.batch: local for work in works if (local := map_.local(work)) is not None}
     return Grid(
         source=first.source,
         model=first.model,
@@ -77,12 +89,23 @@ def _grid(map_: PerformanceMap, cells: list[Cell]) -> Grid:
         batches=tuple(sorted(work.batch for work in works)),
         rates=tuple(sorted({cell.bandwidth_mbps for cell in cells}, key=lambda rate: rate or 0.0)),
         cells={(cell.plan, cell.batch, cell.bandwidth_mbps): cell for cell in cells},
-        locals=found,
+        locals={work.batch: local for work in works if (local := map_.local(work)) is not None},
     )
 
 
+def _without_habits(plan: ExecutionPlan) -> ExecutionPlan:
+    """Take a plan as if it exchanged by default, whatever collective, embedding and overlap it has."""
+    return msgspec.structs.replace(plan, **{name: getattr(LOCAL, name) for name in HABITS})
+
+
+def _shared_habits(plans: Sequence[ExecutionPlan]) -> list[str]:
+    """Name how all of these plans exchange, where that is one way and not the default one."""
+    tails = {plan_label(plan).removeprefix(plan_label(_without_habits(plan))).strip() for plan in plans}
+    return [f"all plans: {tail}" for tail in tails if len(tails) == 1 and tail]
+
+
 def link_label(link: LinkSpec) -> str:
-    """The link without its rate."""
+    """Name a link without its rate."""
     parts: list[str] = ["network as it is" if link.kind == "network" else link.kind]
     parts += [f"latency {format_seconds(link.latency_s)}"] if link.latency_s else []
     parts += [f"jitter {format_seconds(link.jitter_s)}"] if link.jitter_s else []
@@ -97,7 +120,7 @@ def rate_label(rate: float | None) -> str:
 
 
 def plan_codes(plans: Sequence[ExecutionPlan]) -> dict[ExecutionPlan, str]:
-    """A short name for each plan, as M10 for means with L = 10; what all share is left out."""
+    """Give each plan a short name, as M10 for means with L = 10; what all plans share is left out."""
     several = len({plan.devices for plan in plans}) > 1
     codes: dict[ExecutionPlan, str] = {}
     for plan in plans:
@@ -117,16 +140,28 @@ def spread_label(spread_ms: tuple[float, float]) -> str:
     return f"{spread_ms[0]:.1f}-{spread_ms[1]:.1f}"
 
 
-def of_grid(grid: Grid, found: Sequence[Crossover]) -> list[Crossover]:
-    return [
-        c
-        for c in found
-        if (c.source, c.model, c.tokens, any_rate(c.link)) == (grid.source, grid.model, grid.tokens, grid.link)
-    ]
+def of_grid(grid: Grid, crossings: Sequence[Crossover]) -> list[Crossover]:
+    """Choose the crossovers that lie on lines of this grid."""
+    own = (grid.source, grid.model, grid.tokens, grid.link)
+    return [c for c in crossings if (c.source, c.model, c.tokens, any_rate(c.link)) == own]
+
+
+def crossover_rows(grid: Grid, crossings: Sequence[Crossover], axis: MapAxis) -> tuple[list[str], list[list[str]]]:
+    """Tabulate the crossovers along one axis: a column for each value of the other axis, a row for each plan.
+
+    Without a crossover along that axis there are no rows.
+    """
+    if axis == "bandwidth_mbps":
+        heads = [str(batch) for batch in grid.batches]
+    else:
+        heads = [rate_label(rate) for rate in grid.rates if rate]
+    own = {(held_label(c), c.plan): c for c in of_grid(grid, crossings) if c.axis == axis}
+    rows = [[crossover_label(own.get((head, plan))) for head in heads] for plan in grid.plans]
+    return heads, rows if own else []
 
 
 def held_label(crossover: Crossover) -> str:
-    """The value that a crossover holds: its batch, or its link's rate."""
+    """Name the value that a crossover holds: its batch, or its link's rate."""
     if crossover.batch is not None:
         return str(crossover.batch)
     return rate_label((crossover.link.rate_bps or 0.0) / 1e6)
@@ -140,29 +175,40 @@ def crossover_label(crossover: Crossover | None) -> str:
 
 
 def notes(map_: PerformanceMap) -> Iterator[str]:
-    """What a reader of the figures has to know, a line each."""
-    counts = sorted({(cell.visits, cell.batches) for cell in map_.cells})
-    (few, least), (many, most) = counts[0], counts[-1]
-    yield (
-        f"{len(map_.cells)} cells, {few} to {many} visits and {least} to {most} batches each"
-        if len(counts) > 1
-        else f"{len(map_.cells)} cells, {few} visits and {least} batches each"
-    )
-    if many == 1:
-        yield "one visit each: the spread can't show drift; measure with more repeats"
+    """List what a reader of the map has to know, a line each."""
+    yield from _counts(map_.cells)
     if any(cell.oversubscribed for cell in map_.cells):
         yield "oversubscribed: ranks share cores in some cells, so their times are no device's"
     failed = sum(cell.failed for cell in map_.cells)
     if failed:
         yield f"{failed} batches failed and are not counted"
-    for work in workloads(map_.cells):
-        if map_.local(work) is None:
-            yield f"{short(work.model)} at batch {work.batch} has no local cell, so nothing to be compared with"
-    shared = {(cell.source, cell.model, cell.tokens) for cell in map_.cells if cell.plan.ranks > 1}
-    for work in workloads(map_.cells):
-        if (work.source, work.model, work.tokens) not in shared:
-            yield f"{short(work.model)} at batch {work.batch} was measured locally alone, so it is in no grid"
+    yield from _incomplete(map_)
     if all(cell.energy_j is None for cell in map_.cells):
         yield "energy: " + "; ".join(sorted({cell.energy_note for cell in map_.cells}))
     for line in map_.left_out:
         yield f"left out: {line}"
+
+
+def _counts(cells: Sequence[Cell]) -> Iterator[str]:
+    """How many cells there are, and how many visits and batches stand behind each."""
+    counts = sorted({(cell.visits, cell.batches) for cell in cells if cell.source == "measured"})
+    if not counts:
+        yield f"{len(cells)} cells, simulated"
+        return
+    (few, least), (many, most) = counts[0], counts[-1]
+    visits, batches = (f"{few} to {many}", f"{least} to {most}") if len(counts) > 1 else (str(few), str(least))
+    yield f"{len(cells)} cells, {visits} visits and {batches} batches each"
+    if many == 1:
+        yield "one visit each: the spread can't show drift; measure with more repeats"
+
+
+def _incomplete(map_: PerformanceMap) -> Iterator[str]:
+    """Workloads that lack either a local cell or a distributed one."""
+    works = workloads(map_.cells)
+    for work in works:
+        if map_.local(work) is None:
+            yield f"{short(work.model)} at batch {work.batch} has no local cell, so nothing to be compared with"
+    shared = {(cell.source, cell.model, cell.tokens) for cell in map_.cells if cell.plan.ranks > 1}
+    for work in works:
+        if (work.source, work.model, work.tokens) not in shared:
+            yield f"{short(work.model)} at batch {work.batch} has local cells alone, so it is in no grid"

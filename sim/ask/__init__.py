@@ -1,1 +1,1 @@
-"""Questions to the simulator: one point, a study over many, a break-even, and what calibration asks."""
+"""Ask the simulator: one point, a study over many, a break-even, and the cells of a calibration."""

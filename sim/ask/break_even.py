@@ -1,4 +1,4 @@
-"""Where the answer flips between one device and several, and what it hangs on."""
+"""Find where a distributed plan breaks even with one device, and which terms the answer depends on."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,24 +13,25 @@ from prism.errors import ConfigError, PlanError
 from prism.perfmap.crossover import crossing
 from prism.plan import LOCAL, ExecutionPlan
 from prism.trace.quantiles import quantiles
-from sim.ask.point import INTERVAL, Axis, Point, at, latencies, latency_ms, outside_of, scatter
+from sim.ask.bisection import bisected
+from sim.ask.point import INTERVAL, Point, PointAxis, at, latencies, latency_ms, outside_of, scatter
 
 Class = Literal["at", "always", "never"]
 RATES_MBPS = tuple(float(round(10 ** (1 + k / 8), 3)) for k in range(25))  # 10 Mbps to 10 Gbps
 WHOLE: dict[str, tuple[float, ...]] = {"batch": (1, 2, 3, 4, 6, 8, 12, 16, 24, 32), "devices": (2, 3, 4, 6, 8, 12, 16)}
-REFINED = 1e-3  # of the value: how far a break-even is narrowed down
 
 
-class Flip(msgspec.Struct, frozen=True, kw_only=True):
+class PlanBreakEven(msgspec.Struct, frozen=True, kw_only=True):
     """Break-even of a distributed plan with one device along `over`.
 
-    kind: "at" a value, or distributed "always" or "never" wins over all of `values`. value: the first whole
-    number at which the winner has changed, or the Mbps of the break-even; wins: on which side of it
-    distributed wins. interval: 90 % of the draws, as far as they flip inside of `values`; an end of `values`
-    where they don't. p_distributed_wins: over the draws, at the point itself.
+    kind: "at" a value, or distributed "always" or "never" wins over all of `values`.
+    value: the first whole number at which the winner has changed, or the Mbps of the break-even. wins: on which side
+    of it distributed wins. interval: 90 % of the draws; a draw that breaks even outside of `values` counts as their
+    end.
+    p_distributed_wins: over the draws, at the point itself.
     """
 
-    over: Axis
+    over: PointAxis
     kind: Class
     value: float | None
     wins: Literal["above", "below", "everywhere", "nowhere"]
@@ -44,8 +45,8 @@ class Flip(msgspec.Struct, frozen=True, kw_only=True):
     plan: ExecutionPlan
 
 
-def grid_of(axis: Axis, point: Point) -> tuple[float, ...]:
-    """Default values of an axis. Raises ConfigError where the plan has none."""
+def grid_of(axis: PointAxis, point: Point) -> tuple[float, ...]:
+    """Choose the default values of an axis. Raises ConfigError where the plan has none."""
     if axis == "bandwidth":
         return RATES_MBPS
     if axis == "segments":
@@ -59,10 +60,15 @@ def grid_of(axis: Axis, point: Point) -> tuple[float, ...]:
     return WHOLE[axis]
 
 
-def crossover(
-    profile: CalibratedProfile, point: Point, axis: Axis, values: Sequence[float] = (), draws: int = 32, seed: int = 0
-) -> Flip:
-    """Where point.plan becomes as fast as one device. Raises PlanError, ConfigError."""
+def find_break_even(
+    profile: CalibratedProfile,
+    point: Point,
+    axis: PointAxis,
+    values: Sequence[float] = (),
+    draws: int = 32,
+    seed: int = 0,
+) -> PlanBreakEven:
+    """Find where point.plan becomes as fast as one device. Raises PlanError, ConfigError."""
     if point.plan.ranks == 1:
         raise PlanError("a crossover compares a distributed plan with local; use --devices 2 or more")
     grid = tuple(sorted(values or grid_of(axis, point)))
@@ -76,9 +82,9 @@ def crossover(
 
     value = None if place is None else _refined(excess, axis, grid, ours[0] / theirs[0] - 1.0, place)
     places, wins_here = _drawn(profile, point, axis, grid, draws, seed)
-    said_of = grid if value is None else [value]  # always and never speak of the whole grid
-    outside = list(dict.fromkeys(line for v in said_of for line in outside_of(profile, at(point, axis, v))))
-    return Flip(
+    covered = grid if value is None else [value]  # always and never hold for the whole grid
+    outside = list(dict.fromkeys(line for v in covered for line in outside_of(profile, at(point, axis, v))))
+    return PlanBreakEven(
         over=axis,
         kind=kind,
         value=value,
@@ -95,9 +101,9 @@ def crossover(
 
 
 def _curves(
-    profile: CalibratedProfile, costs: Sequence[CostModel], point: Point, axis: Axis, grid: Sequence[float]
+    profile: CalibratedProfile, costs: Sequence[CostModel], point: Point, axis: PointAxis, grid: Sequence[float]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """[draws, values] milliseconds of the plan and of local. What an axis doesn't move is simulated once."""
+    """Simulate the plan and local: milliseconds, each [costs, values]. What the axis leaves alone is simulated once."""
     local = msgspec.structs.replace(point, plan=LOCAL)
     ours = np.array([latencies(profile, costs, at(point, axis, value)) for value in grid]).T
     if axis in ("bandwidth", "devices", "segments"):
@@ -108,26 +114,27 @@ def _curves(
 
 
 def _refined(
-    excess: Callable[[float], float], axis: Axis, grid: Sequence[float], known: NDArray[np.float64], place: float
+    excess: Callable[[float], float],
+    axis: PointAxis,
+    grid: Sequence[float],
+    measured: NDArray[np.float64],
+    place: float,
 ) -> float:
-    """Bisection between the grid's neighbours of `place`: to a whole number, or to REFINED."""
+    """Narrow down the change between the grid's neighbours of `place`. measured: excess at the grid, [values]."""
     upper = next(k for k, value in enumerate(grid) if value >= place and k > 0)
-    low, high = grid[upper - 1], grid[upper]
-    wins_low = bool(known[upper - 1] < 0)
-    while high - low > (1.0 if axis != "bandwidth" else REFINED * high):
-        middle = math.sqrt(low * high) if axis == "bandwidth" else float((int(low) + int(high)) // 2)
-        if (excess(middle) < 0) == wins_low:
-            low = middle
-        else:
-            high = middle
-    return high
+    wins_low = bool(measured[upper - 1] < 0)
+    return bisected(
+        grid[upper - 1], grid[upper], lambda value: (excess(value) < 0) == wins_low, whole=axis != "bandwidth"
+    )
 
 
 def _drawn(
-    profile: CalibratedProfile, point: Point, axis: Axis, grid: Sequence[float], draws: int, seed: int
+    profile: CalibratedProfile, point: Point, axis: PointAxis, grid: Sequence[float], draws: int, seed: int
 ) -> tuple[list[float], float]:
-    """Break-evens over draws of the terms, and the share of draws in which the plan wins at the point. The
-    same draws serve both plans: what they share cancels out."""
+    """Find break-evens over draws of the terms, and the share of draws in which the plan wins at the point.
+
+    The same draws serve both plans, so that what they share cancels out.
+    """
     costs = profile.draws(draws, seed)
     ours, theirs = _curves(profile, costs, point, axis, grid)
     local = msgspec.structs.replace(point, plan=LOCAL)
@@ -155,8 +162,10 @@ def _side(kind: Class, ratio: NDArray[np.float64]) -> Literal["above", "below", 
 
 
 class Influence(msgspec.Struct, frozen=True, kw_only=True):
-    """What one term does to a point: the change of latency, and of the lead over local, for one standard
-    deviation of the term (10 % where the profile knows none). flips: whether that changes the winner."""
+    """The influence of one term on a point: the change of latency, and of the lead over local, per standard deviation.
+
+    step: that deviation, of the logarithm; 0.1 where the profile has none. flips: whether it changes the winner.
+    """
 
     term: str
     value: float
@@ -168,7 +177,7 @@ class Influence(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def sensitivity(profile: CalibratedProfile, point: Point) -> tuple[Influence, ...]:
-    """Every term's influence on point.plan, the largest on the lead over local first."""
+    """Compute every term's influence on point.plan, the largest on the lead over local first."""
     local = msgspec.structs.replace(point, plan=LOCAL)
     values = profile.values()
 
@@ -177,12 +186,12 @@ def sensitivity(profile: CalibratedProfile, point: Point) -> tuple[Influence, ..
         return tuple(latency_ms(profile, cost, p) for p in (point, local))  # type: ignore[return-value]
 
     ours, theirs = pair(values)
-    found = []
+    influences = []
     for index, term in enumerate(profile.terms):
         step = math.sqrt(profile.covariance[index][index]) if profile.covariance else 0.1
         moved, moved_local = pair({**values, term.name: term.value * math.exp(step)})
         lead, moved_lead = ours / theirs, moved / moved_local
-        found.append(
+        influences.append(
             Influence(
                 term=term.name,
                 value=term.value,
@@ -193,4 +202,4 @@ def sensitivity(profile: CalibratedProfile, point: Point) -> tuple[Influence, ..
                 flips=(lead < 1) != (moved_lead < 1),
             )
         )
-    return tuple(sorted(found, key=lambda influence: -abs(influence.lead_change)))
+    return tuple(sorted(influences, key=lambda influence: -abs(influence.lead_change)))

@@ -1,4 +1,4 @@
-"""What calibration asks of the simulator: latencies of measured cells, and guesses with draws. One cell is one point."""
+"""Simulate measured cells for calibration and comparison: latencies, and guesses with draws. A cell is a point."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -16,16 +16,17 @@ from prism.perfmap import Cell
 from prism.spec import ModelSpec
 from sim.ask.point import Point, latencies, latency_ms, outside_of, scatter, summary
 
-SLOWER = 1.1  # how much slower a machine is taken to be, to see what its pace does to a latency
+SLOWER = 1.1  # factor by which a machine is slowed down, to find how its pace changes a latency
 
 
 def point_of(cell: Cell, models: Mapping[str, ModelSpec]) -> Point:
+    """Make the point of a cell."""
     model = msgspec.structs.replace(models[cell.model], tokens=cell.tokens)
     return Point(model=model, plan=cell.plan, batch=cell.batch, link=cell.link)
 
 
-def simulate(models: Mapping[str, ModelSpec]) -> Simulate:
-    """Milliseconds of cells under a profile, with the machine as quick as it was at each."""
+def simulator_of(models: Mapping[str, ModelSpec]) -> Simulate:
+    """Make the simulator of cells under a profile: milliseconds, [cells], at the pace that the machine had at each."""
 
     def run(profile: CalibratedProfile, cells: Sequence[Cell]) -> Any:
         cost = profile.model()
@@ -47,11 +48,12 @@ def guesses(
     seed: int,
     processes: int,
 ) -> list[Guess]:
-    """A guess for each cell, spread over processes."""
+    """Guess each cell, spread over processes."""
     return pooled(guess_of(profile, draws, seed), [point_of(cell, models) for cell in cells], processes)
 
 
 def pooled(task: Callable[[Point], Guess], points: Sequence[Point], processes: int) -> list[Guess]:
+    """Guess points on a pool of processes."""
     if processes <= 1:
         return list(map(task, points))
     with ProcessPoolExecutor(processes) as pool:
@@ -59,21 +61,21 @@ def pooled(task: Callable[[Point], Guess], points: Sequence[Point], processes: i
 
 
 def guess_of(profile: CalibratedProfile, draws: int, seed: int) -> Callable[[Point], Guess]:
-    """What makes a guess of a point; it goes to other processes."""
+    """Make the function that guesses a point; it can be sent to other processes."""
     return partial(_guess, profile, profile.draws(draws, seed), seed)
 
 
 def _guess(profile: CalibratedProfile, costs: Sequence[CostModel], seed: int, point: Point) -> Guess:
     cost = profile.model()
-    found = summary(profile, cost, point)
+    nominal = summary(profile, cost, point)
     slower = latency_ms(profile, cost.at_speed(1 / SLOWER), point)
     drawn = latencies(profile, costs, point) * scatter(profile, len(costs), point, seed)
     outside = outside_of(profile, point)
     return Guess(
-        ms=found.latency_ms.p50,
+        ms=nominal.latency_ms.p50,
         draws=tuple(map(float, drawn)),
-        split_ms=found.split_ms,
+        split_ms=nominal.split_ms,
         tag="extrapolated" if outside else "calibrated",
         outside=tuple(outside),
-        host_share=math.log(slower / found.latency_ms.p50) / math.log(SLOWER),
+        host_share=math.log(slower / nominal.latency_ms.p50) / math.log(SLOWER),
     )

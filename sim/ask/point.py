@@ -1,7 +1,7 @@
-"""Questions to the simulator: one point, many points, and where an answer flips.
+"""Predict one point: a model, a plan, a batch and a link.
 
-A point is a model, a plan, a batch and a link. Its latency and energy come from the trace of one batch, as
-a measured one's would; its interval from draws of the profile's terms.
+Its latency and energy come from the trace of one batch, as those of a measured one; its interval from draws of the
+profile's terms.
 """
 
 from collections.abc import Sequence
@@ -29,9 +29,12 @@ INTERVAL = (5.0, 95.0)  # percentiles
 
 
 class Point(msgspec.Struct, frozen=True, kw_only=True):
-    """What is simulated. link.rate_bps is the nominal rate: the profile's gain makes the medium's of it.
-    edges: a topology of one's own, whose rates stand as they are. speeds: of the devices beside the profile's, the
-    terminal first; those that aren't named are like it."""
+    """What is simulated.
+
+    link: rate_bps is the nominal rate, which the profile's gain turns into the medium's. edges: a custom topology,
+    whose rates are used as they are. speeds: of the devices relative to the profile's, the leader first; 1 where they
+    end.
+    """
 
     model: ModelSpec
     plan: ExecutionPlan
@@ -43,10 +46,12 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 0
 
     def features(self) -> dict[str, float]:
-        """What a profile's ranges speak of. One device uses no link. Blocks are alike and walked one by one, so that
-        their number is nothing to calibrate."""
+        """Compute the quantities that a profile's ranges are given for.
+
+        One device uses no link. The number of blocks is none of them: blocks are alike and simulated one by one.
+        """
         model, plan = self.model, self.plan
-        found: dict[str, float] = {
+        features: dict[str, float] = {
             "batch": self.batch,
             "tokens": model.tokens,
             "width": model.width,
@@ -55,14 +60,17 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
         }
         if plan.ranks > 1:
             sent = max(plan.sent_rows(model.tokens)) * self.batch * model.width
-            found["link_mbps"] = (self.link.rate_bps or float("inf")) / 1e6
-            found["message_bytes"] = payload_bytes(plan.wire, sent)
-        return found
+            features["link_mbps"] = (self.link.rate_bps or float("inf")) / 1e6
+            features["message_bytes"] = payload_bytes(plan.wire, sent)
+        return features
 
 
-class Prediction(msgspec.Struct, frozen=True, kw_only=True):
-    """What is said of a point. interval_ms: 90 %, null where none was asked for; outside: in what the point
-    lies outside of the calibrated range, which is why its tag is "extrapolated"."""
+class PointPrediction(msgspec.Struct, frozen=True, kw_only=True):
+    """The figures of a point.
+
+    interval_ms: 90 %, None where no draws were given. outside: quantities in which the point lies outside of the
+    calibrated ranges; the tag is "extrapolated" where there are any.
+    """
 
     model: str
     tokens: int
@@ -84,24 +92,24 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def summary(profile: CalibratedProfile, cost: CostModel, point: Point) -> Summary:
-    """Figures of `simulated`."""
+    """Summarise the trace of a point."""
     return summarise(simulated(profile, cost, point))
 
 
 def simulated(profile: CalibratedProfile, cost: CostModel, point: Point) -> Trace:
-    """The trace of a point in its steady state."""
+    """Simulate one batch of a point in its steady state."""
     backend, work = _run_of(profile, cost, point)
     return backend.run(point.plan, work)
 
 
 def latency_ms(profile: CalibratedProfile, cost: CostModel, point: Point) -> float:
-    """The latency that `summary` gives, without the trace that it is made of."""
+    """Simulate the latency of a point, without the trace behind `summary`."""
     backend, work = _run_of(profile, cost, point)
     return backend.times_ms(point.plan, work)[0]
 
 
 def _run_of(profile: CalibratedProfile, cost: CostModel, point: Point) -> tuple[SimBackend, Workload]:
-    """Where the clock moves, a batch goes before the one that counts."""
+    """Set up the backend of a point. Where clocks move, an unmeasured batch runs first."""
     ranks = point.plan.ranks
     graph = graph_of(point.edges, ranks) if point.edges else None
     machines = identical(profile, cost, ranks, point.link, kind=point.topology, graph=graph)
@@ -113,21 +121,23 @@ def _run_of(profile: CalibratedProfile, cost: CostModel, point: Point) -> tuple[
 
 
 def latencies(profile: CalibratedProfile, costs: Sequence[CostModel], point: Point) -> NDArray[np.float64]:
-    """Milliseconds of a point for each cost model."""
+    """Simulate the milliseconds of a point for each cost model, [costs]."""
     return np.array([latency_ms(profile, cost, point) for cost in costs])
 
 
-def predict(profile: CalibratedProfile, point: Point, costs: Sequence[CostModel] = (), seed: int = 0) -> Prediction:
-    """The point's figures; `costs` are draws of the profile's terms, for the interval. Raises PlanError."""
-    found = summary(profile, profile.model(), point)
+def predict(
+    profile: CalibratedProfile, point: Point, costs: Sequence[CostModel] = (), seed: int = 0
+) -> PointPrediction:
+    """Predict a point. costs: draws of the profile's terms, for the interval. Raises PlanError."""
+    nominal = summary(profile, profile.model(), point)
     plan, outside = point.plan, outside_of(profile, point)
     interval = None
     if costs:
         drawn = latencies(profile, costs, point) * scatter(profile, len(costs), point, seed)
         low, high = quantiles(drawn, *INTERVAL)
-        interval = (min(low, found.latency_ms.p50), max(high, found.latency_ms.p50))
+        interval = (min(low, nominal.latency_ms.p50), max(high, nominal.latency_ms.p50))
     rate = point.link.rate_bps
-    return Prediction(
+    return PointPrediction(
         model=point.model.name,
         tokens=point.model.tokens,
         mode=plan.mode.value,
@@ -136,11 +146,11 @@ def predict(profile: CalibratedProfile, point: Point, costs: Sequence[CostModel]
         devices=plan.ranks,
         batch=point.batch,
         bandwidth_mbps=None if rate is None or plan.ranks == 1 else rate / 1e6,
-        latency_ms=found.latency_ms.p50,
+        latency_ms=nominal.latency_ms.p50,
         interval_ms=interval,
-        per_sample_ms=found.latency_ms.p50 / point.batch,
-        energy_j=found.energy.joules if found.energy else None,
-        split_ms=found.split_ms,
+        per_sample_ms=nominal.latency_ms.p50 / point.batch,
+        energy_j=nominal.energy.joules if nominal.energy else None,
+        split_ms=nominal.split_ms,
         tag="extrapolated" if outside else "calibrated",
         outside=tuple(outside),
         profile=profile.name,
@@ -149,60 +159,59 @@ def predict(profile: CalibratedProfile, point: Point, costs: Sequence[CostModel]
 
 
 def outside_of(profile: CalibratedProfile, point: Point) -> list[str]:
-    """In what a point differs from the data behind the profile."""
-    found = profile.outside(point.features())
+    """List in what a point differs from the data behind the profile."""
+    differences = profile.outside(point.features())
     if any(speed != 1.0 for speed in point.speeds[: point.plan.ranks]):
-        found.append("devices of other speeds (calibrated: one kind)")
+        differences.append("devices of other speeds (calibrated: one kind)")
     if point.plan.ranks > 1:
         taken, plan = profile.taken, point.plan
         if plan.wire not in taken.wires:
-            found.append(f"wire {plan.wire} (calibrated {', '.join(taken.wires)})")
+            differences.append(f"wire {plan.wire} (calibrated {', '.join(taken.wires)})")
         ring = script(point.model, plan, point.batch).ring
         if plan.overlap != taken.overlap:
-            found.append(f"overlap {plan.overlap} (calibrated {taken.overlap})")
+            differences.append(f"overlap {plan.overlap} (calibrated {taken.overlap})")
         if ring != (taken.collective == "ring") and taken.collective != "auto":
-            found.append(f"collective {'ring' if ring else 'mesh'} (calibrated {taken.collective})")
+            differences.append(f"collective {'ring' if ring else 'mesh'} (calibrated {taken.collective})")
         if point.link.latency_s or point.link.loss or point.link.jitter_s:
-            found.append("added latency, jitter or loss (never calibrated)")
+            differences.append("added latency, jitter or loss (never calibrated)")
         if point.topology != "access-point" or point.edges:
             kind = "custom" if point.edges else point.topology
-            found.append(f"topology {kind} (calibrated access-point)")
-    return found
+            differences.append(f"topology {kind} (calibrated access-point)")
+    return differences
 
 
 def scatter(profile: CalibratedProfile, count: int, point: Point, seed: int) -> NDArray[np.float64]:
-    """Factors for what the terms don't explain: log-normal, of its own for each plan."""
+    """Draw factors for what the terms don't explain, [count]: log-normal, independent between plans."""
     spread = profile.residual_log_sd
     salt = [seed, *msgspec.json.encode(point.plan)]
     return np.exp(spread * np.random.default_rng(salt).standard_normal(count))
 
 
 def plan_of(profile: CalibratedProfile, mode: Mode, devices: int, **fields: Any) -> ExecutionPlan:
-    """A plan as the profile's data were taken, unless a field says otherwise."""
+    """Make a plan executed as those behind the profile's data, unless a field says otherwise."""
     if mode is Mode.LOCAL:
         return LOCAL
     taken = profile.taken
-    known = {"overlap": taken.overlap, "embed": taken.embed, "collective": taken.collective}
+    defaults = {"overlap": taken.overlap, "embed": taken.embed, "collective": taken.collective}
     given = {name: value for name, value in fields.items() if value is not None}
     if not mode.averages:
         given.pop("segments", None)
-    return ExecutionPlan(mode=mode, devices=devices, **{**known, **given})
+    return ExecutionPlan(mode=mode, devices=devices, **{**defaults, **given})
 
 
-Axis = Literal["bandwidth", "batch", "devices", "tokens", "segments"]
-AXES: tuple[Axis, ...] = ("bandwidth", "batch", "devices", "tokens", "segments")
+PointAxis = Literal["bandwidth", "batch", "devices", "tokens", "segments"]
+AXES: tuple[PointAxis, ...] = ("bandwidth", "batch", "devices", "tokens", "segments")
 
 
 def with_tokens(model: ModelSpec, tokens: int) -> ModelSpec:
-    """The model at another N. Raises ConfigError where that leaves none beside the prefix tokens."""
+    """Change a model's number of tokens. Raises ConfigError where that leaves none beside the prefix tokens."""
     if tokens <= model.prefix_tokens:
         raise ConfigError(f"tokens {tokens}: {model.name} has {model.prefix_tokens} prefix tokens; use more")
     return msgspec.structs.replace(model, tokens=tokens)
 
 
-def at(point: Point, axis: Axis, value: float) -> Point:
-    """The point with one quantity changed: Mbps, samples, devices, tokens or L. Of a local plan devices and
-    segments stay."""
+def at(point: Point, axis: PointAxis, value: float) -> Point:
+    """Change one quantity of a point: Mbps, samples, devices, tokens or L. A local plan keeps devices and segments."""
     replace = msgspec.structs.replace
     if axis == "bandwidth":
         return replace(point, link=replace(point.link, rate_bps=value * 1e6))

@@ -1,11 +1,11 @@
-"""Studies: a grid over everything, an objective, constraints, a Pareto front and inverse questions."""
+"""Solve studies: a grid of points, an objective, constraints, a Pareto front and inverse questions."""
 
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -16,16 +16,23 @@ from prism.link import LinkSpec
 from prism.plan import ExecutionPlan, Mode
 from prism.spec import ModelSpec
 from prism.units import parse_rate, parse_seconds, parse_share
-from sim.ask.point import Axis, Point, Prediction, at, plan_of, predict, with_tokens
-from sim.ask.study_file import Inverse, Objective, Study
+from sim.ask.bisection import bisected
+from sim.ask.point import Point, PointAxis, PointPrediction, at, plan_of, predict, with_tokens
+from sim.ask.study_file import Inverse, Study, StudyGrid, StudyObjective
 from sim.engine.topology import Topology
 
 CHUNK = 64  # cells of one task: about 100 ms
+RATES_MBPS = (0.1, 100_000.0)  # between which the least bandwidth is looked for
+ASKED: dict[str, PointAxis] = {
+    "least_bandwidth": "bandwidth",
+    "fewest_devices": "devices",
+    "largest_segments": "segments",
+}
 MOST_CELLS = 1_000_000
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """An inverse question with its answer; value is null where nothing in the range keeps the latency."""
+class InverseAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to an inverse question; value is None where nothing in the range keeps the latency."""
 
     find: str
     value: float | None
@@ -35,117 +42,133 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """Cells in the order of the grid; indices of those that keep the constraints, of the best of them by the
-    objective, and of the front: those that no other beats in latency per sample and energy both.
-    left_out: combinations that can't be, with the reason. note: why no cell keeps the constraints, where none does."""
+    """A solved study.
 
-    cells: tuple[Prediction, ...]
+    cells: in the order of the grid. feasible: indices of those that keep the constraints. best: of these, by the
+    objective. front: of these, those that no other beats in both latency per sample and energy.
+    left_out: why other combinations can't be. note: why no cell keeps the constraints, where none does.
+    """
+
+    cells: tuple[PointPrediction, ...]
     feasible: tuple[int, ...]
     best: int | None
     front: tuple[int, ...]
-    answers: tuple[Answer, ...]
+    answers: tuple[InverseAnswer, ...]
     left_out: tuple[str, ...]
     note: str = ""
 
 
+class Combination(NamedTuple):
+    """One combination of the values of a grid: as StudyGrid, with one value each; None leaves the default."""
+
+    model: ModelSpec
+    mode: Mode
+    batch: int
+    devices: int
+    segments: int
+    bandwidth: str
+    tokens: int | None = None
+    wire: Wire = "fp32"
+    latency: str = "0ms"
+    jitter: str = "0ms"
+    loss: str = "0%"
+    topology: Topology = "access-point"
+    split: str = "even"
+    overlap: bool | None = None
+    collective: str | None = None
+
+    def link(self) -> LinkSpec:
+        """Read the link's texts. Raises ConfigError."""
+        return LinkSpec(
+            kind="testbed",
+            rate_bps=parse_rate(self.bandwidth),
+            latency_s=parse_seconds(self.latency),
+            jitter_s=parse_seconds(self.jitter),
+            loss=parse_share(self.loss),
+        )
+
+
 def points(study: Study, models: Sequence[ModelSpec], profile: CalibratedProfile) -> tuple[list[Point], list[str]]:
-    """The grid's points, each once, and what can't be. Raises ConfigError for an empty or endless grid."""
-    grid = study.grid
-    axes: tuple[Sequence[Any], ...] = (
-        models,
-        grid.tokens or (None,),
-        grid.mode,
-        grid.batch,
-        grid.devices,
-        grid.segments,
-        grid.wire,
-        grid.bandwidth,
-        grid.latency,
-        grid.jitter,
-        grid.loss,
-        grid.topology,
-        grid.split,
-        grid.overlap or (None,),
-        grid.collective or (None,),
-    )
-    size = math.prod(len(axis) for axis in axes)
+    """List the grid's points, each once, and why other combinations can't be.
+
+    Raises ConfigError for a grid without points, or with too many.
+    """
+    axes = _axes(study.grid, models)
+    size = math.prod(len(axis) for axis in axes.values())
     if size > MOST_CELLS:
         raise ConfigError(f"the grid has {size} cells, the limit is {MOST_CELLS}; give fewer values")
-    found: dict[Point, None] = {}
+    chosen: dict[Point, None] = {}
     left_out: dict[str, None] = {}
-    for values in itertools.product(*axes):
+    for values in itertools.product(*axes.values()):
         try:
-            point = _point(profile, study.seed, study.speeds, *values)
+            point = point_of(profile, Combination(**dict(zip(axes, values, strict=True))), study.speeds, study.seed)
             if study.links and point.plan.ranks > 1:
                 link = msgspec.structs.replace(point.link, rate_bps=None, latency_s=0.0)
                 point = msgspec.structs.replace(point, edges=study.links, topology="switch", link=link)
-            found[point] = None
+            chosen[point] = None
         except PlanError as error:
             left_out[str(error)] = None
-    if not found:
+    if not chosen:
         raise ConfigError(f"no cell of the grid can be: {next(iter(left_out))}")
-    return list(found), list(left_out)
+    return list(chosen), list(left_out)
 
 
-def _point(
-    profile: CalibratedProfile,
-    seed: int,
-    speeds: tuple[float, ...],
-    model: ModelSpec,
-    tokens: int | None,
-    mode: Mode,
-    batch: int,
-    devices: int,
-    segments: int,
-    wire: Wire,
-    bandwidth: str,
-    latency: str,
-    jitter: str,
-    loss: str,
-    topology: Topology,
-    split: str,
-    overlap: bool | None,
-    collective: Any,
+def _axes(grid: StudyGrid, models: Sequence[ModelSpec]) -> dict[str, Sequence[Any]]:
+    """List the values of each field of Combination, in the order in which the grid is walked."""
+    optional = {"tokens", "overlap", "collective"}
+    names = ["tokens", "mode", "batch", "devices", "segments", "wire", "bandwidth", "latency", "jitter", "loss"]
+    names += ["topology", "split", "overlap", "collective"]
+    values = {name: getattr(grid, name) or ((None,) if name in optional else ()) for name in names}
+    return {"model": models, **values}
+
+
+def point_of(
+    profile: CalibratedProfile, combination: Combination, speeds: tuple[float, ...] = (), seed: int = 0
 ) -> Point:
-    if tokens is not None:
-        model = with_tokens(model, tokens)
-    if mode is Mode.LOCAL:  # of all else only the terminal's speed plays a part
+    """Make the point of a combination. Raises PlanError, ConfigError where it can't be."""
+    model, mode, batch = combination.model, combination.mode, combination.batch
+    if combination.tokens is not None:
+        model = with_tokens(model, combination.tokens)
+    if mode is Mode.LOCAL:  # of all else only the leader's speed matters
         plan = ExecutionPlan(mode=mode)
         return Point(model=model, plan=plan, batch=batch, link=LinkSpec(), speeds=speeds, seed=seed)
     plan = plan_of(
         profile,
         mode,
-        devices,
-        segments=segments,
-        wire=wire,
-        overlap=overlap,
-        collective=collective,
-        weights=speeds[:devices] if split == "speed" else None,
+        combination.devices,
+        segments=combination.segments,
+        wire=combination.wire,
+        overlap=combination.overlap,
+        collective=combination.collective,
+        weights=speeds[: combination.devices] if combination.split == "speed" else None,
     )
     plan.partition(model.tokens)
-    link = LinkSpec(
-        kind="testbed",
-        rate_bps=parse_rate(bandwidth),
-        latency_s=parse_seconds(latency),
-        jitter_s=parse_seconds(jitter),
-        loss=parse_share(loss),
+    return Point(
+        model=model,
+        plan=plan,
+        batch=batch,
+        link=combination.link(),
+        topology=combination.topology,
+        speeds=speeds,
+        seed=seed,
     )
-    return Point(model=model, plan=plan, batch=batch, link=link, topology=topology, speeds=speeds, seed=seed)
 
 
-def cells_of(profile: CalibratedProfile, draws: int, seed: int, chunk: Sequence[Point]) -> list[Prediction]:
-    """Predictions of some points: one task of a pool."""
+def cells_of(profile: CalibratedProfile, draws: int, seed: int, chunk: Sequence[Point]) -> list[PointPrediction]:
+    """Predict some points: one task of a pool."""
     costs = profile.draws(draws, seed) if draws else []
     return [predict(profile, point, costs, seed) for point in chunk]
 
 
-Mapper = Callable[[Callable[[Sequence[Point]], list[Prediction]], list[list[Point]]], Iterator[list[Prediction]]]
+Mapper = Callable[
+    [Callable[[Sequence[Point]], list[PointPrediction]], list[list[Point]]], Iterator[list[PointPrediction]]
+]
 
 
 def over_processes(processes: int) -> Mapper:
-    """Chunks on a pool of processes of this machine; few chunks or one process stay in this one."""
+    """Run chunks on a pool of local processes; with one process or one chunk, in this one."""
 
-    def run(task: Any, chunks: list[list[Point]]) -> Iterator[list[Prediction]]:
+    def run(task: Any, chunks: list[list[Point]]) -> Iterator[list[PointPrediction]]:
         if processes <= 1 or len(chunks) < 2:
             yield from map(task, chunks)
             return
@@ -156,7 +179,7 @@ def over_processes(processes: int) -> Mapper:
 
 
 def over_ray(address: str | None = None) -> Mapper:
-    """Chunks on a Ray cluster. Raises ConfigError where Ray isn't installed."""
+    """Run chunks on a Ray cluster. Raises ConfigError where Ray isn't installed."""
     try:
         import ray
     except ImportError:
@@ -164,7 +187,7 @@ def over_ray(address: str | None = None) -> Mapper:
             "engine ray: Ray is not installed; pip install 'prism-edge[ray]', or use --engine pool"
         ) from None
 
-    def run(task: Any, chunks: list[list[Point]]) -> Iterator[list[Prediction]]:
+    def run(task: Any, chunks: list[list[Point]]) -> Iterator[list[PointPrediction]]:
         ray.init(address=address, ignore_reinit_error=True, log_to_driver=False)
         remote = ray.remote(task.func)
         head = [ray.put(argument) for argument in task.args]
@@ -174,7 +197,7 @@ def over_ray(address: str | None = None) -> Mapper:
 
 
 def solve(study: Study, models: Sequence[ModelSpec], run: Mapper) -> Result:
-    """All cells, what is best among those that keep the constraints, and the inverse questions."""
+    """Predict all cells, choose the best that keeps the constraints, and answer the inverse questions."""
     profile = load_profile(study.profile)
     todo, left_out = points(study, models, profile)
     chunks = [todo[k : k + CHUNK] for k in range(0, len(todo), CHUNK)]
@@ -182,7 +205,9 @@ def solve(study: Study, models: Sequence[ModelSpec], run: Mapper) -> Result:
     cells = tuple(cell for chunk in run(task, chunks) for cell in chunk)
     feasible = tuple(k for k, cell in enumerate(cells) if study.constraints.holds(cell))
     best = min(feasible, key=lambda k: _rank(cells[k], study.objective), default=None)
-    answers = tuple(answer(profile, model, question, study.speeds) for model in models for question in study.inverse)
+    answers = tuple(
+        answer_inverse(profile, model, question, study.speeds) for model in models for question in study.inverse
+    )
     return Result(
         cells=cells,
         feasible=feasible,
@@ -194,14 +219,14 @@ def solve(study: Study, models: Sequence[ModelSpec], run: Mapper) -> Result:
     )
 
 
-def _rank(cell: Prediction, objective: Objective) -> float:
+def _rank(cell: PointPrediction, objective: StudyObjective) -> float:
     if objective == "latency":
         return cell.per_sample_ms
     return math.inf if cell.energy_j is None else cell.energy_j / cell.batch
 
 
-def _front(cells: Sequence[Prediction], feasible: Sequence[int]) -> tuple[int, ...]:
-    """Indices of cells that no other beats in both, by latency per sample; without joules only the fastest."""
+def _front(cells: Sequence[PointPrediction], feasible: Sequence[int]) -> tuple[int, ...]:
+    """List the cells that no other beats in both, by latency per sample; without joules only the fastest."""
     order = sorted(feasible, key=lambda k: (_rank(cells[k], "latency"), _rank(cells[k], "energy")))
     front: list[int] = []
     for k in order:
@@ -210,74 +235,60 @@ def _front(cells: Sequence[Prediction], feasible: Sequence[int]) -> tuple[int, .
     return tuple(front)
 
 
-def answer(profile: CalibratedProfile, model: ModelSpec, question: Inverse, speeds: tuple[float, ...] = ()) -> Answer:
-    """By bisection over the bandwidth, or by trying every number of devices or segments in turn."""
-    point = _point(
-        profile,
-        0,
-        speeds,
-        model,
-        None,
-        question.mode,
-        question.batch,
-        question.devices,
-        question.segments,
-        "fp32",
-        question.bandwidth,
-        "0ms",
-        "0ms",
-        "0%",
-        "access-point",
-        "even",
-        None,
-        None,
+def answer_inverse(
+    profile: CalibratedProfile, model: ModelSpec, question: Inverse, speeds: tuple[float, ...] = ()
+) -> InverseAnswer:
+    """Bisect over the bandwidth, or try every number of devices or segments in turn. Raises ConfigError for local."""
+    combination = Combination(
+        model=model,
+        mode=question.mode,
+        batch=question.batch,
+        devices=question.devices,
+        segments=question.segments,
+        bandwidth=question.bandwidth,
     )
+    point = point_of(profile, combination, speeds)
     if point.plan.ranks == 1:
         raise ConfigError(f"inverse {question.find}: mode local uses no link and one device; ask of another mode")
-    axis: Axis = {"least_bandwidth": "bandwidth", "fewest_devices": "devices", "largest_segments": "segments"}[
-        question.find
-    ]  # type: ignore[assignment]
+    axis = ASKED[question.find]
 
-    def kept(value: float) -> Prediction | None:
+    def quick_enough(value: float) -> PointPrediction | None:
         cell = predict(profile, at(point, axis, value))
         return cell if cell.latency_ms <= question.max_latency_ms else None
 
-    found = _least_rate(kept) if axis == "bandwidth" else _first(kept, axis, point)
-    if found is None:
-        return Answer(
+    answer = _least_rate(quick_enough) if axis == "bandwidth" else _first(quick_enough, axis, point)
+    if answer is None:
+        return InverseAnswer(
             find=question.find,
             value=None,
             latency_ms=None,
             tag="",
             note=f"nothing keeps {question.max_latency_ms:g} ms",
         )
-    value, cell = found
-    return Answer(find=question.find, value=value, latency_ms=cell.latency_ms, tag=cell.tag)
+    value, cell = answer
+    return InverseAnswer(find=question.find, value=value, latency_ms=cell.latency_ms, tag=cell.tag)
 
 
-def _least_rate(kept: Callable[[float], Prediction | None]) -> tuple[float, Prediction] | None:
-    low, high = 0.1, 100_000.0  # Mbps
-    best = kept(high)
-    if best is None:
+def _least_rate(quick_enough: Callable[[float], PointPrediction | None]) -> tuple[float, PointPrediction] | None:
+    """Bisect over the Mbps; None where the highest rate doesn't do."""
+    low, high = RATES_MBPS
+    if quick_enough(high) is None:
         return None
-    while high / low > 1.001:
-        middle = math.sqrt(low * high)
-        cell = kept(middle)
-        if cell is None:
-            low = middle
-        else:
-            high, best = middle, cell
-    return high, best
+    rate = bisected(low, high, lambda mbps: quick_enough(mbps) is None)
+    cell = quick_enough(rate)
+    return None if cell is None else (rate, cell)
 
 
-def _first(kept: Callable[[float], Prediction | None], axis: Axis, point: Point) -> tuple[float, Prediction] | None:
+def _first(
+    quick_enough: Callable[[float], PointPrediction | None], axis: PointAxis, point: Point
+) -> tuple[float, PointPrediction] | None:
     tokens = point.model.tokens
     values: Sequence[int] = range(2, min(16, tokens) + 1)
     if axis == "segments":
         values = range(min(point.plan.partition(tokens).sizes), 0, -1)
     for value in values:
         try:
-            cell = kept(value)
+            cell = quick_enough(value)
         except PlanError:
             continue
         if cell is not None:

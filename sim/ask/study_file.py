@@ -1,4 +1,4 @@
-"""What a study asks: the TOML file of `prism-sim what-if`, checked before anything runs."""
+"""Read a study: the TOML file of `prism-sim what-if`, checked before anything runs."""
 
 import math
 from collections.abc import Sequence
@@ -12,16 +12,19 @@ from prism.config import Positive, PositiveNumber, load_toml
 from prism.cost import load_profile
 from prism.errors import ConfigError
 from prism.plan import Collective, Mode
-from sim.ask.point import Prediction
+from sim.ask.point import PointPrediction
 from sim.engine.topology import Edge, Topology, graph_of
 
 NEEDED = ("mode", "batch", "devices", "segments", "wire", "bandwidth", "latency", "jitter", "loss", "topology", "split")
-Objective = Literal["latency", "energy"]
+StudyObjective = Literal["latency", "energy"]
 
 
-class Axes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The grid: every combination of these values. segments plays a part in mode segment_means alone, and
-    of local only model, tokens and batch do. split: of the tokens, evenly or by the study's speeds."""
+class StudyGrid(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The grid: every combination of these values.
+
+    segments counts in modes that average alone; of local only model, tokens and batch count. split: of the tokens,
+    evenly or by the study's speeds.
+    """
 
     mode: tuple[Mode, ...] = (Mode.LOCAL, Mode.FULL, Mode.SEGMENT_MEANS)
     batch: tuple[Positive, ...] = (1,)
@@ -40,15 +43,15 @@ class Axes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Constraints(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What an answer must keep. max_compression: CR = N / (L P) of segment means, as a stand-in for accuracy."""
+    """Limits of an answer. max_compression: CR = N / (L P) of segment means, as a stand-in for accuracy."""
 
     max_latency_ms: PositiveNumber | None = None
     max_energy_j: PositiveNumber | None = None
     min_samples_per_s: PositiveNumber | None = None
     max_compression: PositiveNumber | None = None
 
-    def conflict(self, cells: Sequence[Prediction]) -> str:
-        """Which of the limits none of the cells keeps, or that they can't be kept together."""
+    def conflict(self, cells: Sequence[PointPrediction]) -> str:
+        """Say which of the limits no cell keeps, or that they can't be kept together."""
         given = {name: value for name, value in msgspec.structs.asdict(self).items() if value is not None}
         alone = [
             f"{name} {value:g}"
@@ -59,7 +62,8 @@ class Constraints(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             return f"no cell keeps {' or '.join(alone)}: loosen it, or widen the grid"
         return f"each of {', '.join(given)} is kept by some cell, all by none: loosen one, or widen the grid"
 
-    def holds(self, cell: Prediction) -> bool:
+    def holds(self, cell: PointPrediction) -> bool:
+        """Say whether a cell keeps all limits."""
         joules = math.inf if cell.energy_j is None else cell.energy_j
         limits = (
             (cell.latency_ms, self.max_latency_ms),
@@ -71,7 +75,7 @@ class Constraints(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class Inverse(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A question backwards: the least bandwidth, the fewest devices or the largest L that keeps a latency."""
+    """An inverse question: the least bandwidth, the fewest devices or the largest L that keeps a latency."""
 
     find: Literal["least_bandwidth", "fewest_devices", "largest_segments"]
     max_latency_ms: PositiveNumber
@@ -83,16 +87,19 @@ class Inverse(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Study(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A TOML file for `prism-sim what-if`. draws: for intervals, 0 for none. links: a topology of one's own,
-    which grid.topology, grid.bandwidth and grid.latency then say nothing about. speeds: of each device beside the
-    profile's, the terminal first, as in [1, 0.5] for a second one half as fast; empty: all are like the profile's."""
+    """A TOML file for `prism-sim what-if`.
+
+    draws: for intervals, 0 for none. links: a custom topology, in place of the grid's topology, bandwidth and latency.
+    speeds: of each device relative to the profile's, the leader first, as in [1, 0.5] for a second one half as fast;
+    empty: all are like the profile's.
+    """
 
     model: str | tuple[str, ...]
     profile: str = "orin-nano"
-    objective: Objective = "latency"
+    objective: StudyObjective = "latency"
     draws: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 0
     seed: int = 0
-    grid: Axes = Axes()
+    grid: StudyGrid = StudyGrid()
     constraints: Constraints = Constraints()
     inverse: tuple[Inverse, ...] = ()
     links: tuple[Edge, ...] = ()
@@ -100,8 +107,10 @@ class Study(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 def load_study(path: Path) -> Study:
-    """Raises ConfigError in one line: unknown keys with the nearest known one, bad values, an empty grid,
-    constraints that nothing can keep."""
+    """Read and check a study.
+
+    Raises ConfigError for unknown keys (with the nearest one), bad values, an empty grid, or limits that nothing keeps.
+    """
     study = load_toml(path, Study)
     for name in NEEDED:
         if not getattr(study.grid, name):
@@ -128,6 +137,6 @@ def load_study(path: Path) -> Study:
     return study
 
 
-def compression(cell: Prediction) -> float:
-    """CR: 1 where every row crosses."""
+def compression(cell: PointPrediction) -> float:
+    """Compute CR; 1 where every row crosses the link."""
     return 1.0 if cell.segments is None else cell.tokens / (cell.segments * cell.devices)

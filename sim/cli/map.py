@@ -8,100 +8,118 @@ from pathlib import Path
 from typing import Annotated, TypeVar
 
 import msgspec
-import typer
 from rich.console import Console
 from rich.progress import track
 
 from prism.cli.entry import command_line
+from prism.cli.option_groups import OptionGroup
 from prism.codecs import WIRES, Wire
-from prism.cost import load_profile
+from prism.cost import CalibratedProfile, load_profile
 from prism.errors import ConfigError
+from prism.files import write_file
 from prism.link import LinkSpec
-from prism.perfmap import build_map
+from prism.perfmap import PerformanceMap, build_map
 from prism.perfmap.pooling import TraceFile, TraceSet
-from prism.plan import LOCAL, Mode, combinations
+from prism.plan import LOCAL, ExecutionPlan, Mode, combinations
+from prism.spec import ModelSpec
 from prism.units import parse_rate
 from sim.ask.point import Point, outside_of, plan_of, simulated
 from sim.cli import options
-from sim.cli.options import map_name, model_of
+from sim.cli.options import OUTPUT, option, whole_numbers
 
 MODES = [mode for mode in Mode if mode is not Mode.LOCAL]
+CELLS = "Cells"  # a panel of --help
 Name = TypeVar("Name", Mode, Wire)
 
 
+class CellOptions(OptionGroup, frozen=True, kw_only=True):
+    """Which cells the map has: all combinations."""
+
+    batches: Annotated[str, option("Samples per batch, as in 1,2,4,8.", CELLS)] = "1,2,4,8"
+    bandwidths: Annotated[str, option("Rates of the medium.", CELLS)] = "50Mbps,100Mbps,200Mbps,400Mbps,1Gbps"
+    devices: Annotated[str, option("Numbers of devices, as in 2,3.", CELLS)] = "2"
+    modes: Annotated[str, option("As in full,segment_means,first_and_means.", CELLS)] = "full,segment_means"
+    segments: Annotated[str, option("Means per part, as in 5,10,20.", CELLS)] = "10"
+    wires: Annotated[str, option(f"Of {', '.join(WIRES)}.", CELLS)] = "fp32"
+
+    def plans(self, profile: CalibratedProfile, model: ModelSpec) -> tuple[list[ExecutionPlan], list[str]]:
+        """Make local and every distributed plan, and a line for each combination that the model can't run."""
+        fitting, misfits = combinations(
+            model.tokens,
+            whole_numbers("devices", self.devices),
+            _named("wire", self.wires, WIRES),
+            _named("mode", self.modes, MODES),
+            whole_numbers("segments", self.segments),
+        )
+        plans = [plan_of(profile, plan.mode, plan.ranks, segments=plan.segments, wire=plan.wire) for plan in fitting]
+        return [LOCAL, *plans], misfits
+
+    def points(self, model: ModelSpec, plans: Sequence[ExecutionPlan], seed: int) -> list[Point]:
+        """Place every plan at every batch and rate; a local plan has no rate. Raises ConfigError."""
+        rates = [parse_rate(text.strip()) for text in self.bandwidths.split(",")]
+        return [
+            Point(model=model, plan=plan, batch=batch, link=LinkSpec(kind="testbed", rate_bps=rate), seed=seed)
+            for plan, batch in itertools.product(plans, whole_numbers("batches", self.batches))
+            for rate in (rates if plan.ranks > 1 else rates[:1])
+        ]
+
+
 def map_command(
-    model: options.Model,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The map (JSON), for prism-hw serve and evaluate.")],
-    batches: Annotated[str, typer.Option(help="Samples per batch, as in 1,2,4,8.")] = "1,2,4,8",
-    bandwidths: Annotated[str, typer.Option(help="Rates of the medium.")] = "50Mbps,100Mbps,200Mbps,400Mbps,1Gbps",
-    devices: Annotated[str, typer.Option(help="Numbers of devices, as in 2,3.")] = "2",
-    modes: Annotated[str, typer.Option(help="As in full,segment_means,first_and_means.")] = "full,segment_means",
-    segments: Annotated[str, typer.Option(help="Means per part, as in 5,10,20.")] = "10",
-    wires: Annotated[str, typer.Option(help=f"Of {', '.join(WIRES)}.")] = "fp32",
+    model: options.ModelOptions,
+    cells: CellOptions,
+    output: Annotated[Path, option("The map (JSON), for prism-hw serve and evaluate.", OUTPUT, "--output", "-o")],
+    html: Annotated[Path | None, option("Write the page with heat maps.", OUTPUT, "--html")] = None,
     profile: options.Profile = "orin-nano",
-    tokens: options.Tokens = None,
-    image_size: options.ImageSize = None,
     seed: options.Seed = 0,
 ) -> None:
     """Simulate a whole performance map: every plan, batch and rate, each cell marked as simulated."""
-    known = load_profile(profile)
-    spec = model_of(model, tokens, image_size)
-    spec = msgspec.structs.replace(spec, name=map_name(model, spec))
-    rates = [parse_rate(text.strip()) for text in bandwidths.split(",")]
-    sizes = _numbers("batches", batches)
-    found, misfits = combinations(
-        spec.tokens,
-        _numbers("devices", devices),
-        _named("wire", wires, WIRES),
-        _named("mode", modes, MODES),
-        _numbers("segments", segments),
-    )
-    plans = [plan_of(known, plan.mode, plan.ranks, segments=plan.segments, wire=plan.wire) for plan in found]
-    cells = [
-        (plan, batch, rate)
-        for plan, batch in itertools.product([LOCAL, *plans], sizes)
-        for rate in (rates if plan.ranks > 1 else rates[:1])
-    ]
+    costs, spec = load_profile(profile), model.spec()
+    spec = msgspec.structs.replace(spec, name=options.map_name(model.model, spec))
+    plans, misfits = cells.plans(costs, spec)
+    points = cells.points(spec, plans, seed)
     console = Console(stderr=True)
-    files: list[TraceFile] = []
-    outside: Counter[str] = Counter()
-    for plan, batch, rate in track(cells, description="cells", console=console, transient=True):
-        point = Point(model=spec, plan=plan, batch=batch, link=LinkSpec(kind="testbed", rate_bps=rate), seed=seed)
-        trace = simulated(known, known.model(), point)
-        digest = hashlib.blake2b(msgspec.json.encode(trace.header) + msgspec.json.encode(trace.records), digest_size=8)
-        files.append(TraceFile(name=f"simulated-{len(files)}", digest=digest.hexdigest(), trace=trace))
-        outside.update(outside_of(known, point))
-    build_map(TraceSet(files=tuple(files)), command=command_line()).save(output)
+    simulated_map = _simulated_map(costs, points, console)
+    simulated_map.save(output)
+    if html:
+        from prism.report.map_page import map_page
+
+        write_file(html, map_page(simulated_map).encode())
+    outside = Counter(reason for point in points for reason in outside_of(costs, point))
     for line in (*(f"left out: {text}" for text in misfits), *_extrapolated(outside)):
         console.print(line, style="yellow", soft_wrap=True)
-    Console().print(f"{len(cells)} cells, simulated with profile {known.name}: {output}")
+    Console().print(f"{len(points)} cells, simulated with profile {costs.name}: {output}")
+
+
+def _simulated_map(profile: CalibratedProfile, points: Sequence[Point], console: Console) -> PerformanceMap:
+    """Simulate every point, with a bar of progress, and build the map as of measured traces."""
+    tracked = track(points, description="cells", console=console, transient=True)
+    files = [_simulated_file(profile, point, number) for number, point in enumerate(tracked)]
+    return build_map(TraceSet(files=tuple(files)), command=command_line())
+
+
+def _simulated_file(profile: CalibratedProfile, point: Point, number: int) -> TraceFile:
+    """Simulate a point, and name its trace as if it were a file."""
+    trace = simulated(profile, profile.model(), point)
+    digest = hashlib.blake2b(msgspec.json.encode(trace.header) + msgspec.json.encode(trace.records), digest_size=8)
+    return TraceFile(name=f"simulated-{number}", digest=digest.hexdigest(), trace=trace)
 
 
 def _extrapolated(outside: Counter[str]) -> list[str]:
-    """A line for each quantity that lies outside of the profile's data, with one of its values."""
+    """Write a line for each quantity that lies outside of the profile's data, with one of its values."""
     by_name: dict[str, list[str]] = {}
-    for text in outside:
-        by_name.setdefault(text.partition(" ")[0], []).append(text)
+    for reason in outside:
+        by_name.setdefault(reason.partition(" ")[0], []).append(reason)
     return [
-        f"extrapolated: {texts[0]}{', as are others' if len(texts) > 1 else ''}, in {sum(outside[t] for t in texts)} cells"
-        for texts in by_name.values()
+        f"extrapolated: {reasons[0]}{', as are others' if len(reasons) > 1 else ''}, "
+        f"in {sum(outside[reason] for reason in reasons)} cells"
+        for reasons in by_name.values()
     ]
 
 
-def _named(what: str, text: str, known: Sequence[Name]) -> list[Name]:
-    """Raises ConfigError for a name that none of these has."""
-    names = [str(getattr(each, "value", each)) for each in known]
+def _named(what: str, text: str, choices: Sequence[Name]) -> list[Name]:
+    """Parse names of these choices. Raises ConfigError."""
+    names = {str(getattr(choice, "value", choice)): choice for choice in choices}
     for name in text.split(","):
         if name not in names:
             raise ConfigError(f"{what} {name!r} is unknown; use {', '.join(names)}")
-    return [known[names.index(name)] for name in text.split(",")]
-
-
-def _numbers(flag: str, text: str) -> list[int]:
-    try:
-        found = [int(part) for part in text.split(",")]
-    except ValueError:
-        found = []
-    if not found or min(found) < 1:
-        raise ConfigError(f"{flag} {text!r} are no whole numbers from 1 on; write them like 1,2,4")
-    return found
+    return [names[name] for name in text.split(",")]

@@ -1,53 +1,140 @@
-"""What the commands of prism-sim share: flags, and what is made of them."""
+"""The options that commands of prism-sim share, in groups, and what each group stands for: a model, a plan, a link."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import typer
 
+from prism.cli.option_groups import OptionGroup
 from prism.codecs import Wire
 from prism.cost import CalibratedProfile
 from prism.errors import ConfigError
 from prism.link import LinkSpec
 from prism.partition import segments_for_rate
-from prism.plan import LOCAL, Mode
+from prism.plan import Collective, ExecutionPlan, Mode
 from prism.spec import ModelSpec, load_model_spec
 from prism.units import parse_rate, parse_seconds, parse_share
-from sim.ask.point import Point, plan_of, with_tokens
+from sim.ask.point import plan_of, with_tokens
 from sim.engine.topology import Topology
 
 USUAL_RATE = 9.9  # the published compression rate
+MODEL, PLAN, LINK, OUTPUT = "Model", "Plan", "Link", "Output"  # panels of --help
+
+
+def option(text: str, panel: str | None = None, *names: str, **fields: Any) -> Any:
+    """Make an option with its help text, in a panel of --help."""
+    return typer.Option(*names, help=text, rich_help_panel=panel, **fields)
+
 
 Model = Annotated[str, typer.Argument(help="A timm or transformers name, a local folder, or a spec file (.json).")]
-Profile = Annotated[str, typer.Option(help="A built-in profile (orin-nano, x86-core), or a calibrated one (.json).")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Samples per batch.")]
-Devices = Annotated[int, typer.Option(min=1, max=64, help="P, the devices.")]
-Segments = Annotated[int | None, typer.Option(min=1, help="L, means per part; default: about 10 times fewer rows.")]
-Bandwidth = Annotated[str, typer.Option(help="Nominal rate of the link, as in 400Mbps.")]
-Latency = Annotated[str, typer.Option(help="Added to every message, as in 2ms.")]
-Jitter = Annotated[str, typer.Option(help="Standard deviation of the latency.")]
-Loss = Annotated[str, typer.Option(help="Share of frames that are sent again, as in 1%.")]
-Rates = Annotated[str, typer.Option(help="A CSV file (time_s,mbps) that drives the rate instead.")]
-Net = Annotated[Topology, typer.Option(help="Shared WiFi air, a switch, or cables from device to device.")]
-WireOf = Annotated[Wire, typer.Option(help="What a value is sent as.")]
-Overlap = Annotated[
-    bool | None, typer.Option("--overlap/--no-overlap", help="Default: as the profile's data were taken.")
-]
-Collective = Annotated[
-    Literal["auto", "mesh", "ring"] | None, typer.Option(help="Default: as the profile's data were taken.")
-]
-Tokens = Annotated[int | None, typer.Option(min=1, help="N, instead of the model's own.")]
-ImageSize = Annotated[int | None, typer.Option(min=1, help="Pixels of a square image's side, for a ViT.")]
-Draws = Annotated[int, typer.Option(min=0, max=1000, help="Draws of the profile's terms, for intervals.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of jitter, loss, arrivals and draws.")]
-Json = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
-Output = Annotated[Path | None, typer.Option("--output", "-o", help="Also a file: .json, .csv, .parquet or .html.")]
+Tokens = Annotated[int | None, option("N, instead of the model's own.", MODEL, min=1)]
+ImageSize = Annotated[int | None, option("Pixels of a square image's side, for a ViT.", MODEL, min=1)]
+Profile = Annotated[str, option("A built-in profile (orin-nano, x86-core), or a calibrated one (.json).")]
+BatchSize = Annotated[int, option("Samples per batch.", min=1)]
+Draws = Annotated[int, option("Draws of the profile's terms, for intervals.", min=0, max=1000)]
+Seed = Annotated[int, option("Of jitter, loss, arrivals and draws.", min=0)]
+Json = Annotated[bool, option("JSON on stdout.", OUTPUT, "--json")]
+Output = Annotated[Path | None, option("Also a file: .json, .csv, .parquet or .html.", OUTPUT, "--output", "-o")]
+Devices = Annotated[int, option("P, the devices.", PLAN, min=1, max=64)]
+Segments = Annotated[int | None, option("L, means per part; default: about 10 times fewer rows.", PLAN, min=1)]
+WireOf = Annotated[Wire, option("The codec that values are sent in.", PLAN)]
+Overlap = Annotated[bool | None, option("Default: as the profile's data were taken.", PLAN, "--overlap/--no-overlap")]
+CollectiveOf = Annotated[Collective | None, option("Default: as the profile's data were taken.", PLAN)]
+DistributedMode = Annotated[Literal["full", "segment_means"], option("The distributed plan.", PLAN)]
+Bandwidth = Annotated[str, option("Nominal rate of the link, as in 400Mbps.", LINK)]
+Latency = Annotated[str, option("Added to every message, as in 2ms.", LINK)]
+Jitter = Annotated[str, option("Standard deviation of the latency.", LINK)]
+Loss = Annotated[str, option("Share of frames that are sent again, as in 1%.", LINK)]
+Rates = Annotated[str, option("A CSV file (time_s,mbps) that drives the rate instead.", LINK)]
+Net = Annotated[Topology, option("Shared WiFi air, a switch, or cables from device to device.", LINK)]
+
+
+class ModelOptions(OptionGroup, frozen=True, kw_only=True):
+    """A model and its size."""
+
+    model: Model
+    tokens: Tokens = None
+    image_size: ImageSize = None
+
+    def spec(self) -> ModelSpec:
+        """Find the model's shape. Raises ConfigError, InputError."""
+        return model_of(self.model, self.tokens, self.image_size)
+
+
+class PlanOptions(OptionGroup, frozen=True, kw_only=True):
+    """A distributed plan but for its mode, with the profile's habits of exchanging."""
+
+    devices: Devices = 2
+    segments: Segments = None
+    wire: WireOf = "fp32"
+
+    def plan(self, profile: CalibratedProfile, model: ModelSpec, mode: Mode, least: int = 1) -> ExecutionPlan:
+        """Make the plan of this mode, for `least` devices or more."""
+        devices = max(self.devices, least)
+        segments = self.segments or segments_for_rate(model.tokens, devices, USUAL_RATE)
+        return plan_of(profile, mode, devices, segments=segments, wire=self.wire, **self.habits())
+
+    def habits(self) -> dict[str, Any]:
+        """What of the profile's habits was overridden; None where it wasn't."""
+        return {}
+
+
+class ExchangeOptions(PlanOptions, frozen=True, kw_only=True):
+    """A distributed plan but for its mode, and how it exchanges."""
+
+    overlap: Overlap = None
+    collective: CollectiveOf = None
+
+    def habits(self) -> dict[str, Any]:
+        return {"overlap": self.overlap, "collective": self.collective}
+
+
+class SteadyLinkOptions(OptionGroup, frozen=True, kw_only=True):
+    """A link of one rate and latency."""
+
+    bandwidth: Bandwidth = "400Mbps"
+    latency: Latency = "0ms"
+
+    def spec(self) -> LinkSpec:
+        """Parse the link. Raises ConfigError."""
+        return LinkSpec(kind="testbed", rate_bps=parse_rate(self.bandwidth), latency_s=parse_seconds(self.latency))
+
+
+class LinkOptions(SteadyLinkOptions, frozen=True, kw_only=True):
+    """A link with jitter and loss, in a topology."""
+
+    jitter: Jitter = "0ms"
+    loss: Loss = "0%"
+    topology: Net = "access-point"
+
+    def spec(self) -> LinkSpec:
+        steady = super().spec()
+        return msgspec.structs.replace(steady, jitter_s=parse_seconds(self.jitter), loss=parse_share(self.loss))
+
+
+class VaryingLinkOptions(LinkOptions, frozen=True, kw_only=True):
+    """A link whose rate a file may drive."""
+
+    rates: Rates = ""
+
+    def spec(self) -> LinkSpec:
+        link = super().spec()
+        return msgspec.structs.replace(link, rates=self.rates, rate_bps=None) if self.rates else link
+
+
+class OutputOptions(OptionGroup, frozen=True, kw_only=True):
+    """Where an answer goes beside the console."""
+
+    json: Json = False
+    output: Output = None
 
 
 def model_of(name: str, tokens: int | None = None, image_size: int | None = None) -> ModelSpec:
-    """A model's shape. A spec file needs no torch; a name or a folder does, and no weights. Raises ConfigError,
-    InputError."""
+    """Find a model's shape. A spec file needs no torch; a name or a folder does, and no weights.
+
+    Raises ConfigError, InputError.
+    """
     if name.endswith(".json"):
         spec = load_model_spec(Path(name))
     else:
@@ -56,14 +143,7 @@ def model_of(name: str, tokens: int | None = None, image_size: int | None = None
         spec = describe(name)
     if image_size is not None:
         spec = msgspec.structs.replace(spec, tokens=_image_tokens(spec, image_size))
-    if tokens is not None:
-        spec = with_tokens(spec, tokens)
-    return spec
-
-
-def map_name(model: str, spec: ModelSpec) -> str:
-    """What measured maps and accuracy tables call a model: as it was given, where that is no spec file."""
-    return spec.name if model.endswith(".json") else model
+    return spec if tokens is None else with_tokens(spec, tokens)
 
 
 def _image_tokens(spec: ModelSpec, size: int) -> int:
@@ -75,47 +155,17 @@ def _image_tokens(spec: ModelSpec, size: int) -> int:
     return spec.prefix_tokens + (size // patch) ** 2
 
 
-def link_of(bandwidth: str, latency: str, jitter: str, loss: str, rates: str = "") -> LinkSpec:
-    return LinkSpec(
-        kind="testbed",
-        rate_bps=None if rates else parse_rate(bandwidth),
-        rates=rates,
-        latency_s=parse_seconds(latency),
-        jitter_s=parse_seconds(jitter),
-        loss=parse_share(loss),
-    )
+def map_name(model: str, spec: ModelSpec) -> str:
+    """Name a model as measured maps and accuracy tables do: as it was given, where that is no spec file."""
+    return spec.name if model.endswith(".json") else model
 
 
-def usual_segments(model: ModelSpec, devices: int, segments: int | None) -> int:
-    return segments or segments_for_rate(model.tokens, devices, USUAL_RATE)
-
-
-def points_of(
-    profile: CalibratedProfile,
-    model: ModelSpec,
-    link: LinkSpec,
-    batch: int,
-    devices: int,
-    segments: int | None,
-    wire: Wire,
-    overlap: bool | None,
-    collective: str | None,
-    topology: Topology,
-    seed: int,
-) -> list[Point]:
-    """Local, full exchange and segment means at one point; local alone for one device."""
-    plans = [LOCAL]
-    if devices > 1:
-        plans += [
-            plan_of(
-                profile,
-                mode,
-                devices,
-                wire=wire,
-                overlap=overlap,
-                collective=collective,
-                segments=usual_segments(model, devices, segments),
-            )
-            for mode in (Mode.FULL, Mode.SEGMENT_MEANS)
-        ]
-    return [Point(model=model, plan=plan, batch=batch, link=link, topology=topology, seed=seed) for plan in plans]
+def whole_numbers(flag: str, text: str) -> list[int]:
+    """Parse whole numbers from 1 on, as in 1,2,4. Raises ConfigError."""
+    try:
+        values = [int(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if not values or min(values) < 1:
+        raise ConfigError(f"{flag} {text!r} are no whole numbers from 1 on; write them like 1,2,4")
+    return values

@@ -1,5 +1,6 @@
-"""prism-sim replay: the decisions of a served day, made again by the same policy, and scored by the simulator."""
+"""prism-sim replay: the decisions of a log, made again by the same policy, and scored by the simulator."""
 
+import functools
 import itertools
 import math
 from pathlib import Path
@@ -14,15 +15,15 @@ from prism.decide.log import Answered, Decided, DecisionLog, Replay, read_decisi
 from prism.errors import PrismError
 from prism.link import LinkSpec
 from prism.plan import ExecutionPlan
-from prism.spec import ModelSpec
 from sim.ask.point import Point, latency_ms
 from sim.cli import options
 
 STEP = 1.05  # rates within this factor are simulated as one
+ANY_RATE = 1e9  # of a local plan, which uses no link
 
 
-class Scored(msgspec.Struct, frozen=True, kw_only=True):
-    """By a profile, at the rates that were believed: milliseconds of all decided plans, and of the best ones."""
+class DecisionCost(msgspec.Struct, frozen=True, kw_only=True):
+    """Milliseconds of all decided plans and of the best ones, by a profile, at the rates that the policy believed."""
 
     profile: str
     decided_ms: float
@@ -31,14 +32,18 @@ class Scored(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReplayReport(msgspec.Struct, frozen=True, kw_only=True):
-    """switches: changes of the decided plan. served_ms: of all answers; failed: answered locally after another plan."""
+    """A replay and what the log says of its day.
+
+    `switches` counts changes of the decided plan, `failed` the batches answered locally after another plan failed.
+    `served_ms` is the time of all answers; `scored` is null without a profile.
+    """
 
     replay: Replay
     switches: int
     served_ms: float
     failed: int
     cut: bool
-    scored: Scored | None = None
+    scored: DecisionCost | None = None
 
 
 class DifferentDecisions(PrismError):
@@ -54,7 +59,7 @@ def replay_command(
 ) -> None:
     """Make a log's decisions again from what was observed; exit code 2 where any differs."""
     log = read_decisions(decisions)
-    report = examined(log, load_profile(profile) if profile else None)
+    report = replay_report(log, load_profile(profile) if profile else None)
     if json:
         print(msgspec.json.encode(report).decode())
     else:
@@ -65,8 +70,8 @@ def replay_command(
         )
 
 
-def examined(log: DecisionLog, profile: CalibratedProfile | None) -> ReplayReport:
-    """What a log says, and by a profile how good its decisions were."""
+def replay_report(log: DecisionLog, profile: CalibratedProfile | None) -> ReplayReport:
+    """Replay a log, and score its decisions by a profile, if there is one."""
     made = [entry for entry in log.entries if isinstance(entry, Decided)]
     answered = [entry for entry in log.entries if isinstance(entry, Answered)]
     return ReplayReport(
@@ -75,33 +80,29 @@ def examined(log: DecisionLog, profile: CalibratedProfile | None) -> ReplayRepor
         served_ms=sum(entry.ms for entry in answered),
         failed=sum(bool(entry.failed) for entry in answered),
         cut=log.cut,
-        scored=None if profile is None else _scored(log, made, profile),
+        scored=None if profile is None else _decision_cost(log, made, profile),
     )
 
 
-def _scored(log: DecisionLog, made: list[Decided], profile: CalibratedProfile) -> Scored:
+def _decision_cost(log: DecisionLog, decisions: list[Decided], profile: CalibratedProfile) -> DecisionCost:
+    """Simulate every decided plan, and the best of those that the devices and the link allowed."""
     model, cost = options.model_of(log.header.model), profile.model()
     plans = list(dict.fromkeys(row.plan for row in log.header.rows))
-    known: dict[tuple[ExecutionPlan, int, float], float] = {}
 
-    def ms(plan: ExecutionPlan, entry: Decided) -> float:
-        rate = _stepped(entry.observation.bandwidth_bps) if plan.ranks > 1 else 1e9
-        key = (plan, entry.observation.batch, rate)
-        if key not in known:
-            point = _point(model, plan, entry.observation.batch, rate)
-            known[key] = latency_ms(profile, cost, point)
-        return known[key]
+    @functools.cache
+    def simulated_ms(plan: ExecutionPlan, batch: int, rate_bps: float) -> float:
+        link = LinkSpec(kind="testbed", rate_bps=rate_bps)
+        return latency_ms(profile, cost, Point(model=model, plan=plan, batch=batch, link=link))
 
     decided_ms = oracle_ms = 0.0
-    for entry in made:
-        able = [
-            p
-            for p in plans
-            if p.ranks == 1 or (p.ranks <= entry.observation.devices and entry.observation.bandwidth_bps)
-        ]
-        decided_ms += ms(entry.plan, entry)
-        oracle_ms += min(ms(plan, entry) for plan in able)
-    return Scored(
+    for decision in decisions:
+        seen = decision.observation
+        rate = _stepped(seen.bandwidth_bps)
+        able = [p for p in plans if p.ranks == 1 or (p.ranks <= seen.devices and seen.bandwidth_bps)]
+        rates = {plan: rate if plan.ranks > 1 else ANY_RATE for plan in (*able, decision.plan)}
+        decided_ms += simulated_ms(decision.plan, seen.batch, rates[decision.plan])
+        oracle_ms += min(simulated_ms(plan, seen.batch, rates[plan]) for plan in able)
+    return DecisionCost(
         profile=profile.name,
         decided_ms=decided_ms,
         oracle_ms=oracle_ms,
@@ -110,19 +111,14 @@ def _scored(log: DecisionLog, made: list[Decided], profile: CalibratedProfile) -
 
 
 def _stepped(rate: float | None) -> float:
-    """Onto a coarse grid, so that few rates are simulated."""
+    """Round a rate to a coarse grid, so that few rates are simulated."""
     return float(STEP ** round(math.log(rate or 1.0) / math.log(STEP)))
 
 
-def _point(model: ModelSpec, plan: ExecutionPlan, batch: int, rate: float) -> Point:
-    return Point(model=model, plan=plan, batch=batch, link=LinkSpec(kind="testbed", rate_bps=rate))
-
-
 def _print(report: ReplayReport) -> None:
-    console, found = Console(), report.replay
-    style = "green" if found.identical else "red"
-    word = "identical" if found.identical else "DIFFERENT"
-    console.print(f"{found.decisions} decisions made again: {word}", style=style)
+    console = Console()
+    style, word = ("green", "identical") if report.replay.identical else ("red", "DIFFERENT")
+    console.print(f"{report.replay.decisions} decisions made again: {word}", style=style)
     console.print(
         f"{report.switches} switches; answers took {report.served_ms / 1e3:.1f} s; {report.failed} after a failure"
     )

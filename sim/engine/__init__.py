@@ -1,1 +1,1 @@
-"""The discrete-event engine: devices, media, and ranks that go through a script."""
+"""Simulate batches by discrete events: devices, media, and ranks that go through a script."""

@@ -1,4 +1,4 @@
-"""SimBackend: the seam's simulated side. The same plan and workload as hardware, the same trace back."""
+"""Run plans in simulation: the same plan and workload as hardware, the same trace back."""
 
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ from prism.link import LinkSpec
 from prism.plan import ExecutionPlan
 from prism.rates import read_rates
 from prism.trace import Batch, Record, Trace, TraceHeader
-from sim.engine.device import Device
+from sim.engine.collectives import SimProcess
+from sim.engine.device import SimulatedDevice
 from sim.engine.network import Network
-from sim.engine.ranks import Group, Process
+from sim.engine.ranks import RankGroup
 from sim.engine.script import script
 from sim.engine.topology import Topology, known_routes, topology
 
@@ -23,11 +24,11 @@ EPOCH = "1970-01-01T00:00:00Z"  # virtual time begins here, so that a seed's tra
 
 
 class Machines(msgspec.Struct, frozen=True, kw_only=True):
-    """What the ranks run on. link.rate_bps times the profile's link.gain is the medium's rate (see LinkSpec: the
-    gain is 1 where the profile's links were described so); None is an infinite one.
+    """What the ranks run on.
 
-    costs: of each device; a rank beyond the last device's index runs on device 0, 1, ... again, and the
-    ranks that share a device queue for it. graph: a topology of its own instead of `kind`.
+    link: rate_bps times the profile's link.gain is the medium's rate; None is an infinite one.
+    costs: of each device. A rank beyond the last device runs on device 0, 1, ... again, and ranks that share a device
+    queue for it. graph: a custom topology instead of `kind`.
     """
 
     profile: CalibratedProfile
@@ -38,9 +39,11 @@ class Machines(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def message_s(self) -> float:
+        """Fixed seconds of a message."""
         return self.costs[0].message_s
 
     def network(self, env: simpy.Environment, ranks: int, seed: int) -> Network:
+        """Make the network of some ranks. Raises ConfigError for a bad rate file or topology."""
         rates = read_rates(Path(self.link.rates)) if self.link.rates else ()
         nominal = rates[0].rate_bps if rates else self.link.rate_bps
         rate = float("inf") if nominal is None else nominal * self.costs[0].link_gain
@@ -52,17 +55,21 @@ class Machines(msgspec.Struct, frozen=True, kw_only=True):
             env.process(network.replay([(point.at_s, point.rate_bps / rates[0].rate_bps) for point in rates]))
         return network
 
-    def devices(self, ranks: int) -> list[Device]:
-        """The device of each rank."""
+    def devices(self, ranks: int) -> list[SimulatedDevice]:
+        """Make the devices, one entry for each rank."""
         count = min(ranks, len(self.costs))
         costs = [cost.together() if ranks > 1 else cost for cost in self.costs[:count]]
-        made = [Device(cost, self.profile.staged, shared=ranks > index + count) for index, cost in enumerate(costs)]
+        made = [
+            SimulatedDevice(cost, self.profile.staged, shared=ranks > index + count) for index, cost in enumerate(costs)
+        ]
         return [made[rank % count] for rank in range(ranks)]
 
 
 class SimBackend:
-    """prism.backend.Backend over SimPy. It keeps nothing between runs: the same arguments, the same bytes.
-    warmups: whether the trace holds the batches that don't count."""
+    """prism.backend.Backend over SimPy. It keeps no state between runs: the same arguments give the same bytes.
+
+    warmups: whether the trace holds the unmeasured batches.
+    """
 
     def __init__(self, machines: Machines, *, warmups: bool = True) -> None:
         self._machines, self._warmups = machines, warmups
@@ -76,21 +83,22 @@ class SimBackend:
         return Trace(header=self.header(plan, workload), records=tuple(records))
 
     def times_ms(self, plan: ExecutionPlan, workload: Workload) -> list[float]:
-        """Milliseconds of each batch that counts: what run's trace would say, without making the trace."""
+        """Simulate the milliseconds of each measured batch, without making the trace."""
         _, batches = self._ran(plan, workload, record=False)
         return [(batch.end_ns - batch.start_ns) / 1e6 for batch in batches if not batch.warmup]
 
-    def _ran(self, plan: ExecutionPlan, workload: Workload, *, record: bool) -> tuple[Group, list[Batch]]:
+    def _ran(self, plan: ExecutionPlan, workload: Workload, *, record: bool) -> tuple[RankGroup, list[Batch]]:
         if workload.batch < 1 or workload.batches < 1:
             raise PlanError(f"{workload.batches} batches of {workload.batch}: at least 1 of 1 is needed; raise --batch")
         env = simpy.Environment()
         machines = self._machines
-        group = Group(env, machines.devices(plan.ranks), machines.network(env, plan.ranks, workload.seed), record)
+        group = RankGroup(env, machines.devices(plan.ranks), machines.network(env, plan.ranks, workload.seed), record)
         batches: list[Batch] = []
         env.run(until=env.process(_batches(env, group, plan, workload, batches)))
         return group, batches
 
     def header(self, plan: ExecutionPlan, workload: Workload) -> TraceHeader:
+        """Make the trace's header."""
         profile, model = self._machines.profile, workload.model
         return TraceHeader(
             source="simulated",
@@ -115,8 +123,8 @@ class SimBackend:
 
 
 def _batches(
-    env: simpy.Environment, group: Group, plan: ExecutionPlan, workload: Workload, done: list[Batch]
-) -> Process:
+    env: simpy.Environment, group: RankGroup, plan: ExecutionPlan, workload: Workload, done: list[Batch]
+) -> SimProcess:
     work = script(workload.model, plan, workload.batch)
     for number in range(workload.warmups + workload.batches):
         start = int(env.now)
@@ -130,5 +138,5 @@ def _batches(
 
 
 def identical(profile: CalibratedProfile, cost: CostModel, devices: int, link: LinkSpec, **more: Any) -> Machines:
-    """`devices` machines of one kind."""
+    """Make `devices` machines of one kind."""
     return Machines(profile=profile, costs=(cost,) * max(1, devices), link=link, **more)

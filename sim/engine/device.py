@@ -1,4 +1,4 @@
-"""A device: its two resources, computing and copying, and the clock that falls while it has nothing to do."""
+"""Model a device: its two resources, computing and copying, and the clock that falls while it is idle."""
 
 from typing import Any
 
@@ -10,21 +10,25 @@ from prism.trace import Kind
 
 
 class Lane:
-    """A resource that serves one step at a time, first come first served. Callers come in the order of
-    virtual time, so the moment at which it is free again says all of its queue."""
+    """A resource that serves one step at a time, first come, first served.
+
+    Callers come in the order of virtual time, so the moment at which it is free again is its whole state.
+    """
 
     def __init__(self) -> None:
         self.free_ns = 0
 
     def take(self, now: int, duration: int) -> int:
-        """When a step that asks now will have been served."""
+        """Serve a step of `duration` ns that asks now; returns when it ends."""
         self.free_ns = max(now, self.free_ns) + duration
         return self.free_ns
 
 
-class Device(msgspec.Struct):
-    """One machine. A rank alone on it never queues; ranks that share it do, and their times are no
-    device's (the trace header says oversubscribed)."""
+class SimulatedDevice(msgspec.Struct):
+    """One machine. A rank alone on it never queues.
+
+    Ranks that share it do, and their times are no real device's: the trace header says oversubscribed.
+    """
 
     cost: CostModel
     staged: bool
@@ -35,7 +39,7 @@ class Device(msgspec.Struct):
     busy_ns: int = 0  # until when it computed
 
     def compute_ns(self, start: int, launch_s: float, device_s: float) -> int:
-        """How long a step that starts now takes, after what the clock has lost since the last one."""
+        """Compute how long a step takes that starts at `start`, at the level to which the clock has fallen."""
         cost, clock = self.cost, self.cost.clock
         level = clock.idle(self.level, max(0, start - self.busy_ns) / 1e9)
         seconds = cost.joined(launch_s, clock.stretched(level, device_s))
@@ -45,7 +49,7 @@ class Device(msgspec.Struct):
         return duration
 
     def queued(self, env: simpy.Environment, since: int, span: Kind, duration: int) -> Any:
-        """Generator: wait for the turn of a step that is ready at `since`; returns its end."""
+        """Wait for the turn of a step that is ready at `since`; a generator that returns its end."""
         if since > env.now:
             yield env.timeout(since - env.now)
         lane = self.compute if span == "compute" else self.staging

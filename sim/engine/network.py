@@ -1,4 +1,4 @@
-"""Media that messages share, and what a message costs on its way over them.
+"""Simulate the media that messages share, and a message's way over them.
 
 A medium shares its rate equally among the messages on it (processor sharing), as hw's shaper does. An
 access point's air is ONE medium that a message between two stations crosses twice; a switch has a
@@ -22,7 +22,7 @@ from sim.engine.topology import Graph, Routes, routes_of
 FRAME_BYTES = 1448  # TCP payload of one Ethernet frame
 
 
-class Medium:
+class SimulatedMedium:
     """One shared resource. `served` is what each message on it has got since the medium was last empty,
     in bits: a message that joins at v with b bits leaves when served reaches v + b."""
 
@@ -41,7 +41,7 @@ class Medium:
         self._arm()
 
     def set_rate(self, rate_bps: float) -> None:
-        """From now on; 0 is an outage."""
+        """Change the rate from now on; 0 is an outage."""
         self._advance()
         self._rate = rate_bps / 1e9
         self._arm()
@@ -55,7 +55,7 @@ class Medium:
         self._at = now
 
     def _left_ns(self) -> float:
-        """Until the next message leaves, if none joins."""
+        """Compute the time until the next message leaves, if none joins."""
         if self._rate == math.inf:
             return 0.0
         return (self._heap[0][0] - self._served) * len(self._heap) / self._rate
@@ -97,28 +97,28 @@ class Network:
     ) -> None:
         self._env, self._link = env, link
         self._rng = np.random.default_rng(seed) if link.jitter_s or link.loss else None
-        self.media: dict[Any, Medium] = {}
-        self._ways: dict[tuple[int, int], tuple[list[tuple[Medium, int]], int]] = {}
+        self.media: dict[Any, SimulatedMedium] = {}
+        self._ways: dict[tuple[int, int], tuple[list[tuple[SimulatedMedium, int]], int]] = {}
         for ends, hops in (routes_of(graph, ranks) if routes is None else routes).items():
             self._ways[ends] = self._way(graph, hops, message_s)
 
     def _way(self, graph: Graph, hops: Sequence[Any], message_s: float) -> Any:
-        """Media with the number of crossings, and the nanoseconds of latency, of a way."""
+        """Find the media of a way, each with its crossings, and the latency in nanoseconds."""
         names = Counter(graph.edges[hop]["medium"] or hop for hop in hops)
         for hop in hops:
             name = graph.edges[hop]["medium"] or hop
             if name not in self.media:
-                self.media[name] = Medium(self._env, graph.edges[hop]["rate_bps"])
+                self.media[name] = SimulatedMedium(self._env, graph.edges[hop]["rate_bps"])
         latency = message_s + sum(graph.edges[hop]["latency_s"] for hop in hops)
         return [(self.media[name], count) for name, count in names.items()], round(latency * 1e9)
 
     def scale(self, factor: float) -> None:
-        """Every medium at `factor` of its rate from now on; 0 is an outage."""
+        """Set every medium to `factor` of its rate from now on; 0 is an outage."""
         for medium in self.media.values():
             medium.set_rate(medium.nominal_bps * factor)
 
     def replay(self, rates: Sequence[tuple[float, float]]) -> Any:
-        """Generator: shares of the nominal rate at their seconds, again from the start after the last one's."""
+        """Follow shares of the nominal rate at their seconds, and start again after the last one; a generator."""
         began = 0.0
         while True:
             for at_s, factor in rates:
@@ -160,8 +160,11 @@ class Network:
         event.callbacks.append(lambda _: arrived())
 
     def _noise(self, frames: int, latency: int) -> tuple[int, int]:
-        """Frames that are sent again, and the latency with jitter and one round trip for each round of
-        retransmissions: the rounds are the largest of `frames` geometric draws."""
+        """Draw the number of frames that are sent again, and the latency in nanoseconds.
+
+        The latency has jitter, and one round trip for each round of retransmissions: the largest of `frames` geometric
+        draws.
+        """
         rng, link = self._rng, self._link
         if rng is None:
             return 0, latency

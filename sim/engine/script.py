@@ -1,4 +1,4 @@
-"""A WorkloadGraph as what each rank does in order, with seconds from a cost model.
+"""Turn a WorkloadGraph into the steps of each rank, in order, with seconds from a cost model.
 
 All blocks are alike, so the graph of one block is built and walked as often as the model has blocks.
 An arrival is waited for where its rows are first needed, as the hardware's ranks do.
@@ -18,8 +18,10 @@ from prism.spec import ModelSpec
 from prism.trace import Kind
 from prism.workload import Operation, WorkloadGraph, build
 
+StepKind = Literal["work", "post", "await"]
 
-class Step(msgspec.Struct, frozen=True, kw_only=True):
+
+class ScriptStep(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that a rank does: "work" takes its own time, "post" hands messages over and goes on,
     "await" stops until `needed` messages of `op` are here.
 
@@ -28,7 +30,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     block's exchange that the rank's host sends and receives, on the step that follows it.
     """
 
-    kind: Literal["work", "post", "await"]
+    kind: StepKind
     span: Kind
     op: str
     relative: int
@@ -40,16 +42,18 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Script(msgspec.Struct, frozen=True, kw_only=True):
-    """What every rank does in one batch: before the blocks, in each block, and after them. causal: later parts wait for
-    earlier ones, and never the other way round."""
+    """The steps of every rank in one batch: before the blocks, in each block, and after them.
+
+    ring: whether exchanges go round a ring. causal: later parts wait for earlier ones, and never the other way round.
+    """
 
     blocks: int
     ring: bool
     causal: bool
-    steps: tuple[tuple[tuple[Step, ...], tuple[Step, ...], tuple[Step, ...]], ...]
+    steps: tuple[tuple[tuple[ScriptStep, ...], tuple[ScriptStep, ...], tuple[ScriptStep, ...]], ...]
 
     def posted_bytes(self) -> int:
-        """Payload that all ranks hand to the link in one batch, headers left out."""
+        """Count the payload that all ranks hand to the link in one batch, without headers."""
         weights = (1, self.blocks, 1)
         return sum(
             weight * step.size * len(step.peers)
@@ -62,7 +66,7 @@ class Script(msgspec.Struct, frozen=True, kw_only=True):
 
 @lru_cache(maxsize=512)
 def script(model: ModelSpec, plan: ExecutionPlan, batch: int) -> Script:
-    """The script of one batch. Raises PlanError where the plan doesn't fit the model's tokens."""
+    """Write the script of one batch. Raises PlanError where the plan doesn't fit the model's tokens."""
     graph = build(msgspec.structs.replace(model, blocks=1), plan, batch)
     size = payload_bytes(plan.wire, batch * plan.sent_rows(model.tokens)[0] * model.width)
     ring = plan.ranks > 1 and plan.uses_ring(size, model.causal)
@@ -70,9 +74,8 @@ def script(model: ModelSpec, plan: ExecutionPlan, batch: int) -> Script:
     return Script(blocks=model.blocks, ring=ring, causal=model.causal, steps=tuple(by_rank))
 
 
-def sides(step: Step, cost: CostModel) -> tuple[float, float]:
-    """Seconds of a step of kind "work" on the host and, at its full clock, on the device; a copy is the
-    host's alone."""
+def sides(step: ScriptStep, cost: CostModel) -> tuple[float, float]:
+    """Compute the seconds of work on the host and, at its full clock, on the device; a copy is the host's alone."""
     if step.span == "stage_d2h" or step.span == "stage_h2d":
         return sum(cost.copy_s(step.span, op.wire_bytes) for op in step.operations), 0.0
     kernels = [kernel for op in step.operations for kernel in op.kernels]
@@ -82,13 +85,15 @@ def sides(step: Step, cost: CostModel) -> tuple[float, float]:
     return launch, sum(cost.device_s(kernel) for kernel in kernels)
 
 
-def _by_phase(steps: Sequence[Step]) -> tuple[tuple[Step, ...], tuple[Step, ...], tuple[Step, ...]]:
+def _by_phase(
+    steps: Sequence[ScriptStep],
+) -> tuple[tuple[ScriptStep, ...], tuple[ScriptStep, ...], tuple[ScriptStep, ...]]:
     before, inside, after = (tuple(s for s in steps if s.relative == phase) for phase in (-1, 0, 1))
     return before, inside, after
 
 
-def _ordered(graph: WorkloadGraph, rank: int, local: bool) -> list[Step]:
-    steps: list[Step] = []
+def _ordered(graph: WorkloadGraph, rank: int, local: bool) -> list[ScriptStep]:
+    steps: list[ScriptStep] = []
     arriving: list[int] = []
     exchanged, moved = False, graph.moved_bytes(rank)
     for place, op in enumerate(graph.nodes):
@@ -109,23 +114,23 @@ def _ordered(graph: WorkloadGraph, rank: int, local: bool) -> list[Step]:
     return _whole_blocks(steps) if local else steps
 
 
-def _arrival(copies: tuple[Operation, ...]) -> tuple[Step, Step]:
+def _arrival(copies: tuple[Operation, ...]) -> tuple[ScriptStep, ScriptStep]:
     """Wait for the messages, then copy them up."""
     name, relative = copies[0].name, copies[0].block
     sources = tuple(copy.source for copy in copies)
     size = sum(copy.wire_bytes for copy in copies)
     return (
-        Step(kind="await", span="wire", op=name, relative=relative, size=size, peers=sources),
-        Step(kind="work", span="stage_h2d", op=name, relative=relative, operations=copies, size=size),
+        ScriptStep(kind="await", span="wire", op=name, relative=relative, size=size, peers=sources),
+        ScriptStep(kind="work", span="stage_h2d", op=name, relative=relative, operations=copies, size=size),
     )
 
 
-def _step(op: Operation, exchanged: bool, moved: int) -> Step:
+def _step(op: Operation, exchanged: bool, moved: int) -> ScriptStep:
     name = op.name
     if op.kind == "send":
-        return Step(kind="post", span="wire", op=name, relative=op.block, size=op.wire_bytes, peers=op.peers)
+        return ScriptStep(kind="post", span="wire", op=name, relative=op.block, size=op.wire_bytes, peers=op.peers)
     span: Kind = "stage_d2h" if op.kind == "stage_d2h" else "compute"
-    return Step(
+    return ScriptStep(
         kind="work",
         span=span,
         op=name,
@@ -137,10 +142,10 @@ def _step(op: Operation, exchanged: bool, moved: int) -> Step:
     )
 
 
-def _whole_blocks(steps: list[Step]) -> list[Step]:
-    """On one device a block is one step, as the hardware records it."""
+def _whole_blocks(steps: list[ScriptStep]) -> list[ScriptStep]:
+    """Join the steps of a block to one, as hardware records it on one device."""
     inside = [step for step in steps if step.relative == 0]
-    whole = Step(
+    whole = ScriptStep(
         kind="work",
         span="compute",
         op="block",

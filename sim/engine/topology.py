@@ -1,4 +1,4 @@
-"""Which media a message crosses: built-in topologies and one's own, as networkx graphs."""
+"""Route messages over media: built-in and custom topologies, as networkx graphs."""
 
 import itertools
 from collections.abc import Sequence
@@ -17,8 +17,11 @@ Graph = Any  # nx.Graph of ranks and of named relays; edges carry medium, rate_b
 
 
 class Edge(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A link of a topology of one's own. between: numbers of devices as text ("0" is the terminal), or names
-    of relays. Links that name the same medium share it; without one each direction has its own rate."""
+    """A link of a custom topology.
+
+    between: numbers of devices as text ("0" is the leader), or names of relays. medium: links that name the same one
+    share it; without one each direction has its own rate.
+    """
 
     between: tuple[str, str]
     rate: str
@@ -27,7 +30,7 @@ class Edge(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 def graph_of(edges: Sequence[Edge], ranks: int) -> "Graph":
-    """The checked topology of `ranks` devices. Raises ConfigError."""
+    """Build the topology of `ranks` devices. Raises ConfigError where it can't be."""
     graph: Graph = nx.Graph()
     graph.add_nodes_from(range(ranks))
     for edge in edges:
@@ -40,9 +43,11 @@ def graph_of(edges: Sequence[Edge], ranks: int) -> "Graph":
 
 
 def topology(kind: Topology, ranks: int, rate_bps: float, latency_s: float) -> Graph:
-    """access-point: every byte crosses the one air twice. switch: a full-duplex cable for each rank.
-    direct: cables from rank to rank in a row, which pass on what isn't theirs. latency_s is that of a
-    message between neighbours."""
+    """Build a built-in topology. latency_s: of a message between neighbours.
+
+    access-point: every byte crosses the one air twice. switch: a full-duplex cable for each rank.
+    direct: cables from rank to rank in a row; ranks pass on what isn't for them.
+    """
     graph: Graph = nx.Graph()
     graph.add_nodes_from(range(ranks))
     if kind == "direct":
@@ -56,7 +61,7 @@ def topology(kind: Topology, ranks: int, rate_bps: float, latency_s: float) -> G
 
 
 def routes_of(graph: Graph, ranks: int) -> Routes:
-    """The hops from every rank to every other. Raises ConfigError for a topology that can't be."""
+    """Find the hops from every rank to every other. Raises ConfigError for a topology that can't be."""
     check_topology(graph, ranks)
     return {
         (source, target): tuple(itertools.pairwise(nx.shortest_path(graph, source, target)))
@@ -66,12 +71,12 @@ def routes_of(graph: Graph, ranks: int) -> Routes:
 
 @lru_cache(maxsize=64)
 def known_routes(kind: Topology, ranks: int) -> Routes:
-    """Those of a built-in topology, whatever its rates."""
+    """Find the routes of a built-in topology, whatever its rates."""
     return routes_of(topology(kind, ranks, 1.0, 0.0), ranks)
 
 
 def check_topology(graph: Graph, ranks: int, names: Sequence[str] = ()) -> None:
-    """One way between any two ranks. Raises ConfigError for an isolated device or a cycle."""
+    """Check that there is one way between any two ranks. Raises ConfigError for an isolated device or a cycle."""
 
     def called(node: Any) -> str:
         return names[node] if isinstance(node, int) and node < len(names) else str(node)

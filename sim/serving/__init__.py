@@ -1,1 +1,1 @@
-"""Serving in simulation: requests, a fleet that may lose devices, and the policy in the loop."""
+"""Simulate serving: requests, a fleet that may lose devices, and the policy in the loop."""

@@ -1,4 +1,4 @@
-"""The devices of a scenario, that may be lost, and their link, that may be out."""
+"""Simulate the devices of a scenario, which may be lost, and their link, which may be out."""
 
 from collections import Counter
 from typing import Literal
@@ -13,7 +13,8 @@ from prism.spec import ModelSpec
 from prism.trace import Batch, Trace
 from prism.trace.energy import modelled_energy
 from sim.engine.backend import Machines, SimBackend
-from sim.engine.ranks import Group, Process
+from sim.engine.collectives import SimProcess
+from sim.engine.ranks import RankGroup
 from sim.engine.script import script
 
 NOTICED_S = 0.03  # a peer whose process dies closes its sockets
@@ -21,8 +22,10 @@ REFORMED_S = 0.03  # a new group on a fresh prefix of the store
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True):
-    """device: one that is lost for good at a time, noticed at once or, when silent, after the timeout.
-    link: nothing moves from at_s until until_s."""
+    """A failure. device: lost for good at a time, noticed at once or, when silent, after the timeout.
+
+    link: nothing moves from at_s until until_s.
+    """
 
     kind: Literal["device", "link"]
     at_s: float
@@ -32,7 +35,7 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Fleet:
-    """The devices of a scenario, one batch at a time. A group that broke is replaced by one of those left."""
+    """The devices of a scenario, one batch at a time. A broken group is replaced by one of the devices left."""
 
     def __init__(
         self,
@@ -54,7 +57,7 @@ class Fleet:
         self._factor = 1.0
         self._number = 0
         self._broken: simpy.Event | None = None
-        self._open: tuple[Batch, ExecutionPlan, Group] | None = None
+        self._open: tuple[Batch, ExecutionPlan, RankGroup] | None = None
         self.batch_joules: list[float] = []
         self.busy_ns: list[tuple[int, int]] = []  # nanoseconds of each batch, and its ranks
         self.modes: Counter[str] = Counter()
@@ -63,21 +66,22 @@ class Fleet:
         for fault in faults:
             if fault.kind == "device" and not 0 < fault.device < len(self._devices):
                 raise ConfigError(
-                    f"device {fault.device} can't fail: give one of 1 to {len(self._devices) - 1}; 0 is the terminal"
+                    f"device {fault.device} can't fail: give one of 1 to {len(self._devices) - 1}; 0 is the leader"
                 )
             env.process(self._happen(fault))
 
     @property
     def reachable(self) -> int:
-        """Devices that the terminal believes to reach."""
+        """Count the devices that the leader believes it can reach."""
         return 1 if self._env.now < self._out_until else len(self._devices) - len(self._lost | self._noticed)
 
     @property
     def devices(self) -> int:
+        """Count the devices, lost ones included."""
         return len(self._devices)
 
-    def run(self, plan: ExecutionPlan, batch: int) -> Process:
-        """Why the batch failed, or ""."""
+    def run(self, plan: ExecutionPlan, batch: int) -> SimProcess:
+        """Run one batch; a generator that returns why it failed, or an empty text."""
         env, number = self._env, self._number
         self._number += 1
         if self._noticed - self._lost:
@@ -100,7 +104,7 @@ class Fleet:
         return ""
 
     def settle(self) -> None:
-        """Joules of the last batch: by now every rank of it has ended, or will not."""
+        """Add up the joules of the last batch: by now every rank of it has ended, or never will."""
         if self._open is None:
             return
         batch, plan, group = self._open
@@ -111,7 +115,7 @@ class Fleet:
             self.batch_joules.append(modelled_energy(Trace(header=header, records=(*spans, batch)), power).joules)
         self._open = None
 
-    def _recover(self, number: int) -> Process:
+    def _recover(self, number: int) -> SimProcess:
         named = self._dead - self._lost
         why = f"device {min(named)} was lost" if named else "the link was out"
         self.failures.append(f"batch {number} at {self._env.now / 1e9:.3f} s: {why}")
@@ -122,13 +126,13 @@ class Fleet:
         yield self._env.timeout(round(REFORMED_S * 1e9))
         return why
 
-    def _formed(self) -> Group:
+    def _formed(self) -> RankGroup:
         alive = [d for k, d in enumerate(self._devices) if k not in self._lost]
         self._network = self._machines.network(self._env, len(alive), self._seed + len(self.failures))
         self._network.scale(self._factor)
-        return Group(self._env, alive, self._network, record=self._machines.profile.power is not None)
+        return RankGroup(self._env, alive, self._network, record=self._machines.profile.power is not None)
 
-    def _happen(self, fault: Fault) -> Process:
+    def _happen(self, fault: Fault) -> SimProcess:
         yield self._env.timeout(round(fault.at_s * 1e9))
         if fault.kind == "device":
             alive = [k for k in range(len(self._devices)) if k not in self._lost]

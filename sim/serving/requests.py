@@ -1,4 +1,4 @@
-"""Requests: how they arrive, how they are put together to batches, and what a queue does to them.
+"""Simulate requests: their arrival, their batching, and the queue between.
 
 The arrival patterns are those of MLPerf inference: single-stream and multi-stream send the next query when
 the last one is answered, server is a Poisson process, offline has everything at once.
@@ -16,13 +16,13 @@ import simpy
 
 from prism.errors import ConfigError
 from prism.rates import read_numbers
-from sim.engine.ranks import Process
+from sim.engine.collectives import SimProcess
 
 Pattern = Literal["single-stream", "multi-stream", "server", "poisson", "trace", "offline"]
 
 
 class Arrivals(msgspec.Struct, frozen=True, kw_only=True):
-    """A pattern and its numbers. rate_per_s: server, poisson; samples: of a multi-stream query; times_s: trace."""
+    """A pattern of arrivals. rate_per_s: server, poisson. samples: of a multi-stream query. times_s: trace."""
 
     pattern: Pattern
     requests: int
@@ -36,7 +36,7 @@ class Arrivals(msgspec.Struct, frozen=True, kw_only=True):
         return self.pattern in ("single-stream", "multi-stream")
 
     def times_ns(self, seed: int) -> list[int]:
-        """When each request of an open pattern arrives."""
+        """Draw when each request of an open pattern arrives."""
         if self.pattern == "offline":
             return [0] * self.requests
         if self.pattern == "trace":
@@ -46,7 +46,7 @@ class Arrivals(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def parse_arrivals(text: str, requests: int) -> Arrivals:
-    """From "poisson:20", "server:20" (per second), "single-stream", "multi-stream:8" (samples a query),
+    """Read "poisson:20", "server:20" (per second), "single-stream", "multi-stream:8" (samples a query),
     "offline" or "trace:FILE.csv" (a column of seconds). Raises ConfigError."""
     pattern, _, rest = text.partition(":")
     if pattern in ("poisson", "server"):
@@ -92,8 +92,8 @@ class Batching(msgspec.Struct, frozen=True, kw_only=True):
     patience_s: float = 0.0
 
 
-class Request(msgspec.Struct):
-    """One sample: nanoseconds of its arrival, of its batch's start, of its answer; -1 before."""
+class SimulatedRequest(msgspec.Struct):
+    """One sample: nanoseconds of its arrival, of the start of its batch, and of its answer; -1 before."""
 
     arrived_ns: int
     started_ns: int = -1
@@ -105,34 +105,36 @@ class Queue:
 
     def __init__(self, env: simpy.Environment) -> None:
         self._env = env
-        self.waiting: deque[Request] = deque()
-        self.all: list[Request] = []
+        self.waiting: deque[SimulatedRequest] = deque()
+        self.all: list[SimulatedRequest] = []
         self.longest = 0
         self.length_ns = 0
         self._since = 0
         self._news: simpy.Event | None = None
         self.closed = False
 
-    def put(self, count: int = 1) -> list[Request]:
+    def put(self, count: int = 1) -> list[SimulatedRequest]:
+        """Add requests that arrive now."""
         self._count()
-        new = [Request(arrived_ns=int(self._env.now)) for _ in range(count)]
+        new = [SimulatedRequest(arrived_ns=int(self._env.now)) for _ in range(count)]
         self.waiting += new
         self.all += new
         self.longest = max(self.longest, len(self.waiting))
         self._tell()
         return new
 
-    def put_back(self, requests: Sequence[Request]) -> None:
-        """Requests whose batch failed go first again."""
+    def put_back(self, requests: Sequence[SimulatedRequest]) -> None:
+        """Return requests whose batch failed to the front."""
         self._count()
         self.waiting.extendleft(reversed(requests))
 
     def close(self) -> None:
+        """Say that no request will come."""
         self.closed = True
         self._tell()
 
-    def take(self, batching: Batching) -> Process:
-        """Generator: the next batch, as the policy of `batching` says; empty when nothing will come."""
+    def take(self, batching: Batching) -> SimProcess:
+        """Wait for the next batch; a generator that returns it, empty when nothing will come."""
         while not self.waiting and not self.closed:
             yield self._wait()
         if not self.waiting:
@@ -157,7 +159,7 @@ class Queue:
             self._news.succeed()
 
 
-def source(env: simpy.Environment, queue: Queue, arrivals: Arrivals, seed: int) -> Process:
+def arrive(env: simpy.Environment, queue: Queue, arrivals: Arrivals, seed: int) -> SimProcess:
     """Put the requests of an open pattern into the queue at their times."""
     for moment in arrivals.times_ns(seed):
         if moment > env.now:
@@ -166,15 +168,17 @@ def source(env: simpy.Environment, queue: Queue, arrivals: Arrivals, seed: int) 
     queue.close()
 
 
-def serve(
+def serve_queue(
     env: simpy.Environment,
     queue: Queue,
     arrivals: Arrivals,
     batching: Batching,
-    run: Callable[[list[Request]], Process],
-) -> Process:
-    """One batch after another until all requests are answered. `run` returns why a batch failed, or ""; the
-    requests of a failed one go first again."""
+    run: Callable[[list[SimulatedRequest]], SimProcess],
+) -> SimProcess:
+    """Run one batch after another until all requests are answered.
+
+    run: returns why a batch failed, or an empty text; the requests of a failed one go first again.
+    """
     if arrivals.closed:
         batching = Batching(largest=arrivals.samples)
     queries = arrivals.requests
@@ -184,7 +188,7 @@ def serve(
                 return
             queries -= 1
             queue.put(arrivals.samples)
-        batch: list[Request] = yield from queue.take(batching)
+        batch: list[SimulatedRequest] = yield from queue.take(batching)
         if not batch:
             return
         for request in batch:

@@ -1,4 +1,4 @@
-"""Serving: requests through a queue to devices that may fail, with the policy in the loop."""
+"""Simulate serving: requests through a queue to devices that may fail, with the policy in the loop."""
 
 from collections.abc import Sequence
 
@@ -13,13 +13,13 @@ from prism.spec import ModelSpec
 from prism.trace.quantiles import quantiles
 from sim.ask.point import Point, summary
 from sim.engine.backend import Machines
-from sim.engine.ranks import Process
+from sim.engine.collectives import SimProcess
 from sim.serving.fleet import Fault, Fleet
-from sim.serving.requests import Arrivals, Batching, Queue, Request, serve, source
+from sim.serving.requests import Arrivals, Batching, Queue, SimulatedRequest, arrive, serve_queue
 
 
 class Scenario(msgspec.Struct, frozen=True, kw_only=True):
-    """What is served, how it arrives, and what goes wrong meanwhile."""
+    """A model to serve, how requests arrive, and what fails meanwhile."""
 
     model: ModelSpec
     arrivals: Arrivals
@@ -29,11 +29,14 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 0
 
 
-class Served(msgspec.Struct, frozen=True, kw_only=True):
-    """Milliseconds from arrival to answer, and from arrival to the batch's start. queue_mean: over time;
-    backlog: requests not answered when the last one arrived. modes: batches by plan. joules_per_sample: of all
-    devices, idle time included, failed batches as idle; null without a declared power profile. outside: in what
-    the scenario lies outside of what the profile was calibrated on."""
+class ServingReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Figures of a served scenario.
+
+    latency_ms: from arrival to answer. waiting_ms: from arrival to the start of the batch. queue_mean: over time.
+    backlog: requests not answered when the last one arrived. modes: batches by mode. joules_per_sample: of all devices,
+    idle time included and failed batches as idle; None without a declared power profile. outside: in what the scenario
+    lies outside of the profile's data.
+    """
 
     requests: int
     seconds: float
@@ -52,18 +55,18 @@ class Served(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PredictingPolicy:
-    """The plan that the simulator says is fastest, among `plans` and local, for the batch at hand."""
+    """Choose the plan that the simulator predicts to be fastest, among `plans` and local, for each batch."""
 
     def __init__(self, machines: Machines, model: ModelSpec, plans: Sequence[ExecutionPlan]) -> None:
         self._machines, self._model, self._plans = machines, model, (LOCAL, *plans)
-        self._known: dict[tuple[int, int], ExecutionPlan] = {}
+        self._fastest: dict[tuple[int, int], ExecutionPlan] = {}
 
     def decide(self, observation: Observation, table: Table | None, objective: Objective, state: State) -> Decision:
         key = (observation.batch, observation.devices)
-        if key not in self._known:
+        if key not in self._fastest:
             possible = [plan for plan in self._plans if plan.ranks <= observation.devices]
-            self._known[key] = min(possible, key=lambda plan: self._latency(plan, observation.batch))
-        plan = self._known[key]
+            self._fastest[key] = min(possible, key=lambda plan: self._latency(plan, observation.batch))
+        plan = self._fastest[key]
         return Decision(plan=plan, why="predicted to be fastest", state=State(plan=plan))
 
     def _latency(self, plan: ExecutionPlan, batch: int) -> float:
@@ -72,13 +75,13 @@ class PredictingPolicy:
         return summary(machines.profile, machines.costs[0], point).latency_ms.p50
 
 
-def simulate(
+def simulate_serving(
     machines: Machines,
     scenario: Scenario,
     policy: Policy,
     table: Table | None = None,
     objective: Objective = Objective(),
-) -> Served:
+) -> ServingReport:
     """Serve the scenario's requests to the end. Raises ConfigError for a fault that can't be."""
     env = simpy.Environment()
     queue = Queue(env)
@@ -86,7 +89,7 @@ def simulate(
 
     state = State()
 
-    def run(batch: list[Request]) -> Process:
+    def run(batch: list[SimulatedRequest]) -> SimProcess:
         nonlocal state
         observation = Observation(
             batch=len(batch),
@@ -100,22 +103,23 @@ def simulate(
         return (yield from fleet.run(decision.plan, len(batch)))
 
     if not scenario.arrivals.closed:
-        env.process(source(env, queue, scenario.arrivals, scenario.seed))
-    env.run(until=env.process(serve(env, queue, scenario.arrivals, scenario.batching, run)))
+        env.process(arrive(env, queue, scenario.arrivals, scenario.seed))
+    env.run(until=env.process(serve_queue(env, queue, scenario.arrivals, scenario.batching, run)))
     fleet.settle()
     return _report(env, queue, fleet, machines)
 
 
 def percentiles(milliseconds: Sequence[float]) -> dict[str, float]:
+    """Compute mean, p50, p95, p99 and max."""
     p50, p95, p99 = quantiles(milliseconds, 50, 95, 99)
     mean, longest = float(np.mean(milliseconds)), float(np.max(milliseconds))
     return {"mean": mean, "p50": p50, "p95": p95, "p99": p99, "max": longest}
 
 
-def _report(env: simpy.Environment, queue: Queue, fleet: Fleet, machines: Machines) -> Served:
+def _report(env: simpy.Environment, queue: Queue, fleet: Fleet, machines: Machines) -> ServingReport:
     requests, end = queue.all, int(env.now)
     last = max(request.arrived_ns for request in requests)
-    return Served(
+    return ServingReport(
         requests=len(requests),
         seconds=end / 1e9,
         latency_ms=percentiles([(r.ended_ns - r.arrived_ns) / 1e6 for r in requests]),
@@ -133,7 +137,7 @@ def _report(env: simpy.Environment, queue: Queue, fleet: Fleet, machines: Machin
 
 
 def _joules(fleet: Fleet, machines: Machines, end: int) -> float:
-    """Of the batches, and what every device draws idle while it has no part in one."""
+    """Add up the joules of batches, and of devices that idle meanwhile."""
     power = machines.profile.power
     if power is None:
         return 0.0

@@ -23,11 +23,11 @@ from support.simulated import (
 from calibration.compute_terms import (
     ROOFLINE,
     TERMS,
-    Step,
-    covariance,
+    ComputeStep,
     features,
-    fit,
+    fit_compute_terms,
     ranks_apart,
+    relative_covariance,
     steps_of,
     steps_of_probes,
     tied,
@@ -40,13 +40,13 @@ from prism.trace import Probe, Span, Trace
 
 
 def test_known_terms_are_found_again() -> None:
-    found = fit(steps_of(simulated(), MODELS))
+    found = fit_compute_terms(steps_of(simulated(), MODELS))
     assert found == pytest.approx({name: KNOWN[name] for name in (*TERMS, ROOFLINE)}, rel=0.01)
 
 
 def test_the_bootstrap_says_how_far_a_term_may_be_off() -> None:
     steps = steps_of(simulated(noise=0.05, visits=7), MODELS)
-    found, spread = fit(steps), np.sqrt(np.diag(covariance(steps, draws=60)))
+    found, spread = fit_compute_terms(steps), np.sqrt(np.diag(relative_covariance(steps, draws=60)))
     assert 0.001 < spread[0] < 0.1
     assert abs(np.log(found["gemm.s_per_flop"] / KNOWN["gemm.s_per_flop"])) < 4 * spread[0]
 
@@ -56,12 +56,12 @@ def test_a_machine_that_changed_its_speed_does_not_bend_the_terms() -> None:
     (small, large), expected = MODELS, {name: KNOWN[name] for name in (*TERMS, ROOFLINE)}
     quick = simulated(models={small: MODELS[small]}, slowness=1.0)
     slow = simulated(models={large: MODELS[large]}, slowness=1.3)
-    assert fit(steps_of([*quick, *slow], MODELS, PACE_MS)) == pytest.approx(expected, rel=0.01)
-    assert fit(steps_of([*quick, *slow], MODELS)) != pytest.approx(expected, rel=0.1)
+    assert fit_compute_terms(steps_of([*quick, *slow], MODELS, PACE_MS)) == pytest.approx(expected, rel=0.01)
+    assert fit_compute_terms(steps_of([*quick, *slow], MODELS)) != pytest.approx(expected, rel=0.1)
 
 
 def test_without_a_lone_rank_the_slowdown_is_not_invented() -> None:
-    found = fit(steps_of(simulated(PLANS[1:]), MODELS))
+    found = fit_compute_terms(steps_of(simulated(PLANS[1:]), MODELS))
     assert found["together.slowdown"] == 0.0
     assert found["memory.s_per_byte"] == pytest.approx(1.3 * KNOWN["memory.s_per_byte"], rel=0.01)
 
@@ -79,8 +79,7 @@ def test_how_far_ranks_lie_apart_is_found_again(devices) -> None:
 
 
 def test_how_far_ranks_lie_apart_is_as_well_known_as_stated() -> None:
-    """Over 200 seeds of blocks that each take a normal logarithm longer: the slowest of two lies 1 / sqrt(pi) deviations
-    from their mean."""
+    """Over 200 seeds of blocks with normal logs: the slowest of two lies 1 / sqrt(pi) deviations from the mean."""
     known, inside = simulated((FULL, MEANS), visits=3), 0
     for seed in range(200):
         rng = np.random.default_rng(seed)
@@ -113,7 +112,7 @@ def test_a_later_rank_of_a_causal_model_works_more_and_is_not_taken_for_slow() -
 def test_the_features_of_a_local_block_are_all_its_kernels() -> None:
     steps = steps_of(simulated(PLANS[:1])[:1], MODELS)
     block = next(step for step in steps if step.op == "block")
-    gemm, attention, moved, kernels, fixed, exchanged, carried = features(block, {})
+    gemm, attention, moved, kernels, fixed, exchanged, carried = features(block, {}).values()
     assert gemm == 2 * 197 * 12 * 192 * 192 and attention == 4 * 197 * 197 * 192
     assert moved > 0 and kernels == 10 and fixed == 1 and exchanged == 0 == carried
 
@@ -121,7 +120,7 @@ def test_the_features_of_a_local_block_are_all_its_kernels() -> None:
 def test_too_few_steps_and_unknown_models_are_refused() -> None:
     traces = simulated(PLANS[:1])
     with pytest.raises(ConfigError, match="measure more"):
-        fit(steps_of(traces[:1], MODELS))
+        fit_compute_terms(steps_of(traces[:1], MODELS))
     with pytest.raises(ConfigError, match="no specification"):
         steps_of(traces, {})
 
@@ -129,7 +128,7 @@ def test_too_few_steps_and_unknown_models_are_refused() -> None:
 SEEDS, VISITS, LEVEL = 200, 7, 1.645  # 90 %
 
 
-def noisy(steps: list[Step], rng: np.random.Generator, outliers: float) -> list[Step]:
+def noisy(steps: list[ComputeStep], rng: np.random.Generator, outliers: float) -> list[ComputeStep]:
     """Bursts that take a whole visit of a cell along, as WiFi and busy machines have; gross ones in some; and a
     little noise of each step's own."""
     bursts: dict[str, np.ndarray] = {}
@@ -161,8 +160,8 @@ def test_every_parameter_lies_in_its_interval_as_often_as_stated(case):
     hits = np.zeros(len(TERMS))
     for seed in range(SEEDS):
         steps = noisy(clean, np.random.default_rng(seed), outliers)
-        values = fit(steps)
-        error = np.sqrt(np.diag(covariance(steps, draws=40, seed=seed)))
+        values = fit_compute_terms(steps)
+        error = np.sqrt(np.diag(relative_covariance(steps, draws=40, seed=seed)))
         hits += np.abs(np.array([values[name] for name in TERMS]) / truth - 1) < LEVEL * error
     # 0.9 less three standard deviations of 200 trials and the bootstrap's own smallness; too wide counts as well
     assert np.all(hits / SEEDS > 0.8), dict(zip(TERMS, hits / SEEDS, strict=True))
@@ -170,7 +169,7 @@ def test_every_parameter_lies_in_its_interval_as_often_as_stated(case):
 
 
 def test_terms_that_only_their_sum_is_known_of_are_named():
-    """Blocks alone have the same fixed costs in the same proportions; what has kernels and no block tells them apart."""
+    """Blocks alone have their fixed costs in the same proportions; steps with kernels and no block separate them."""
     traces = simulated(batches=(1, 3, 8))
     assert tied(steps_of(traces, MODELS)) == []
     blocks = [without(trace, ("embed", "head")) for trace in traces]

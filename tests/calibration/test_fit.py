@@ -18,11 +18,14 @@ from support.simulated import (
     vit,
 )
 
-from calibration.fit import LINK, Calibration, calibrate, link_terms, undisturbed_ms
+from calibration import link_terms
+from calibration.fit import Calibration, calibrate
+from calibration.link_terms import LINK, fit_link_terms, undisturbed_ms
+from calibration.report.fit import fit_page
 from prism.errors import ConfigError, TraceError
 from prism.perfmap import build_map
 from prism.trace import Probe, Span
-from sim.ask.for_calibration import simulate
+from sim.ask.for_calibration import simulator_of
 
 RATES = (50, 400)
 
@@ -30,7 +33,7 @@ RATES = (50, 400)
 @pytest.fixture(scope="module")
 def found() -> Calibration:
     traces = trace_set(simulated(noise=0.02, visits=3, rates_mbps=RATES))
-    return calibrate(traces, MODELS, simulate(MODELS), "known")
+    return calibrate(traces, MODELS, simulator_of(MODELS), "known")
 
 
 def test_whole_latencies_and_the_link_are_found_again(found):
@@ -53,7 +56,7 @@ def test_without_a_second_distributed_model_none_is_left_out():
     one = next(iter(MODELS))
     traces = simulated(noise=0.02, visits=2, rates_mbps=RATES)
     some = [trace for trace in traces if trace.header.model == one or trace.header.plan.ranks == 1]
-    assert one not in calibrate(trace_set(some), MODELS, simulate(MODELS), "known").left_out_mape_pct
+    assert one not in calibrate(trace_set(some), MODELS, simulator_of(MODELS), "known").left_out_mape_pct
 
 
 def test_the_profile_says_what_it_rests_on(found):
@@ -68,7 +71,7 @@ def test_a_machine_that_does_not_keep_its_speed_is_said(found):
     assert not any("keep its speed" in message for message in found.messages)
     moved = simulated(noise=0.2, visits=3, rates_mbps=RATES)
     (said,) = [
-        m for m in calibrate(trace_set(moved), MODELS, simulate(MODELS), "moved").messages if "keep its speed" in m
+        m for m in calibrate(trace_set(moved), MODELS, simulator_of(MODELS), "moved").messages if "keep its speed" in m
     ]
     cells = [cell.visit_p50_ms for cell in build_map(trace_set(moved)).cells if cell.plan == LOCAL]
     assert f"took {np.median([max(each) / min(each) for each in cells]):.2f} times" in said and "--repeats" in said
@@ -78,7 +81,7 @@ def test_visits_at_another_pace_are_brought_to_the_usual_one():
     """Half of the cells were measured on a machine that took 1.3 times as long."""
     quick = simulated(rates_mbps=RATES, batches=(1,), visits=3, noise=0.005, slowness=1.0)
     slow = simulated(rates_mbps=RATES, batches=(4,), visits=3, noise=0.005, slowness=1.3)
-    found = calibrate(trace_set([*quick, *slow]), MODELS, simulate(MODELS), "paced")
+    found = calibrate(trace_set([*quick, *slow]), MODELS, simulator_of(MODELS), "paced")
     known = found.profile.pace_ms
     assert known is not None and PACE_MS <= known <= 1.3 * PACE_MS
     assert found.mape_pct < 1.5
@@ -88,9 +91,9 @@ def test_visits_at_another_pace_are_brought_to_the_usual_one():
         msgspec.structs.replace(t, records=tuple(r for r in t.records if not isinstance(r, Probe)))
         for t in (*quick, *slow)
     ]
-    without = calibrate(trace_set(plain), MODELS, simulate(MODELS), "not paced")
+    without = calibrate(trace_set(plain), MODELS, simulator_of(MODELS), "not paced")
     assert without.profile.pace_ms is None and without.mape_pct > 3 * found.mape_pct
-    mixed = calibrate(trace_set([plain[0], *quick[1:], *slow]), MODELS, simulate(MODELS), "one visit lacks it")
+    mixed = calibrate(trace_set([plain[0], *quick[1:], *slow]), MODELS, simulator_of(MODELS), "one visit lacks it")
     assert mixed.profile.pace_ms is None and mixed.mape_pct == without.mape_pct
     (said,) = [message for message in mixed.messages if "pace" in message]
     assert said.startswith("1 of ") and "prism-hw profile" in said
@@ -98,14 +101,14 @@ def test_visits_at_another_pace_are_brought_to_the_usual_one():
 
 def test_a_parameter_that_the_traces_cannot_tell_is_said():
     traces = trace_set(simulated((LOCAL, FULL), rates_mbps=(100,), visits=3))
-    found = calibrate(traces, MODELS, simulate(MODELS), "one rate")
+    found = calibrate(traces, MODELS, simulator_of(MODELS), "one rate")
     assert any("one rate of the link" in message for message in found.messages)
 
 
 def test_what_is_missing_and_what_measures_it():
     def said(*args, **fields):
         with pytest.raises(ConfigError) as error:
-            calibrate(trace_set(simulated(*args, **fields)), MODELS, simulate(MODELS), "bad")
+            calibrate(trace_set(simulated(*args, **fields)), MODELS, simulator_of(MODELS), "bad")
         return str(error.value)
 
     assert "all traces have batch 1" in said(batches=(1,)) and "batches = [1, 4]" in said(batches=(1,))
@@ -119,7 +122,7 @@ def test_traces_of_two_machines_are_refused():
     other = msgspec.structs.replace(traces[0].header, host={**traces[0].header.host, "power_mode": "7W"})
     mixed = [msgspec.structs.replace(traces[0], header=other), *traces[1:]]
     with pytest.raises(TraceError, match="power_mode"):
-        calibrate(trace_set(mixed), MODELS, simulate(MODELS), "mixed")
+        calibrate(trace_set(mixed), MODELS, simulator_of(MODELS), "mixed")
 
 
 def test_a_clock_that_jumps_leaves_its_trace_out():
@@ -128,7 +131,7 @@ def test_a_clock_that_jumps_leaves_its_trace_out():
     place = next(k for k, record in enumerate(records) if isinstance(record, Span))
     records[place] = msgspec.structs.replace(records[place], start_ns=-(10**9))
     jumped = msgspec.structs.replace(traces[1], records=tuple(records))
-    found = calibrate(trace_set([traces[0], jumped, *traces[2:]]), MODELS, simulate(MODELS), "jump")
+    found = calibrate(trace_set([traces[0], jumped, *traces[2:]]), MODELS, simulator_of(MODELS), "jump")
     assert found.visits == len(traces) - 1
     assert any("1.jsonl" in message and "clock jumped" in message for message in found.messages)
 
@@ -136,7 +139,7 @@ def test_a_clock_that_jumps_leaves_its_trace_out():
 def test_two_hosts_whose_clocks_differ_within_their_error_are_kept():
     """Spans of rank 1 stand on the terminal's clock to within the error of the round trips."""
     traces = [other_clock(trace) for trace in simulated(rates_mbps=RATES)]
-    found = calibrate(trace_set(traces), MODELS, simulate(MODELS), "two clocks")
+    found = calibrate(trace_set(traces), MODELS, simulator_of(MODELS), "two clocks")
     assert found.visits == len(traces) and found.mape_pct < 1
     assert found.profile.values()["gemm.s_per_flop"] == pytest.approx(KNOWN["gemm.s_per_flop"], rel=0.02)
 
@@ -146,10 +149,10 @@ SEEDS, VISITS, LEVEL = 200, 7, 1.645  # 90 %
 
 @pytest.mark.parametrize("outliers", [0.0, 0.1])
 def test_the_links_terms_lie_in_their_intervals_as_often_as_stated(outliers):
-    """About the truth latencies are as good as linear in the logarithms, so the simulator is asked for the slopes once."""
+    """Near the truth latencies are linear in the logarithms, so the simulator is asked for the slopes once."""
     one = {"vit192": vit(192, 197, blocks=1), "vit768": vit(768, 101, blocks=1)}
     cells = build_map(trace_set(simulated((FULL, MEANS), models=one, batches=(1, 4), rates_mbps=(50, 200, 800)))).cells
-    truth, run = np.log([KNOWN[name] for name in LINK]), simulate(one)
+    truth, run = np.log([KNOWN[name] for name in LINK]), simulator_of(one)
 
     def logs_at(logs: np.ndarray) -> np.ndarray:
         values = {**KNOWN, **dict(zip(LINK, np.exp(logs), strict=True))}
@@ -167,18 +170,30 @@ def test_the_links_terms_lie_in_their_intervals_as_often_as_stated(outliers):
         rng = np.random.default_rng(seed)
         gross = np.where(rng.random((len(cells), VISITS)) < outliers, rng.uniform(1.5, 5, (len(cells), VISITS)), 1)
         noise = undisturbed_ms(np.exp(0.05 * rng.standard_normal((len(cells), VISITS))) * gross)
-        values, covariance = link_terms(whole_ms, np.exp(there) * noise)
-        hits += np.abs(np.log(values) - truth) < LEVEL * np.sqrt(np.diag(covariance))
+        fitted = fit_link_terms(whole_ms, np.exp(there) * noise)
+        found = np.log([fitted.values[name] for name in LINK])
+        hits += np.abs(found - truth) < LEVEL * np.sqrt(np.diag(fitted.covariance))
     assert np.all(hits / SEEDS > 0.85), dict(zip(LINK, hits / SEEDS, strict=True))
+
+
+def test_a_fit_of_the_link_that_does_not_converge_is_said(found, monkeypatch):
+    """In the result, and in a message that the page and the command line show, with the remedy."""
+    assert found.converged and not any("converge" in message for message in found.messages)
+    monkeypatch.setattr(link_terms, "MOST_EVALUATIONS", 1)
+    traces = trace_set(simulated(noise=0.02, visits=1, rates_mbps=RATES))
+    stopped = calibrate(traces, MODELS, simulator_of(MODELS), "stopped")
+    whole, left_out = [message for message in stopped.messages if "did not converge" in message]
+    assert not stopped.converged and "link.gain 0.97" in whole and "prism-hw profile" in whole
+    assert left_out.startswith("without vit192") and "did not converge (The maximum" in fit_page(stopped, "a test")
 
 
 def test_gross_outliers_among_the_visits_move_little():
     clean = simulated(rates_mbps=RATES)
     traces = [disturbed(trace, 4.0 if (k + n) % 10 == 0 else 1.0) for n, trace in enumerate(clean) for k in range(3)]
-    found = calibrate(trace_set(traces), MODELS, simulate(MODELS), "outliers")
+    found = calibrate(trace_set(traces), MODELS, simulator_of(MODELS), "outliers")
     assert found.mape_pct < 2
 
 
 def test_a_model_without_a_specification_is_refused():
     with pytest.raises(ConfigError, match="--model"):
-        calibrate(trace_set(simulated()), {"vit192": MODELS["vit192"]}, simulate(MODELS), "unknown")
+        calibrate(trace_set(simulated()), {"vit192": MODELS["vit192"]}, simulator_of(MODELS), "unknown")

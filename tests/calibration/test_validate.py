@@ -8,8 +8,8 @@ import pytest
 from support.simulated import KNOWN, LOCAL, MODELS, PACE_MS, PROFILE, simulated, trace_set
 
 from calibration.noise_floor import deviation
-from calibration.report import page as pages
-from calibration.validate import Report, compared
+from calibration.report import comparison_page
+from calibration.validate import ComparisonReport, compared
 from prism.cost import CalibratedProfile, Term
 from prism.errors import ConfigError
 from prism.perfmap import PerformanceMap, build_map
@@ -29,7 +29,7 @@ def profile(**changes: float) -> CalibratedProfile:
     return msgspec.structs.replace(PROFILE, terms=terms, residual_log_sd=0.01)
 
 
-def report(measured: PerformanceMap, known: CalibratedProfile, **fields) -> Report:
+def report(measured: PerformanceMap, known: CalibratedProfile, **fields) -> ComparisonReport:
     return compared(known, measured, guesses(known, measured.cells, MODELS, 40, 0, 1), MODELS, **fields)
 
 
@@ -71,7 +71,7 @@ def test_a_machine_at_another_pace_is_told_from_a_wrong_profile(measured):
     assert found.scores.latency_mape_pct > 5 and found.scores.bias_by_mode_pct["local"] == pytest.approx(-20, abs=1)
     assert found.paced.perfect == found.scores.perfect  # all visits at one pace
     assert found.paced.latency_mape_pct < 1 and found.paced.coverage90_pct > 80 > found.scores.coverage90_pct
-    page = html.unescape(pages.comparison_page(found, known, 0, "prism-sim compare", "a title"))
+    page = html.unescape(comparison_page(found, known, 0, "prism-sim compare", "a title"))
     assert "25 % slower than when the profile was calibrated" in page and ">at its pace<" in page
     wrong = msgspec.structs.replace(profile(gemm__s_per_flop=1.5 * KNOWN["gemm.s_per_flop"]), pace_ms=PACE_MS)
     assert report(slow, wrong).paced.bias_by_mode_pct["local"] > 5, "what is wrong with a profile stays seen"
@@ -104,6 +104,6 @@ def test_without_a_pair_nothing_is_compared():
 
 def test_the_page_says_whether_it_is_a_test(measured):
     found = report(measured, profile())
-    page = pages.comparison_page(found, profile(), 3, "prism-sim compare", "a title")
+    page = comparison_page(found, profile(), 3, "prism-sim compare", "a title")
     assert "3 of the traces were part of the profile" in page and page.count("<svg") == 4 and "Which is faster" in page
-    assert "No trace of this comparison" in pages.comparison_page(found, profile(), 0, "c", "t")
+    assert "No trace of this comparison" in comparison_page(found, profile(), 0, "c", "t")

@@ -15,7 +15,7 @@ from prism.perfmap import PerformanceMap, load_map
 from prism.plan import LOCAL, ExecutionPlan, Mode
 from sim.engine.backend import identical
 from sim.serving.requests import Arrivals
-from sim.serving.scenario import Scenario, simulate
+from sim.serving.scenario import Scenario, simulate_serving
 
 INT4 = ExecutionPlan(mode=Mode.FULL, devices=2, wire="int4")
 FLOOR = Objective(least_agreement=0.98)
@@ -57,8 +57,8 @@ def test_the_floor_is_kept_before_real_members(tmp_path, accuracy, plans, chosen
         "policy": PrismPolicy(),
         "learn": False,
     }
-    with serving(tmp_path, objective=FLOOR, **fields) as service, Member(service.members.port, tmp_path):
-        assert service.members.wait(60) and until(lambda: service.runtime.estimate is not None)
+    with serving(tmp_path, objective=FLOOR, **fields) as service, Member(service.leader.port, tmp_path):
+        assert service.leader.wait(60) and until(lambda: service.runtime.estimate is not None)
         served = service.runtime.run({"x": images(1)})
     assert served.ran == chosen and not served.failed
     assert why in served.decision.why and served.decision.expected.agreement >= 0.98
@@ -77,9 +77,9 @@ def test_the_floor_is_kept_in_the_simulator(tmp_path, accuracy, plans, chosen, w
             decisions.append(super().decide(*args))
             return decisions[-1]
 
-    free = simulate(machines, scenario, Watched(), table)
+    free = simulate_serving(machines, scenario, Watched(), table)
     assert free.modes == {"segment_means": 20}, "without the floor the fastest is chosen"
     decisions.clear()
-    kept = simulate(machines, scenario, Watched(), table, FLOOR)
+    kept = simulate_serving(machines, scenario, Watched(), table, FLOOR)
     assert kept.modes == {chosen.mode.value: 20}
     assert {each.plan for each in decisions} == {chosen} and all(why in each.why for each in decisions)

@@ -3,15 +3,15 @@
 import pytest
 
 from experiments.adaptive.coarser_maps import on_every_map
-from prism.decide.table import Observation, Row, Table
+from prism.decide.table import Observation, Table, TableRow
 from prism.plan import LOCAL, ExecutionPlan, Mode
 
 MEANS = ExecutionPlan(mode=Mode.SEGMENT_MEANS, devices=2, segments=10)
 FULL = ExecutionPlan(mode=Mode.FULL, devices=2)  # not measured in every slot: never chosen
 
 
-def row(plan: ExecutionPlan, rate: float | None, ms: float) -> Row:
-    return Row(plan=plan, batch=1, rate_bps=rate, ms=ms, p95_ms=ms, wire_ms=0.0, deviation=0.01)
+def row(plan: ExecutionPlan, rate: float | None, ms: float) -> TableRow:
+    return TableRow(plan=plan, batch=1, rate_bps=rate, ms=ms, p95_ms=ms, wire_ms=0.0, deviation=0.01)
 
 
 def test_between_two_rates_the_line_is_right_and_the_nearest_cell_is_not():

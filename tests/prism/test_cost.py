@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.profiles import profile, terms
+from support.profiles import profile, step_s, terms
 
 from prism.config import convert
 from prism.cost import CalibratedProfile, Clock, CostModel, Curve, load_profile
@@ -22,24 +22,24 @@ def model(**changes: float) -> CostModel:
 def test_a_large_gemm_costs_its_flops_and_an_elementwise_kernel_its_bytes():
     cost = model(kernel__fixed_s=0.0)
     big, thin = gemm(4096, 1024, 1024), elementwise(10_000)
-    assert cost.step_s([big]) == pytest.approx(big.flops * VALUES["gemm.s_per_flop"])
-    assert cost.step_s([thin]) == pytest.approx(thin.memory_bytes * VALUES["memory.s_per_byte"])
+    assert step_s(cost, [big]) == pytest.approx(big.flops * VALUES["gemm.s_per_flop"])
+    assert step_s(cost, [thin]) == pytest.approx(thin.memory_bytes * VALUES["memory.s_per_byte"])
     narrow = gemm(1, 4096, 4096)  # one row: the weights have to be read
-    assert cost.step_s([narrow]) == pytest.approx(narrow.memory_bytes * VALUES["memory.s_per_byte"])
+    assert step_s(cost, [narrow]) == pytest.approx(narrow.memory_bytes * VALUES["memory.s_per_byte"])
 
 
 def test_launches_are_added_at_power_1_and_hidden_at_a_high_one():
     kernel = gemm(512, 512, 512)
-    device = model(kernel__fixed_s=0.0).step_s([kernel])
+    device = step_s(model(kernel__fixed_s=0.0), [kernel])
     launch = 10 * device
-    assert model(kernel__fixed_s=launch, overlap__power=1.0).step_s([kernel]) == pytest.approx(launch + device)
-    assert model(kernel__fixed_s=launch, overlap__power=200.0).step_s([kernel]) == pytest.approx(launch)
+    assert step_s(model(kernel__fixed_s=launch, overlap__power=1.0), [kernel]) == pytest.approx(launch + device)
+    assert step_s(model(kernel__fixed_s=launch, overlap__power=200.0), [kernel]) == pytest.approx(launch)
 
 
 def test_going_on_from_an_exchange_costs_its_fixed_part():
     cost = model(exchange__fixed_s=0.5, overlap__power=1.0)
     kernels = [gemm(64, 64, 64)]
-    assert cost.step_s(kernels, exchanged=True) - cost.step_s(kernels) == pytest.approx(0.5)
+    assert step_s(cost, kernels, exchanged=True) - step_s(cost, kernels) == pytest.approx(0.5)
 
 
 CLOCK = Clock(slowdown=1.5, rise_s=0.08, fall_s=0.06)
@@ -70,7 +70,7 @@ def test_a_curve_breaks_where_it_says_and_nothing_costs_nothing():
 @given(st.integers(1, 5000), st.integers(1, 5000), st.integers(1, 64), st.floats(1.0, 8.0))
 def test_more_work_never_takes_less_time(rows, more, columns, power):
     cost = model(overlap__power=power)
-    assert cost.step_s([gemm(rows + more, 64, columns)]) >= cost.step_s([gemm(rows, 64, columns)])
+    assert step_s(cost, [gemm(rows + more, 64, columns)]) >= step_s(cost, [gemm(rows, 64, columns)])
 
 
 def test_draws_have_the_profiles_spread_and_keep_its_ties():

@@ -1,14 +1,14 @@
 """The link bench as real processes: each a rank of a gloo group, on the loopback or in a namespace."""
 
-import multiprocessing as mp
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -80,8 +80,10 @@ def connection(bed: NamespaceTestbed) -> Iterator[tuple[socket.socket, socket.so
 
 
 def stream_share(link: str, seconds: float = 1.0) -> float:
-    """What a plain TCP stream gets of the rate that a testbed promises it, after its first fifth. A busy host can't serve
-    its medium in time and loses some, which no measurement through it can do better."""
+    """Measure a plain TCP stream's share of the rate that a testbed promises it, after its first fifth.
+
+    A busy host can't serve its medium in time and loses some, which no measurement through it can do better.
+    """
     spec = LinkSpec.parse(link)
     assert spec.rate_bps
     with NamespaceTestbed(spec, 2) as bed, connection(bed) as (client, peer):
@@ -109,38 +111,35 @@ def stream_share(link: str, seconds: float = 1.0) -> float:
 
 
 def _run(jobs: list[Rank]) -> tuple[LinkReport, list[Probe]]:
-    context = mp.get_context("spawn")
-    results: Any = context.Queue()
-    processes = [context.Process(target=_serve, args=(job, results), daemon=True) for job in jobs]
-    for process in processes:
-        process.start()
+    command = [sys.executable, "-m", "support.link"]
+    processes = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in jobs]
     try:
-        answers = [results.get(timeout=TIMEOUT_S + job.config.budget_s) for job in jobs]
+        for process, job in zip(processes, jobs, strict=True):
+            process.stdin.write(msgspec.json.encode(job))
+            process.stdin.close()
+        answers = [process.stdout.read() for process in processes]
     finally:
         for process in processes:
-            process.join(10)
             process.kill()
-    errors = [answer for answer in answers if isinstance(answer, str)]
-    assert not errors, errors
-    report, probes = next(answer for answer in answers if answer is not None)
-    return msgspec.json.decode(report, type=LinkReport), msgspec.json.decode(probes, type=list[Probe])
+            process.wait()
+    return msgspec.json.decode(answers[0], type=tuple[LinkReport, list[Probe]])
 
 
-def _serve(job: Rank, results: Any) -> None:
+def main() -> None:
     from hw.testbed.netns import enter
 
-    os.environ["TORCH_CPP_LOG_LEVEL"] = "FATAL"
+    job = msgspec.json.decode(sys.stdin.buffer.read(), type=Rank)
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever a library prints must not mix with the answer
     if job.netns:
         enter(job.netns)
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[job.rank % len(cores)]})
-    try:
-        results.put(_measure(job))
-    except Exception as error:
-        results.put(repr(error))
+    answers.write(_measure(job))
+    answers.flush()
 
 
-def _measure(job: Rank) -> tuple[bytes, bytes] | None:
+def _measure(job: Rank) -> bytes:
     import torch
 
     from hw.comm.group import process_group
@@ -159,5 +158,9 @@ def _measure(job: Rank) -> tuple[bytes, bytes] | None:
         report = run_link(control, exchange, job.addresses, job.link, job.config, keep=probes.extend, command="test")
     if report is None:
         assert not probes
-        return None
-    return msgspec.json.encode(report), msgspec.json.encode(probes)
+        return b""
+    return msgspec.json.encode((report, probes))
+
+
+if __name__ == "__main__":
+    main()

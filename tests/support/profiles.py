@@ -1,11 +1,13 @@
 """A made-up profile with round numbers, and models, for tests of the cost model and the simulator."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
-from prism.cost import CalibratedProfile, Term
+from prism.cost import CalibratedProfile, CostModel, Term
 from prism.spec import ModelSpec, PowerProfile
+from prism.workload import Kernel
 
 VALUES = {
     "gemm.s_per_flop": 1.5e-12,
@@ -61,3 +63,9 @@ def profile(**changes: Any) -> CalibratedProfile:
         power=POWER,
     )
     return msgspec.structs.replace(base, **changes)
+
+
+def step_s(cost: CostModel, kernels: Sequence[Kernel], *, exchanged: bool = False) -> float:
+    """Seconds of kernels one after the other, at the full clock."""
+    device = sum(cost.device_s(kernel) for kernel in kernels)
+    return cost.joined(cost.launch_s(len(kernels), exchanged=exchanged), device)

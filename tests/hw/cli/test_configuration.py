@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from hw.cli.main import resolve
-from prism.errors import ConfigError, PlanError
+from prism.errors import ConfigError
 
 
 def written(folder: Path, text: str) -> Path:
@@ -16,20 +16,20 @@ def written(folder: Path, text: str) -> Path:
 
 def test_segments_imply_segment_means_with_a_file_as_without(tmp_path):
     plain = resolve(None, {"segments": 10})
-    assert plain.mode.value == "segment_means"
-    assert resolve(written(tmp_path, "batch = 2\n"), {"segments": 10}).mode is plain.mode
-    assert resolve(written(tmp_path, "segments = 5\n"), {"mode": None}).mode is plain.mode
+    assert plain.plan.mode.value == "segment_means"
+    assert resolve(written(tmp_path, "batch = 2\n"), {"segments": 10}).plan == plain.plan
+    assert resolve(written(tmp_path, "segments = 10\n"), {"mode": None}).plan == plain.plan
 
 
 def test_a_mode_that_is_named_stands(tmp_path):
-    with pytest.raises(PlanError, match="mode full has none"):
+    with pytest.raises(ConfigError, match="mode full has none"):
         resolve(written(tmp_path, 'mode = "full"\n'), {"segments": 10})
     named = resolve(written(tmp_path, 'mode = "first_and_means"\n'), {"segments": 10, "mode": None})
-    assert named.mode.value == "first_and_means" and named.segments == 10
+    assert named.plan.mode.value == "first_and_means" and named.plan.segments == 10
 
 
 def test_weights_of_devices_are_finite(tmp_path):
-    with pytest.raises(ConfigError, match="device_weights"):
+    with pytest.raises(ConfigError, match=r"plan\.weights"):
         resolve(None, {"device_weights": [1.0, float("nan")]})
     with pytest.raises(ConfigError, match="timeout_s"):
         resolve(written(tmp_path, "timeout_s = inf\n"), {})

@@ -9,15 +9,31 @@ from collections import defaultdict
 
 import pytest
 from support.link import stream_share
+from support.simulated import FULL, LOCAL, simulated
 
-from prism.perfmap import load_map
-from prism.trace import read_trace
+from prism.perfmap import build_map, load_map
+from prism.perfmap.pooling import read_traces
+from prism.trace import read_trace, write_trace
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
 
 def prism(*args, timeout=200):
     return subprocess.run([sys.executable, "-m", "hw.cli.main", *args], capture_output=True, text=True, timeout=timeout)
+
+
+def test_a_map_is_shown_again_and_a_simulated_one_too(tmp_path):
+    for number, trace in enumerate(simulated((LOCAL, FULL), rates_mbps=(50, 400))):
+        write_trace(tmp_path / f"{number}.jsonl", trace.header, trace.records)
+    build_map(read_traces([tmp_path])).save(tmp_path / "map.json")
+    done = prism("map", str(tmp_path / "map.json"), "--html", str(tmp_path / "map.html"))
+    assert done.returncode == 0, done.stderr
+    assert "latency over local" in done.stdout and "<svg" in (tmp_path / "map.html").read_text()
+    again = prism("map", str(tmp_path / "map.json"), "--json")
+    assert json.loads(again.stdout)["map"] == json.loads((tmp_path / "map.json").read_text())
+    (tmp_path / "map.json").write_text("{}")
+    refused = prism("map", str(tmp_path / "map.json"))
+    assert refused.returncode == 2 and "no performance map" in refused.stderr
 
 
 def measured_link(*args):

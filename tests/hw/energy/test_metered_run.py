@@ -73,7 +73,7 @@ def test_a_declared_profile_is_marked_modelled(tmp_path):
     outcome, trace = metered(tmp_path, msgspec.structs.replace(CONFIG, power=str(profile)), {})
     seconds = sum(batch.end_ns - batch.start_ns for batch in trace.measured) / len(trace.measured) / 1e9
     assert outcome.energy is not None and outcome.energy.modelled
-    # what a worker still does when the terminal has its answer counts too
+    # what a follower still does when the leader has its answer counts too
     ends = {batch.batch: batch.end_ns for batch in trace.measured}
     late = sum(s.end_ns - max(s.start_ns, ends[s.batch]) for s in trace.spans if s.end_ns > ends.get(s.batch, s.end_ns))
     after = late / len(ends) / 1e9

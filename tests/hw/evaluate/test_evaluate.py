@@ -20,11 +20,11 @@ from transformers.modeling_outputs import CausalLMOutput
 from hw.evaluate import in_process
 from hw.evaluate import run as evaluation
 from hw.evaluate import scores as evalscore
-from hw.evaluate.config import Columns, EvalConfig
-from hw.evaluate.datasets import RatedPair, load_dataset
-from hw.evaluate.page import page, write_parquet
-from hw.evaluate.run import evaluate
+from hw.evaluate.datasets import Columns, RatedPair, load_dataset
+from hw.evaluate.page import accuracy_page
+from hw.evaluate.run import EvalConfig, evaluate
 from hw.evaluate.scores import SampleScore, figures, scored
+from hw.evaluate.tables import write_parquet
 from hw.inputs.samples import Sample, collate_texts
 from hw.run.config import RunConfig
 from hw.run.launch import run_local
@@ -119,7 +119,7 @@ def test_page_and_parquet(done, tmp_path):
 
     table, _ = done
     twin = msgspec.structs.replace(table.rows[-1], value=0.5)  # another plan may have just as many bytes
-    html = page(msgspec.structs.replace(table, rows=(*table.rows, twin)), ["a plan that did not fit"])
+    html = accuracy_page(msgspec.structs.replace(table, rows=(*table.rows, twin)), ["a plan that did not fit"])
     assert "<svg" in html and "a plan that did not fit" in html and "http-equiv" not in html and "<script" not in html
     write_parquet(table, tmp_path / "a.parquet")
     assert len(pd.read_parquet(tmp_path / "a.parquet")) == len(table.rows)

@@ -62,7 +62,7 @@ def test_a_map_that_is_wrong_is_corrected_unless_told_not_to(tmp_path, learn):
 
 
 def test_a_link_that_changed_is_no_wrong_cell(tmp_path):
-    """A batch that took as long as the map says for the rate that it met corrects nothing, whatever was believed before."""
+    """A batch that took as long as the map says for the rate that it met corrects nothing, whatever was estimated."""
     runtime = lone_runtime(tmp_path)
     believed = Observation(batch=1, devices=2, bandwidth_bps=1e9, at_s=0.0)
     met = known_table(tmp_path).at(msgspec.structs.replace(believed, bandwidth_bps=20e6), Objective()).of(FULL)

@@ -60,7 +60,7 @@ def test_no_cell_is_visited_twice_before_all_are_once():
     assert [visit.repeat for visit in order] == sorted(visit.repeat for visit in order)
     first, second = ([v.config for v in order if v.repeat == r] for r in (0, 1))
     assert first != second and sorted(map(str, first)) == sorted(map(str, second))
-    switches = sum(a.config.plan.model != b.config.plan.model for a, b in itertools.pairwise(order))
+    switches = sum(a.config.model != b.config.model for a, b in itertools.pairwise(order))
     assert switches <= 3 * 4  # a model is loaded once a repeat and number of ranks
     assert visits(SWEEP) == order
 

@@ -142,7 +142,7 @@ def test_latency_is_added_once_a_dependent_step(tmp_path):
     plain = run("testbed:400Mbps", tmp_path / "t.jsonl", *flags)
     late = run("testbed:400Mbps,20ms", tmp_path / "t.jsonl", *flags)
     # the header, the worker's word that it is ready, the rows, an exchange in each block; the head reads a row
-    # that the terminal has
+    # that the leader has
     steps = 3 + 6
     added = late["latency_ms"]["p50"] - plain["latency_ms"]["p50"]
     assert 0.85 < added / (20 * steps) < 1.15

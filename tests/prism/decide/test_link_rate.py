@@ -5,14 +5,14 @@ import math
 import numpy as np
 import pytest
 
-from prism.decide.link_rate import RateEstimate, Sample, updated
+from prism.decide.link_rate import RateEstimate, RateSample, updated
 
 
 def fed(rates, deviation=0.05, step_s=0.5, source="batch", seed=0) -> list[RateEstimate]:
     rng, known, found = np.random.default_rng(seed), None, []
     for k, rate in enumerate(rates):
         seen = rate * math.exp(deviation * rng.normal())
-        known = updated(known, Sample(at_s=k * step_s, rate_bps=seen, deviation=deviation, source=source))
+        known = updated(known, RateSample(at_s=k * step_s, rate_bps=seen, deviation=deviation, source=source))
         found.append(known)
     return found
 
@@ -44,8 +44,8 @@ def test_probes_learn_what_batches_say():
     """Probes that see 0.7 of the rate that batches see are corrected after a few."""
     known = None
     for k in range(40):
-        known = updated(known, Sample(at_s=k, rate_bps=1e8, deviation=0.05))
-        known = updated(known, Sample(at_s=k + 0.1, rate_bps=0.7e8, deviation=0.15, source="probe"))
+        known = updated(known, RateSample(at_s=k, rate_bps=1e8, deviation=0.05))
+        known = updated(known, RateSample(at_s=k + 0.1, rate_bps=0.7e8, deviation=0.15, source="probe"))
     assert 1 / (1 / 0.7e8 + known.unprobed_s_per_bit) == pytest.approx(1e8, rel=0.1)
 
 
@@ -57,10 +57,10 @@ def test_what_a_slow_rank_adds_on_a_fast_link_is_little_on_a_slow_one():
 
     known = None
     for k in range(40):
-        known = updated(known, Sample(at_s=k, rate_bps=waits(2e8), deviation=0.1))
-        known = updated(known, Sample(at_s=k + 0.1, rate_bps=2e8, deviation=0.15, source="probe"))
+        known = updated(known, RateSample(at_s=k, rate_bps=waits(2e8), deviation=0.1))
+        known = updated(known, RateSample(at_s=k + 0.1, rate_bps=2e8, deviation=0.15, source="probe"))
     for k in range(40, 44):
-        known = updated(known, Sample(at_s=k, rate_bps=4e7, deviation=0.15, source="probe"))
+        known = updated(known, RateSample(at_s=k, rate_bps=4e7, deviation=0.15, source="probe"))
     assert known.rate_bps == pytest.approx(waits(4e7), rel=0.05)
     assert waits(2e8) / 2e8 < 0.65, "as a factor it would be far off: 0.6 there, 0.88 here"
 
@@ -69,7 +69,7 @@ def test_a_probe_of_another_moment_teaches_nothing():
     """A burst ended between a batch and the probe behind it: that is the link's change, not the probe's way."""
     known = None
     for k in range(5):
-        known = updated(known, Sample(at_s=k, rate_bps=1.5e7, deviation=0.03))
-    known = updated(known, Sample(at_s=4.2, rate_bps=1e8, deviation=0.15, source="probe"))
-    known = updated(known, Sample(at_s=4.8, rate_bps=1e8, deviation=0.15, source="probe"))
+        known = updated(known, RateSample(at_s=k, rate_bps=1.5e7, deviation=0.03))
+    known = updated(known, RateSample(at_s=4.2, rate_bps=1e8, deviation=0.15, source="probe"))
+    known = updated(known, RateSample(at_s=4.8, rate_bps=1e8, deviation=0.15, source="probe"))
     assert known.unprobed_s_per_bit == 0 and known.rate_bps == pytest.approx(1e8, rel=0.05)

@@ -6,7 +6,7 @@ from support.serving import FULL, MODEL, cell
 
 from prism.decide.log import Corrected, LogHeader, decided, read_decisions, replay
 from prism.decide.policy import FixedPolicy, LookupPolicy, PrismPolicy, State
-from prism.decide.table import Objective, Observation, Place, Table, table_of
+from prism.decide.table import CellPlace, Objective, Observation, Table, table_of
 from prism.errors import TraceError
 from prism.perfmap import PerformanceMap
 from prism.plan import LOCAL
@@ -34,8 +34,8 @@ def log(path, policy, correct=False):
         state = decision.state
         lines.append(decided(k, 1, seen, decision))
         if correct and k == 20:
-            lines.append(Corrected(at_s=0.3 * k, version=1, place=Place.at(LOCAL, 1, None), factor=3.0, batches=12))
-            known = known.corrected({Place.at(LOCAL, 1, None): 3.0})
+            lines.append(Corrected(at_s=0.3 * k, version=1, place=CellPlace.at(LOCAL, 1, None), factor=3.0, batches=12))
+            known = known.corrected({CellPlace.at(LOCAL, 1, None): 3.0})
     path.write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
     return lines
 
@@ -84,14 +84,3 @@ def test_what_is_no_log_is_refused(tmp_path):
         read_decisions(tmp_path / "log")
     with pytest.raises(TraceError, match="can't be read"):
         read_decisions(tmp_path / "none")
-
-
-def test_a_wait_for_the_link_says_its_rate():
-    known = table()
-    for mbps in (10, 30, 100, 700):
-        rate, deviation = known.rate_of(FULL, 1, 5000 / mbps)
-        assert rate == pytest.approx(mbps * 1e6) and deviation < 2
-    assert known.rate_of(FULL, 1, 1e-9)[0] <= 2e9, "no faster than twice what was measured"
-    assert known.rate_of(LOCAL, 1, 5.0) is None
-    slow, fast = known.rate_of(FULL, 1, 500.0)[1], known.rate_of(FULL, 1, 5.0)[1]
-    assert slow < fast, "where the link takes little of the time, the time says little of the link"

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from support.answers import accuracy_table
 from support.simulated import MODELS, simulated, trace_set
 
-from prism.decide.interpolation import SURE, nodes
-from prism.decide.policy import Decision, FixedPolicy, LookupPolicy, OraclePolicy, PrismPolicy, State
-from prism.decide.table import Expected, Objective, Observation, Row, Table, table_of
+from prism.decide.interpolation import SURE, quadrature
+from prism.decide.policy import Decision, FixedPolicy, LookupPolicy, PrismPolicy, State
+from prism.decide.table import Expectation, Objective, Observation, Table, TableRow, table_of
 from prism.errors import ConfigError
 from prism.perfmap import PerformanceMap, build_map
 from prism.plan import LOCAL, ExecutionPlan, Mode
@@ -40,12 +40,12 @@ def seen(mbps: float | None, batch: int = 4, devices: int = 2, at_s: float = 100
     return Observation(batch=batch, devices=devices, bandwidth_bps=rate, at_s=at_s, **fields)
 
 
-def expected(table: Table, observation: Observation, objective: Objective) -> list[Expected]:
+def expected(table: Table, observation: Observation, objective: Objective) -> list[Expectation]:
     return list(table.at(observation, objective).ranked())
 
 
 def test_between_cells_it_is_as_the_physics_has_it(map_, table):
-    """Latency is linear in 1 / rate: half-way between two cells' seconds a bit is half-way between their milliseconds."""
+    """Latency is linear in 1 / rate: at the mean of two cells' seconds per bit it is the mean of their milliseconds."""
     cells = {c.bandwidth_mbps: c.latency_ms.p50 for c in map_.cells if c.plan == FULL and c.batch == 4}
     middle = 2 / (1 / 20 + 1 / 60)
     found = next(e for e in expected(table, seen(middle), LATENCY) if e.plan == FULL)
@@ -68,8 +68,8 @@ def test_plans_ranked_together_cost_what_each_costs_alone(mbps, batch, deviation
     """To the bit, so that a decision and its replay agree; also where joules of some cells were not measured."""
     means = [msgspec.structs.replace(MEANS, segments=k) for k in (5, 10)]
     cells = [(plan, b, rate) for plan in (FULL, *means) for b in (1, 8) for rate in (25e6, 100e6, 400e6, 1600e6)]
-    rows = [Row(plan=LOCAL, batch=1, rate_bps=None, ms=90, p95_ms=99, wire_ms=0, deviation=0.02, joules=1.0)] + [
-        Row(
+    rows = [TableRow(plan=LOCAL, batch=1, rate_bps=None, ms=90, p95_ms=99, wire_ms=0, deviation=0.02, joules=1.0)] + [
+        TableRow(
             plan=plan,
             batch=b,
             rate_bps=rate,
@@ -93,8 +93,8 @@ def test_plans_ranked_together_cost_what_each_costs_alone(mbps, batch, deviation
 def test_batches_of_unlike_rates_are_mixed_as_each_alone_goes_on(mbps, batch, deviation):
     """Latency that is linear in the batch and in 1 / rate is met between cells, and beyond the last of them."""
     linear = {1: (25e6, 100e6, 1600e6), 8: (40e6, 800e6)}
-    rows = [Row(plan=LOCAL, batch=1, rate_bps=None, ms=90, p95_ms=99, wire_ms=0, deviation=0.02)] + [
-        Row(plan=FULL, batch=b, rate_bps=rate, ms=30 * b + b * 2e9 / rate, p95_ms=99, wire_ms=0, deviation=0.05)
+    rows = [TableRow(plan=LOCAL, batch=1, rate_bps=None, ms=90, p95_ms=99, wire_ms=0, deviation=0.02)] + [
+        TableRow(plan=FULL, batch=b, rate_bps=rate, ms=30 * b + b * 2e9 / rate, p95_ms=99, wire_ms=0, deviation=0.05)
         for b, rates in linear.items()
         for rate in rates
     ]
@@ -107,7 +107,7 @@ def test_batches_of_unlike_rates_are_mixed_as_each_alone_goes_on(mbps, batch, de
     def both(per_bit):
         return line(1, per_bit) + (batch - 1) / 7 * (line(8, per_bit) - line(1, per_bit))
 
-    assert found.ms == pytest.approx(sum(share * both(x) for share, x in nodes(1e-6 / mbps, deviation)))
+    assert found.ms == pytest.approx(sum(share * both(x) for share, x in quadrature(1e-6 / mbps, deviation)))
     slow, fast = (25, 1600) if batch == 1 else (40, 800)
     if deviation < SURE:
         assert (found.deviation > 0.0501) == (batch > 8 or not slow <= mbps <= fast)
@@ -213,7 +213,7 @@ def test_a_map_of_two_numbers_of_tokens_is_refused(map_):
 def test_a_missing_joule_never_counts_as_none():
     """Where a line goes on beyond the cells, one of them counts negatively."""
     rows = [
-        Row(
+        TableRow(
             plan=LOCAL,
             batch=batch,
             rate_bps=None,
@@ -306,8 +306,6 @@ def test_the_other_policies(table):
     assert FixedPolicy(FULL).decide(seen(60, devices=1), None, LATENCY, State()).plan == LOCAL
     assert LookupPolicy().decide(seen(19), table, LATENCY, State()).plan == LOCAL
     assert LookupPolicy().decide(seen(990), table, LATENCY, State()).plan != LOCAL
-    oracle = OraclePolicy({100.0: {LOCAL: 2.0, FULL: 1.0}})
-    assert oracle.decide(seen(20), None, LATENCY, State()).plan == FULL
 
 
 @settings(max_examples=100, deadline=None)

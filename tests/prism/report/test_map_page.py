@@ -9,9 +9,10 @@ from prism.perfmap import build_map
 from prism.perfmap.crossover import crossovers
 from prism.perfmap.pooling import read_traces
 from prism.plan import LOCAL
-from prism.report.map_figures import colour_of, line_figure, style
+from prism.report.figures import style
+from prism.report.map_figures import colour_of, line_figure
 from prism.report.map_grid import grids
-from prism.report.map_page import page
+from prism.report.map_page import map_page
 
 
 @pytest.fixture
@@ -33,13 +34,13 @@ def words(svg):
 
 
 def test_the_page_needs_no_other_file(map_):
-    shown = page(map_)
+    shown = map_page(map_)
     assert not re.findall(r'(?:src|href)="(?!#)', re.sub(r"<!DOCTYPE svg[^>]*>", "", shown))
     assert len(svgs(shown)) == 2
 
 
 def test_heat_maps_hold_every_ratio_and_the_best_plan(map_):
-    shown = words(svgs(page(map_))[0])
+    shown = words(svgs(map_page(map_))[0])
     assert [shown.count(value) for value in ("1.50x", "0.50x", "6.00x", "2.00x")] == [2, 4, 2, 2]
     assert shown.count("M10") == 2 and shown.count("local") == 2
     assert "means L=10 fp32 P=2: latency over local" in shown
@@ -58,11 +59,11 @@ def test_one_rate_makes_no_line(tmp_path):
     visit(tmp_path, FULL, "testbed:100Mbps", [[20]])
     map_ = build_map(read_traces([tmp_path]))
     assert line_figure(grids(map_)[0], crossovers(map_)) is None
-    assert len(svgs(page(map_))) == 1
+    assert len(svgs(map_page(map_))) == 1
 
 
 def test_cells_stand_with_their_traces(map_):
-    shown = page(map_)
+    shown = map_page(map_)
     for cell in map_.cells:
         for name, digest in cell.provenance.files:
             assert f"{name} ({digest})" in shown
@@ -71,7 +72,7 @@ def test_cells_stand_with_their_traces(map_):
 
 
 def test_the_page_says_what_reproduces_it(map_):
-    shown = page(map_)
+    shown = map_page(map_)
     assert "prism-hw map &lt;traces&gt; -o map.json" in shown  # escaped
     assert "today, from traces of a CPU, 2 cores, 1 thread(s) a rank" in shown
     assert "python 3.11  torch 2.14" in shown
@@ -81,21 +82,58 @@ def test_the_page_says_what_reproduces_it(map_):
 def test_measured_joules_are_in_the_table(tmp_path):
     write(tmp_path / "a.jsonl", header(LOCAL, "loopback"), powered(records([200], 1), 5))
     visit(tmp_path, FULL, "testbed:100Mbps", [[20]])
-    shown = page(build_map(read_traces([tmp_path])))
+    shown = map_page(build_map(read_traces([tmp_path])))
     assert "1.00 J" in shown and "not measured" in shown
 
 
 def test_a_map_without_distributed_cells_is_a_page_too(tmp_path):
     visit(tmp_path, LOCAL, "loopback", [[10]])
-    shown = page(build_map(read_traces([tmp_path])))
-    assert "1 cells, 1 visits" in shown and "vit at batch 1 was measured locally alone" in shown
+    shown = map_page(build_map(read_traces([tmp_path])))
+    assert "1 cells, 1 visits" in shown and "vit at batch 1 has local cells alone" in shown
 
 
 def test_two_machines_are_both_named(tmp_path):
     visit(tmp_path, LOCAL, "loopback", [[10]])
     visit(tmp_path, LOCAL, "loopback", [[10]], model="other", host={"processor": "B"})
-    shown = page(build_map(read_traces([tmp_path])))
+    shown = map_page(build_map(read_traces([tmp_path])))
     assert shown.count("<td>processor</td>") == 2
+
+
+def simulated(map_, **provenance):
+    """The map as if it came from the simulator: a visit and a batch a cell."""
+    replace = msgspec.structs.replace
+    cells = [
+        replace(
+            cell,
+            source="simulated",
+            visits=1,
+            batches=1,
+            plan=replace(cell.plan, overlap=cell.plan.ranks == 1),
+            provenance=replace(cell.provenance, **provenance),
+        )
+        for cell in map_.cells
+    ]
+    return replace(map_, cells=tuple(cells))
+
+
+def test_a_simulated_map_claims_no_measurement(map_):
+    shown = map_page(simulated(map_, files=(), commands=("",), host={"device": "a board"}))
+    assert "simulated: nothing here was measured" in shown and "Simulated for" in shown
+    assert not any(
+        word in shown for word in ("visit", "spread", "Measured on", "written by", "The traces of each cell")
+    )
+    assert len(svgs(shown)) == 2
+
+
+def test_how_all_plans_exchange_stands_in_the_title_alone(map_):
+    shown = map_page(simulated(map_))
+    assert shown.count("no overlap") == 1 and "testbed, all plans: no overlap, simulated" in shown
+
+
+def test_lines_need_no_visits(map_):
+    cells = tuple(msgspec.structs.replace(cell, visit_p50_ms=()) for cell in map_.cells)
+    bare = msgspec.structs.replace(map_, cells=cells)
+    assert line_figure(grids(bare)[0], crossovers(bare)) is not None
 
 
 def test_colours_are_centred_at_one_and_saturate():
@@ -108,4 +146,4 @@ def test_colours_are_centred_at_one_and_saturate():
 
 def test_notes_of_a_map_reach_the_page(map_):
     changed = msgspec.structs.replace(map_, left_out=("bad.jsonl: <damaged>",))
-    assert "left out: bad.jsonl: &lt;damaged&gt;" in page(changed)
+    assert "left out: bad.jsonl: &lt;damaged&gt;" in map_page(changed)

@@ -12,10 +12,10 @@ from prism.cost import load_profile
 from prism.errors import ConfigError, PlanError
 from prism.link import LinkSpec
 from prism.plan import LOCAL, ExecutionPlan, Mode
-from sim.ask.break_even import crossover, sensitivity
+from sim.ask.break_even import find_break_even, sensitivity
 from sim.ask.point import Point, latency_ms, plan_of, predict, summary
-from sim.ask.study import Answer, over_processes, over_ray, points, solve
-from sim.ask.study_file import Axes, Constraints, Inverse, Study, load_study
+from sim.ask.study import InverseAnswer, over_processes, over_ray, points, solve
+from sim.ask.study_file import Constraints, Inverse, Study, StudyGrid, load_study
 from sim.engine.topology import Edge
 
 ORIN = load_profile("orin-nano")
@@ -69,28 +69,28 @@ def test_what_lies_outside_of_the_data_is_said():
 
 
 def test_a_crossover_over_the_batch_lies_where_it_was_published():
-    flip = crossover(ORIN, published(Mode.SEGMENT_MEANS, 8), "batch", draws=16)
+    flip = find_break_even(ORIN, published(Mode.SEGMENT_MEANS, 8), "batch", draws=16)
     assert flip.kind == "at" and 4 < flip.value <= 8 and flip.wins == "above"
     assert flip.interval[0] <= flip.value <= flip.interval[1]
     assert flip.p_distributed_wins > 0.5
-    assert crossover(ORIN, published(Mode.FULL, 8), "bandwidth", range(200, 901, 100), draws=4).kind == "never"
+    assert find_break_even(ORIN, published(Mode.FULL, 8), "bandwidth", range(200, 901, 100), draws=4).kind == "never"
 
 
 def test_a_break_even_in_bandwidth_is_one():
     known = profile()
     point = Point(model=VIT, plan=MEANS, batch=4, link=link(100))
-    flip = crossover(known, point, "bandwidth", draws=2)
+    flip = find_break_even(known, point, "bandwidth", draws=2)
     assert flip.kind == "at"
     local = predict(known, msgspec.structs.replace(point, plan=LOCAL)).latency_ms
     there = predict(known, msgspec.structs.replace(point, link=link(flip.value))).latency_ms
     assert there == pytest.approx(local, rel=0.01)
-    assert crossover(known, point, "bandwidth", (5000, 9000), draws=2).kind == "always"
-    assert crossover(known, point, "bandwidth", (1, 2), draws=2).kind == "never"
+    assert find_break_even(known, point, "bandwidth", (5000, 9000), draws=2).kind == "always"
+    assert find_break_even(known, point, "bandwidth", (1, 2), draws=2).kind == "never"
 
 
 def test_a_crossover_needs_two_devices():
     with pytest.raises(PlanError, match="--devices 2"):
-        crossover(ORIN, published(Mode.LOCAL, 8), "batch")
+        find_break_even(ORIN, published(Mode.LOCAL, 8), "batch")
 
 
 def test_sensitivity_names_the_term_that_matters():
@@ -104,7 +104,7 @@ def test_sensitivity_names_the_term_that_matters():
 STUDY = Study(
     model="small",
     profile="orin-nano",
-    grid=Axes(batch=(1, 4), bandwidth=("50Mbps", "400Mbps"), segments=(2, 10), devices=(2, 3)),
+    grid=StudyGrid(batch=(1, 4), bandwidth=("50Mbps", "400Mbps"), segments=(2, 10), devices=(2, 3)),
     constraints=Constraints(max_latency_ms=1e6),
     inverse=(
         Inverse(find="least_bandwidth", max_latency_ms=200, batch=1),
@@ -152,17 +152,21 @@ def test_questions_backwards():
         return predict(ORIN, Point(model=VIT, plan=plan, batch=1, link=link(mbps))).latency_ms
 
     assert at(rate.value) <= 200 < at(rate.value * 0.98)
-    assert none == Answer(find="largest_segments", value=None, latency_ms=None, tag="", note="nothing keeps 0.001 ms")
+    assert none == InverseAnswer(
+        find="largest_segments", value=None, latency_ms=None, tag="", note="nothing keeps 0.001 ms"
+    )
 
 
 def test_what_can_not_be_is_left_out_and_named():
-    study = msgspec.structs.replace(STUDY, grid=Axes(segments=(2, 60)), inverse=())
+    study = msgspec.structs.replace(STUDY, grid=StudyGrid(segments=(2, 60)), inverse=())
     _, left_out = points(study, [SMALL], ORIN)
     assert len(left_out) == 1 and "segments 60 exceed" in left_out[0]
     with pytest.raises(ConfigError, match="no cell of the grid can be"):
-        points(msgspec.structs.replace(study, grid=Axes(mode=(Mode.SEGMENT_MEANS,), segments=(60,))), [SMALL], ORIN)
+        points(
+            msgspec.structs.replace(study, grid=StudyGrid(mode=(Mode.SEGMENT_MEANS,), segments=(60,))), [SMALL], ORIN
+        )
     with pytest.raises(ConfigError, match="1 prefix tokens"):
-        points(msgspec.structs.replace(study, grid=Axes(tokens=(1,))), [SMALL], ORIN)
+        points(msgspec.structs.replace(study, grid=StudyGrid(tokens=(1,))), [SMALL], ORIN)
 
 
 def test_devices_of_other_speeds_wait_for_the_slow_one_unless_it_has_less_to_do():
@@ -170,7 +174,7 @@ def test_devices_of_other_speeds_wait_for_the_slow_one_unless_it_has_less_to_do(
         model="small",
         profile="x86-core",
         speeds=(1.0, 0.5),
-        grid=Axes(mode=(Mode.LOCAL, Mode.FULL), batch=(8,), bandwidth=("1Gbps",), split=("even", "speed")),
+        grid=StudyGrid(mode=(Mode.LOCAL, Mode.FULL), batch=(8,), bandwidth=("1Gbps",), split=("even", "speed")),
     )
     local, even, split = solve(study, [VIT], over_processes(1)).cells
     alike = solve(msgspec.structs.replace(study, speeds=(1.0, 1.0)), [VIT], over_processes(1)).cells
@@ -181,7 +185,7 @@ def test_devices_of_other_speeds_wait_for_the_slow_one_unless_it_has_less_to_do(
 
 
 def test_a_device_twice_as_fast_takes_half_the_time():
-    study = Study(model="small", speeds=(2.0,), grid=Axes(mode=(Mode.LOCAL,), devices=(1,)))
+    study = Study(model="small", speeds=(2.0,), grid=StudyGrid(mode=(Mode.LOCAL,), devices=(1,)))
     fast, usual = (
         solve(msgspec.structs.replace(study, speeds=speeds), [VIT], over_processes(1)).cells[0].latency_ms
         for speeds in ((2.0,), ())
@@ -198,7 +202,7 @@ def test_a_device_twice_as_fast_takes_half_the_time():
     ],
 )
 def test_constraints_that_nothing_keeps_are_named(limits, words):
-    study = Study(model="vit", grid=Axes(batch=(1, 32)), constraints=limits)
+    study = Study(model="vit", grid=StudyGrid(batch=(1, 32)), constraints=limits)
     note = solve(study, [VIT], over_processes(1)).note
     assert words in note and bool(note) == bool(words)
 
@@ -209,7 +213,7 @@ LINKED = 'model = "m"\ngrid = {devices = [3]}\n'
 def test_links_of_ones_own_carry_what_they_should():
     wired = Study(
         model="small",
-        grid=Axes(mode=(Mode.FULL,), devices=(2,)),
+        grid=StudyGrid(mode=(Mode.FULL,), devices=(2,)),
         links=tuple(Edge(between=(rank, "switch"), rate="10Gbps", latency="10us") for rank in ("0", "1")),
     )
     cell = solve(wired, [VIT], over_processes(1)).cells[0]

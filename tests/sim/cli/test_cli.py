@@ -95,6 +95,8 @@ def test_every_command_has_an_example(tmp_path):
         "workload",
         "calibrate",
         "compare",
+        "map",
+        "replay",
     ):
         assert f"Example: prism-sim {name}" in run(tmp_path, name, "--help").replace("\n", " ")
 
@@ -141,7 +143,8 @@ def test_a_map_has_every_plan_that_fits(tmp_path):
         "--bandwidths",
         "50Mbps,400Mbps",
     ]
-    run(tmp_path, "map", "vit.json", *flags, "-o", "map.json")
+    run(tmp_path, "map", "vit.json", *flags, "-o", "map.json", "--html", "map.html")
+    assert "nothing here was measured" in (tmp_path / "map.html").read_text()
     made = load_map(tmp_path / "map.json")
     assert {(c.plan.mode.value, c.plan.segments) for c in made.cells} == {
         ("local", None),
@@ -177,8 +180,12 @@ def test_serving_and_sensitivity(tmp_path):
             "--bandwidth",
             "50Mbps",
             "--json",
+            "--output",
+            "served.html",
         )
     )
+    page = (tmp_path / "served.html").read_text().split("</style>")[1]
+    assert "p95" in page and "{" not in page, "no dict in a cell"
     assert any(line.startswith("link_mbps 50") for line in found["outside"])
     assert found["requests"] == 50 and found["latency_ms"]["p50"] <= found["latency_ms"]["p99"]
     assert json.loads(run(tmp_path, "sensitivity", "vit.json", "--json"))[0]["term"]
@@ -197,7 +204,7 @@ def test_serving_and_sensitivity(tmp_path):
         (["crossover", "vit.json", "--over", "batch", "--values", "1,x"], "1,x"),
         (["crossover", "vit.json", "--over", "bandwidth", "--values", "10,nan"], "finite"),
         (["crossover", "vit.json", "--over", "tokens", "--values", "1,500"], "1 prefix tokens"),
-        (["serve-sim", "vit.json", "--fail", "0@1s"], "0 is the terminal"),
+        (["serve-sim", "vit.json", "--fail", "0@1s"], "0 is the leader"),
         (["serve-sim", "vit.json", "--outage", "4s-3s"], "ends before"),
         (["trace", "vit.json"], "nothing to write"),
         (["map", "vit.json", "--modes", "full,halves", "-o", "m.json"], "first_and_means"),

@@ -8,7 +8,7 @@ import pytest
 import simpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.profiles import GPT, POWER, SMALL, VIT, profile, terms
+from support.profiles import GPT, POWER, SMALL, VIT, profile, step_s, terms
 
 from prism.backend import Workload
 from prism.cost import CalibratedProfile, CostModel
@@ -20,9 +20,9 @@ from prism.trace.energy import modelled_energy
 from prism.trace.metrics import summarise
 from prism.workload import Kernel, build
 from sim.engine.backend import Machines, SimBackend, identical
+from sim.engine.collectives import Ring
 from sim.engine.network import Network
-from sim.engine.ranks import Ring
-from sim.engine.script import Step, script, sides
+from sim.engine.script import ScriptStep, script, sides
 from sim.engine.topology import topology
 
 FULL2 = ExecutionPlan(mode=Mode.FULL, devices=2)
@@ -49,7 +49,7 @@ def run(
     return backend.run(plan, Workload(model=model, batch=batch, batches=batches, seed=seed))
 
 
-def seconds(step: Step, cost: CostModel) -> float:
+def seconds(step: ScriptStep, cost: CostModel) -> float:
     return cost.joined(*sides(step, cost))
 
 
@@ -257,7 +257,7 @@ def test_a_slower_device_makes_the_other_wait():
         r: sum(s.end_ns - s.start_ns for s in trace.spans if s.kind == "wait" and s.op == "exchange" and s.rank == r)
         for r in (0, 1)
     }
-    per_block = 0.9 * (slow.step_s(project_and_attend(VIT)) - known.model().step_s(project_and_attend(VIT)))
+    per_block = 0.9 * (step_s(slow, project_and_attend(VIT)) - step_s(known.model(), project_and_attend(VIT)))
     assert waits[0] / 1e9 > VIT.blocks * per_block
     assert waits[1] == 0
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from prism.errors import ConfigError
 from prism.link import LinkSpec
-from sim.engine.network import Medium, Network
+from sim.engine.network import Network, SimulatedMedium
 from sim.engine.topology import check_topology, topology
 
 RATE = 100e6
@@ -18,7 +18,7 @@ RATE = 100e6
 def departures(jobs: list[tuple[int, int]], rate_bps: float = RATE) -> list[float]:
     """When each (start_ns, bytes) has been carried over an access point's air."""
     env = simpy.Environment()
-    medium = Medium(env, rate_bps)
+    medium = SimulatedMedium(env, rate_bps)
     ends = [0.0] * len(jobs)
 
     def post(index: int, start: int, size: int):
@@ -69,7 +69,7 @@ def test_any_arrivals_leave_when_the_shapers_rule_says(jobs):
 
 def test_an_outage_holds_messages_and_a_change_of_rate_is_felt():
     env = simpy.Environment()
-    medium = Medium(env, RATE)
+    medium = SimulatedMedium(env, RATE)
     ends: list[float] = []
     medium.join(2 * 8 * 125_000, lambda: ends.append(env.now))
 

@@ -13,8 +13,8 @@ from prism.plan import LOCAL, ExecutionPlan, Mode
 from prism.trace.metrics import summarise
 from sim.engine.backend import SimBackend, identical
 from sim.serving.fleet import Fault
-from sim.serving.requests import Arrivals, Batching, Queue, parse_arrivals, serve, source
-from sim.serving.scenario import PredictingPolicy, Scenario, simulate
+from sim.serving.requests import Arrivals, Batching, Queue, arrive, parse_arrivals, serve_queue
+from sim.serving.scenario import PredictingPolicy, Scenario, simulate_serving
 
 FULL3 = ExecutionPlan(mode=Mode.FULL, devices=3)
 MACHINES = identical(profile(), profile().model(), 3, LinkSpec(kind="shaper", rate_bps=300e6))
@@ -38,8 +38,8 @@ def mean_wait_s(arrivals: Arrivals, service_s, seed: int) -> float:
         yield env.timeout(int(service_s(rng) * 1e9))
         return ""
 
-    env.process(source(env, queue, arrivals, seed))
-    env.run(until=env.process(serve(env, queue, arrivals, Batching(), run)))
+    env.process(arrive(env, queue, arrivals, seed))
+    env.run(until=env.process(serve_queue(env, queue, arrivals, Batching(), run)))
     return float(np.mean([request.started_ns - request.arrived_ns for request in queue.all])) / 1e9
 
 
@@ -53,7 +53,9 @@ def test_exponential_service_waits_as_m_m_1(share, requests):
 @pytest.mark.parametrize("share", [0.4, 0.7])
 def test_one_device_waits_as_m_d_1(share):
     service = seconds(LOCAL)
-    found = simulate(MACHINES, Scenario(model=SMALL, arrivals=poisson(share / service, 6000)), FixedPolicy(LOCAL))
+    found = simulate_serving(
+        MACHINES, Scenario(model=SMALL, arrivals=poisson(share / service, 6000)), FixedPolicy(LOCAL)
+    )
     theory = share / (2 * (1 - share)) * service
     assert found.waiting_ms["mean"] / 1e3 == pytest.approx(theory, rel=0.12)
     # Little's law ties the queue's length to the wait
@@ -63,38 +65,46 @@ def test_one_device_waits_as_m_d_1(share):
 def test_overload_grows_a_queue_and_batching_serves_it():
     service = seconds(LOCAL)
     backlogs = [
-        simulate(MACHINES, Scenario(model=SMALL, arrivals=poisson(1.5 / service, n)), FixedPolicy(LOCAL)).backlog
+        simulate_serving(
+            MACHINES, Scenario(model=SMALL, arrivals=poisson(1.5 / service, n)), FixedPolicy(LOCAL)
+        ).backlog
         for n in (300, 600, 1200)
     ]
     assert backlogs[0] * 1.6 < backlogs[1] and backlogs[1] * 1.6 < backlogs[2]
     assert backlogs[2] == pytest.approx(1200 / 3, rel=0.25)
     batched = Scenario(model=SMALL, arrivals=poisson(1.5 / service, 1200), batching=Batching(largest=16))
-    assert simulate(MACHINES, batched, FixedPolicy(LOCAL)).backlog < 20
+    assert simulate_serving(MACHINES, batched, FixedPolicy(LOCAL)).backlog < 20
 
 
 def test_the_patterns_of_mlperf():
     service = seconds(LOCAL)
     single = Scenario(model=SMALL, arrivals=Arrivals(pattern="single-stream", requests=20))
-    assert simulate(MACHINES, single, FixedPolicy(LOCAL)).latency_ms["p99"] == pytest.approx(1e3 * service, rel=1e-3)
+    assert simulate_serving(MACHINES, single, FixedPolicy(LOCAL)).latency_ms["p99"] == pytest.approx(
+        1e3 * service, rel=1e-3
+    )
     multi = Scenario(model=SMALL, arrivals=Arrivals(pattern="multi-stream", requests=20, samples=4))
-    found = simulate(MACHINES, multi, FixedPolicy(LOCAL))
+    found = simulate_serving(MACHINES, multi, FixedPolicy(LOCAL))
     assert (found.requests, found.batches) == (80, 20)
     assert found.latency_ms["p50"] == pytest.approx(1e3 * seconds(LOCAL, 4), rel=1e-3)
     offline = Scenario(model=SMALL, arrivals=Arrivals(pattern="offline", requests=64), batching=Batching(largest=16))
-    assert simulate(MACHINES, offline, FixedPolicy(LOCAL)).seconds == pytest.approx(4 * seconds(LOCAL, 16), rel=1e-3)
+    assert simulate_serving(MACHINES, offline, FixedPolicy(LOCAL)).seconds == pytest.approx(
+        4 * seconds(LOCAL, 16), rel=1e-3
+    )
 
 
 def test_a_batch_waits_for_others_as_long_as_its_first_has_patience():
     times = Arrivals(pattern="trace", requests=3, times_s=(0.0, 0.05, 5.0))
     served = Scenario(model=SMALL, arrivals=times, batching=Batching(largest=2, patience_s=0.2))
-    found = simulate(MACHINES, served, FixedPolicy(LOCAL))
+    found = simulate_serving(MACHINES, served, FixedPolicy(LOCAL))
     assert found.batches == 2
     assert found.waiting_ms["max"] == pytest.approx(50, abs=0.1)
 
 
 def test_the_same_seed_serves_the_same():
     served = Scenario(model=SMALL, arrivals=poisson(50, 200), seed=3)
-    assert simulate(MACHINES, served, FixedPolicy(FULL3)) == simulate(MACHINES, served, FixedPolicy(FULL3))
+    assert simulate_serving(MACHINES, served, FixedPolicy(FULL3)) == simulate_serving(
+        MACHINES, served, FixedPolicy(FULL3)
+    )
 
 
 @pytest.mark.parametrize("silent", [False, True])
@@ -109,7 +119,7 @@ def test_a_lost_device_fails_one_batch_and_the_rest_go_on_without_it(silent):
         def decide(self, observation, table, objective, state):
             return Decision(plan={3: FULL3, 2: two, 1: LOCAL}[observation.devices], why="widest")
 
-    found = simulate(MACHINES, served, Widest())
+    found = simulate_serving(MACHINES, served, Widest())
     assert found.requests == 200 and set(found.modes) == {"full"}
     assert len(found.failures) == 1 and "device 1 was lost" in found.failures[0]
     stall = found.latency_ms["max"] / 1e3
@@ -122,7 +132,7 @@ def test_an_outage_shorter_than_the_timeout_only_stalls_and_a_longer_one_sends_t
         scenario = Scenario(
             model=SMALL, arrivals=Arrivals(pattern="single-stream", requests=400), faults=(fault,), timeout_s=1.0
         )
-        return simulate(MACHINES, scenario, FixedPolicy(FULL3))
+        return simulate_serving(MACHINES, scenario, FixedPolicy(FULL3))
 
     short, long = served(1.2), served(4.0)
     assert not short.failures and short.latency_ms["max"] == pytest.approx(700, rel=0.2)
@@ -133,12 +143,12 @@ def test_an_outage_shorter_than_the_timeout_only_stalls_and_a_longer_one_sends_t
 def test_the_policy_in_the_loop_takes_what_the_simulator_says_is_faster():
     slow = identical(profile(), profile().model(), 3, LinkSpec(kind="shaper", rate_bps=1e6))
     served = Scenario(model=SMALL, arrivals=Arrivals(pattern="single-stream", requests=5))
-    assert simulate(slow, served, PredictingPolicy(slow, SMALL, [FULL3])).modes == {"local": 5}
+    assert simulate_serving(slow, served, PredictingPolicy(slow, SMALL, [FULL3])).modes == {"local": 5}
 
 
 def test_joules_count_idle_devices():
     served = Scenario(model=SMALL, arrivals=Arrivals(pattern="trace", requests=2, times_s=(0.0, 10.0)))
-    found = simulate(MACHINES, served, FixedPolicy(LOCAL))
+    found = simulate_serving(MACHINES, served, FixedPolicy(LOCAL))
     busy = 2 * seconds(LOCAL)
     assert found.joules_per_sample * 2 == pytest.approx(busy * 7.0 + (3 * found.seconds - busy) * 1.0, rel=1e-3)
 
@@ -153,5 +163,5 @@ def test_arrivals_that_can_not_be_are_one_line(text):
 
 def test_a_fault_of_the_terminal_is_refused():
     served = Scenario(model=SMALL, arrivals=poisson(1, 1), faults=(Fault(kind="device", device=0, at_s=1),))
-    with pytest.raises(ConfigError, match="0 is the terminal"):
-        simulate(MACHINES, served, FixedPolicy(LOCAL))
+    with pytest.raises(ConfigError, match="0 is the leader"):
+        simulate_serving(MACHINES, served, FixedPolicy(LOCAL))

@@ -1,4 +1,4 @@
-"""Render results as tables for a screen."""
+"""The checks of doctor, the outcome of a run and the summary of a trace, as tables for the console."""
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -91,7 +91,7 @@ def trace_view(trace: Trace, summary: Summary) -> RenderableType:
 
 
 def energy_line(energy: Energy | None, note: str) -> str:
-    """State joules per batch and what they rest on, or why they are not measured."""
+    """Write the joules of a batch with what they rest on, or that they are not measured."""
     if energy is None:
         return f"energy {note}"
     devices = ", ".join(f"rank {rank} {joules:.3g} J" for rank, joules in energy.per_device_j.items())

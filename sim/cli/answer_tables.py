@@ -1,0 +1,160 @@
+"""The simulator's answers as flat rows, as tables for the console, and as lines."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+from rich.table import Table
+
+from prism.report.page import cell_text
+from sim.ask.break_even import Influence, PlanBreakEven
+from sim.ask.point import PointPrediction
+from sim.ask.study import Result
+from sim.serving.scenario import ServingReport
+
+SHOWN = 40  # rows of a table or a figure; files have all
+STAGES = ("compute", "staging", "wait", "wire")
+PARTS = ("wire", "devices", "bandwidth_mbps", "batch")  # of a prediction's name, where cells differ in them
+
+
+def prediction_row(cell: PointPrediction) -> dict[str, Any]:
+    """Flatten a prediction to one row."""
+    split = cell.split_ms
+    low, high = cell.interval_ms or (None, None)
+    return {
+        "model": cell.model,
+        "tokens": cell.tokens,
+        "mode": cell.mode,
+        "segments": cell.segments,
+        "wire": cell.wire,
+        "devices": cell.devices,
+        "batch": cell.batch,
+        "bandwidth_mbps": cell.bandwidth_mbps,
+        "latency_ms": cell.latency_ms,
+        "low_ms": low,
+        "high_ms": high,
+        "per_sample_ms": cell.per_sample_ms,
+        "energy_j": cell.energy_j,
+        "compute_ms": split["compute"],
+        "staging_ms": split["stage_d2h"] + split["stage_h2d"],
+        "wait_ms": split["wait"],
+        "wire_ms": split["wire"],
+        "weights": ":".join(f"{weight:g}" for weight in cell.weights or ()),
+        "tag": cell.tag,
+    }
+
+
+def name_of(cell: PointPrediction, parts: Sequence[str] = PARTS) -> str:
+    """Name a prediction of one model by its mode and these parts."""
+    words = {
+        "wire": cell.wire,
+        "devices": f"P={cell.devices}",
+        "bandwidth_mbps": f"{cell.bandwidth_mbps or 0:g} Mbps",
+        "batch": f"B={cell.batch}",
+    }
+    mode = f"{cell.mode.replace('segment_means', 'means')} L={cell.segments}" if cell.segments else cell.mode
+    mode += f" {':'.join(f'{weight:g}' for weight in cell.weights)}" if cell.weights else ""
+    return " ".join([mode, *[words[part] for part in parts if cell.devices > 1 or part == "batch"]])
+
+
+def names_of(cells: Sequence[PointPrediction]) -> list[str]:
+    """Name predictions without what all distributed ones share."""
+    values = {part: {getattr(cell, part) for cell in cells if cell.devices > 1 or part == "batch"} for part in PARTS}
+    return [name_of(cell, [part for part in PARTS if len(values[part]) > 1]) for cell in cells]
+
+
+def predictions_table(cells: Sequence[PointPrediction], title: str = "") -> Table:
+    """Tabulate latency, interval, joules and split of predictions."""
+    table = Table("plan", "ms", "90 %", "J", *STAGES, "tag", title=title, box=None)
+    for column in table.columns:
+        column.no_wrap = True
+        column.justify = "left" if column.header in ("plan", "tag") else "right"
+    for name, cell in zip(names_of(cells), cells[:SHOWN], strict=False):
+        flat = prediction_row(cell)
+        interval = "-" if cell.interval_ms is None else f"{cell.interval_ms[0]:.0f}..{cell.interval_ms[1]:.0f}"
+        stages = [f"{flat[f'{stage}_ms']:.1f}" for stage in STAGES]
+        table.add_row(name, f"{cell.latency_ms:.1f}", interval, cell_text(cell.energy_j), *stages, cell.tag)
+    if len(cells) > SHOWN:
+        table.caption = f"{len(cells) - SHOWN} more; --json or --output has all"
+    return table
+
+
+def crossover_line(flip: PlanBreakEven) -> str:
+    """Say in one line where a distributed plan becomes as fast as one device."""
+    unit = " Mbps" if flip.over == "bandwidth" else ""
+    span = f"over {flip.over}, {flip.values[0]:g} to {flip.values[-1]:g}{unit}"
+    wins = f"distributed wins in {100 * flip.p_distributed_wins:.0f} % of the draws at the point itself"
+    if flip.kind != "at" or flip.value is None:
+        return f"{span}: distributed {flip.kind} wins; {wins}; {flip.tag}"
+    low, high = flip.interval or (flip.value, flip.value)
+    side = "from" if flip.wins == "above" else "below"
+    return f"{span}: distributed wins {side} {flip.value:.4g}{unit} (90 %: {low:.4g} to {high:.4g}); {wins}; {flip.tag}"
+
+
+def sensitivity_table(influences: Sequence[Influence]) -> Table:
+    """Tabulate what each term of the profile does to latency and to the lead over local."""
+    table = Table("term", "value", "changed by", "latency", "lead over local", "flips", "origin", box=None)
+    for influence in influences:
+        table.add_row(
+            influence.term,
+            f"{influence.value:.3g}",
+            f"{100 * influence.step:+.0f} %",
+            f"{100 * influence.latency_change:+.1f} %",
+            f"{100 * influence.lead_change:+.1f} %",
+            "yes" if influence.flips else "",
+            influence.origin,
+        )
+    return table
+
+
+def served_facts(served: ServingReport) -> dict[str, str]:
+    """Name the figures of a served scenario, and write each as people read it."""
+    joules = served.joules_per_sample
+    return {
+        "requests": f"{served.requests} in {served.seconds:.3g} s, {served.throughput_per_s:.3g} per second",
+        "latency ms": _quantiles(served.latency_ms),
+        "waiting ms": _quantiles(served.waiting_ms),
+        "queue": f"mean {served.queue_mean:.2f}, longest {served.queue_longest}, "
+        f"backlog at the last arrival {served.backlog}",
+        "batches": f"{served.batches} of {served.batch_mean:.2f} on average: {cell_text(served.modes)}",
+        "energy": "no power profile" if joules is None else f"{joules:.3g} J per sample",
+        "failures": "; ".join(served.failures) or "none",
+    }
+
+
+def _quantiles(milliseconds: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.1f}" for name, value in milliseconds.items())
+
+
+def facts_view(facts: dict[str, str]) -> Table:
+    """Show names and their values on the console."""
+    table = Table(show_header=False, box=None)
+    for name, value in facts.items():
+        table.add_row(name, value)
+    return table
+
+
+def served_row(served: ServingReport) -> dict[str, Any]:
+    """Flatten a served scenario to one row; a cell that holds several values is their text."""
+    whole = msgspec.to_builtins(served)
+    return {name: str(value) if isinstance(value, (dict, list, tuple)) else value for name, value in whole.items()}
+
+
+def extrapolated(reasons: Iterable[str]) -> list[str]:
+    """Say in what a prediction lies outside of the profile's data, each reason once."""
+    return [f"extrapolated: {reason}" for reason in dict.fromkeys(reasons)]
+
+
+def study_lines(result: Result) -> list[str]:
+    """Say what a study found: how many cells are feasible, the best one, and the answers to its questions."""
+    lines = [f"{len(result.cells)} cells, {len(result.feasible)} keep the constraints"]
+    if result.best is None:
+        lines.append(result.note)
+    else:
+        best = result.cells[result.best]
+        lines.append(f"best: {name_of(best)}, {best.latency_ms:.1f} ms, {cell_text(best.energy_j)} J, {best.tag}")
+    for answer in result.answers:
+        unit = " Mbps" if answer.find == "least_bandwidth" else ""
+        at = "" if answer.value is None else f"{answer.value:.4g}{unit} ({answer.latency_ms:.1f} ms, {answer.tag})"
+        lines.append(f"{answer.find.replace('_', ' ')}: {at or answer.note}")
+    return [*lines, *(f"left out: {reason}" for reason in result.left_out[:5])]
