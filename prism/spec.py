@@ -87,16 +87,16 @@ def load_power_profile(path: Path) -> PowerProfile:
 
 
 class DeviceSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One device: a name, and the address the others reach it at."""
+    """One device. address: where the others reach it."""
 
     name: str
     address: str
 
 
 class ClusterSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The devices of a run over several machines. The first one is the terminal, rank 0.
+    """The devices of a run over several machines. The first one leads: it is rank 0.
 
-    interface: network interface to use; empty derives it from the route to the terminal.
+    interface: network interface to use; empty derives it from the route to the leader.
     """
 
     devices: tuple[DeviceSpec, ...]
@@ -106,7 +106,7 @@ class ClusterSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def __post_init__(self) -> None:
         names = [device.name for device in self.devices]
         if not names:
-            raise ValueError("devices is empty; add one [[devices]] table each, the terminal first")
+            raise ValueError("devices is empty; add one [[devices]] table each, the leader first")
         if len(set(names)) < len(names):
             raise ValueError(f"device names {names} are not unique")
 

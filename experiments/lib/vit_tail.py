@@ -38,7 +38,7 @@ def blocks_under(model: nn.Module, plan: ExecutionPlan, first: int, last: int, r
     def rank(exchange: Exchange) -> Tensor | None:
         share = Pass(adapter, blocks, plan, exchange, NullRecorder(), x_BND.device, *x_BND.shape[:2])
         if exchange.rank == 0:
-            return share.run_terminal(x_BND, None, rows, 0, 0, scatter=False)
+            return share.run_leader(x_BND, None, rows, 0, 0, scatter=False)
         return share.run_embedded(x_BND, None, rows)
 
     read = run_in_process(plan.ranks, rank)[0]
