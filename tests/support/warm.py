@@ -23,6 +23,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import traceback
 from pathlib import Path
@@ -180,6 +181,7 @@ def _run(request: dict[str, Any], files: list[int], between: int) -> int:
     os.environ.update(request["env"])
     os.chdir(request["cwd"])
     random.seed()
+    tempfile.tempdir = None
     global template
     template, subprocess.Popen = Template(helper), Popen  # type: ignore[misc]
     Popen.cold = helper is None
@@ -227,6 +229,7 @@ def _close_all_but(kept: int) -> None:
 def main() -> None:
     for name in IMPORTS:
         importlib.import_module(name)
+    sys.modules["hw.probe.pace"].CALLS = 1  # a trace has all its stretches, each of one call
     gc.collect()
     gc.freeze()
     serve(socket.socket(fileno=int(sys.argv[1])))
