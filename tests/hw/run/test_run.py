@@ -3,13 +3,13 @@
 import contextlib
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from support.waiting import until
@@ -34,13 +34,14 @@ def prism(*args, timeout=120):
 
 
 def ranks(scratch) -> dict[int, int]:
-    """Find the rank processes of this test, by rank: each writes its errors to a log of its own."""
+    """Find the rank processes of this test, by rank."""
     found = {}
     for entry in os.scandir("/proc"):
         with contextlib.suppress(OSError):
-            log = re.match(rf"{scratch}/prism-[^/]*/rank-(\d+)\.log", os.readlink(f"/proc/{entry.name}/fd/2"))
-            if log:
-                found[int(log[1])] = int(entry.name)
+            words = Path(f"/proc/{entry.name}/cmdline").read_text().split("\0")
+            job = next((word for word in words if word.startswith(str(scratch))), "")
+            if "hw.run.rank_main" in words and job:
+                found[int(Path(job).stem.rpartition("-")[2])] = int(entry.name)
     return found
 
 
