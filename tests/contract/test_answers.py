@@ -3,7 +3,8 @@
 import msgspec
 import pytest
 from support.profiles import profile
-from support.serving import MEANS, MODEL, Member, cell, images, serving, until
+from support.serving import MEANS, MODEL, Member, cell, images, serving
+from support.waiting import until
 
 from hw.evaluate.config import EvalConfig
 from hw.evaluate.run import evaluate

@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -122,15 +121,6 @@ def images(count: int) -> torch.Tensor:
 def local_answer(service: Service, x: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
         return service.served.model(x)
-
-
-def until(condition, seconds: float = 10.0) -> bool:
-    limit = time.monotonic() + seconds
-    while time.monotonic() < limit:
-        if condition():
-            return True
-        time.sleep(0.01)
-    return bool(condition())
 
 
 def post(service: Service, body: bytes, headers=None, path=f"/v2/models/{MODEL}/infer"):

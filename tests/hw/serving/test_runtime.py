@@ -8,7 +8,8 @@ from pathlib import Path
 import msgspec
 import pytest
 from support.answers import accuracy_table
-from support.serving import FULL, MODEL, Member, images, map_file, serving, until
+from support.serving import FULL, MODEL, Member, images, map_file, serving
+from support.waiting import until
 
 from hw.comm.group import process_group
 from hw.comm.rendezvous import RelayStore
@@ -140,7 +141,7 @@ def test_a_peer_that_breaks_every_group_is_kept_waiting(tmp_path, caplog):
                 time.sleep(reply.retry_s)
                 reply = join()
             assert isinstance(reply, Welcome)
-            assert until(lambda n=count: broken() >= n, 10)
+            assert until(lambda n=count: broken() >= n)
         refused = join()
         assert isinstance(refused, Refused) and 1 < refused.retry_s <= 2, "twice as long each time"
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from support.waiting import until
 
 from hw.sweep.config import SweepConfig, cells, visits
 from prism.config import convert
@@ -123,11 +124,12 @@ def test_killed_at_any_moment_it_goes_on(tmp_path):
     config.write_text(text)
     seen: dict[str, int] = {}
     moments = random.Random(3)
-    for _ in range(3):
+    for number in range(3):
         process = subprocess.Popen(
             [*COMMAND, str(config), "-o", str(folder)], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
         )
-        time.sleep(moments.uniform(5, 9))
+        assert until(lambda wanted=2 * number: len(list(folder.glob("*.jsonl"))) >= wanted)
+        time.sleep(moments.uniform(0, 1.5))
         process.send_signal(signal.SIGKILL)
         process.wait()
         time.sleep(0.3)
@@ -189,6 +191,7 @@ def test_a_full_disk_is_one_line():
 
 def test_three_ranks_on_two_cores_are_marked(tmp_path):
     text = TOML.replace("repeats = 2", "repeats = 1\ndevices = [3]\nthreads = 2").replace("[1, 10]", "[1]")
+    text = text.replace(', "400Mbps"', "").replace(', "segment_means"', "")
     assert profile(tmp_path / "s.toml", tmp_path / "out", text=text).returncode == 0
     cores = len(os.sched_getaffinity(0))
     headers = [read_trace(path).header for path in Path(tmp_path / "out").glob("*.jsonl")]
@@ -202,7 +205,7 @@ def test_a_cluster_is_swept_by_its_terminal(tmp_path, prism_hw):
     devices = "".join(f'[[devices]]\nname = "{name}"\naddress = "127.0.0.1"\n' for name in "ab")
     cluster = tmp_path / "c.toml"
     cluster.write_text(f"port = {free_port('127.0.0.1')}\n{devices}")
-    text = TOML.replace('rates = ["100Mbps", "400Mbps"]', "").replace("shaper", "network")
+    text = TOML.replace('rates = ["100Mbps", "400Mbps"]', "").replace("shaper", "network").replace("[1, 10]", "[1]")
     (tmp_path / "s.toml").write_text(text)
     code, _, errors = prism_hw("profile", "--config", str(tmp_path / "s.toml"), "-o", str(tmp_path / "out"))
     assert code == 2 and "--cluster" in errors
@@ -210,8 +213,8 @@ def test_a_cluster_is_swept_by_its_terminal(tmp_path, prism_hw):
     with subprocess.Popen(worker, stderr=subprocess.PIPE, text=True) as other:
         done = profile(tmp_path / "s.toml", tmp_path / "out", "--cluster", str(cluster), "--json", text=text)
         assert done.returncode == 0, done.stderr
-        assert other.wait(20) == 0
-    assert json.loads(done.stdout)["visits"] == 2 * (2 + 2 * 2)
+        assert other.wait(60) == 0
+    assert json.loads(done.stdout)["visits"] == 2 * (1 + 2)
     headers = [read_trace(path).header for path in (tmp_path / "out").glob("*.jsonl")]
     assert {header.link for header in headers} == {"loopback", "network"}
 
