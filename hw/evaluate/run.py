@@ -59,7 +59,7 @@ def evaluate(config: EvalConfig, output: Path, command: str, on_progress: Callab
         plans=tuple(plans),
         command=command,
         created=now_text(),
-        host=host.describe(config.threads or torch.get_num_threads()),
+        host=host.describe_machine(config.threads or torch.get_num_threads()),
     )
     store = Store(output / "samples.jsonl", header)
     try:

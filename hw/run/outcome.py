@@ -36,7 +36,7 @@ def trace_header(config: RunConfig, job: RankJob, piece: Workpiece) -> TraceHead
         oversubscribed=job.oversubscribed,
         config=_recorded(config),
         config_hash=config.digest(),
-        host={**host.describe(config.threads), **job.facts},
+        host={**host.describe_machine(config.threads), **job.facts},
         power=load_power_profile(Path(config.power)) if config.power else None,
         spec=piece.spec,
     )

@@ -13,6 +13,7 @@ from rich.progress import track
 
 from prism.cli.entry import command_line
 from prism.cli.option_groups import OptionGroup
+from prism.cli.options import option
 from prism.codecs import WIRES, Wire
 from prism.cost import CalibratedProfile, load_profile
 from prism.errors import ConfigError
@@ -25,7 +26,7 @@ from prism.spec import ModelSpec
 from prism.units import parse_rate
 from sim.ask.point import Point, outside_of, plan_of, simulated
 from sim.cli import options
-from sim.cli.options import OUTPUT, option, whole_numbers
+from sim.cli.options import OUTPUT, whole_numbers
 
 MODES = [mode for mode in Mode if mode is not Mode.LOCAL]
 CELLS = "Cells"  # a panel of --help

@@ -8,6 +8,7 @@ import msgspec
 import typer
 
 from prism.backend import Workload
+from prism.cli.options import option
 from prism.cost import CalibratedProfile, load_profile
 from prism.errors import ConfigError
 from prism.files import write_file
@@ -20,7 +21,7 @@ from sim.ask.point import Point, PointPrediction, outside_of, predict
 from sim.cli import options
 from sim.cli.answer_figures import prediction_bars
 from sim.cli.answer_tables import extrapolated, prediction_row, predictions_table
-from sim.cli.options import PLAN, option
+from sim.cli.options import PLAN
 from sim.cli.presentation import Presentation
 from sim.engine.backend import SimBackend, identical
 

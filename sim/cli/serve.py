@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from prism.cli.option_groups import OptionGroup
+from prism.cli.options import option
 from prism.cost import load_profile
 from prism.decide.accuracy import load_accuracy
 from prism.decide.policy import FixedPolicy, Policy, PrismPolicy
@@ -19,7 +20,6 @@ from prism.units import parse_seconds
 from sim.ask.point import Point, outside_of
 from sim.cli import options
 from sim.cli.answer_tables import extrapolated, facts_view, served_facts, served_row
-from sim.cli.options import option
 from sim.cli.predict import every_mode
 from sim.cli.presentation import Presentation
 from sim.engine.backend import Machines, identical
