@@ -12,8 +12,8 @@ device = sum over kernels of FLOPs * s_per_flop joined with bytes * memory.s_per
 
 A kernel's two sides are joined by the larger one, or by roofline.power as launch and device are (1: a core that
 computes and fetches by turns). The device is slower while its clock is low (ClockGovernor) and beside other ranks of
-the same machine (CostModel.together). Ranks that should take equally long differ (CostModel.uneven). Copies and packing cost
-fixed + slope * bytes, with a break between two regimes of size.
+the same machine (CostModel.together). Ranks that should take equally long differ (CostModel.uneven). Copies and
+packing cost fixed + slope * bytes, with a break between two regimes of size.
 """
 
 import math
