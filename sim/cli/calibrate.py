@@ -14,7 +14,6 @@ from prism.files import write_file
 from prism.perfmap.pooling import TraceSet, read_traces
 from prism.spec import ModelSpec
 from prism.trace import Probe, read_trace
-from sim.ask.for_calibration import simulator_of
 from sim.cli import options
 
 if TYPE_CHECKING:  # scipy takes half of the time that prism-sim needs to start
@@ -38,6 +37,7 @@ def calibrate_command(
     """Fit a profile to measured traces: terms with their errors, residuals, and each model from the others alone."""
     from calibration.fit import calibrate
     from calibration.report.fit import fit_page
+    from sim.ask.for_calibration import simulator_of
 
     measured = read_traces(traces)
     models = models_of(measured, model)
