@@ -84,7 +84,8 @@ def main() -> None:
 
     print(f"{args.model}, batch {args.batch}, {args.threads} thread(s): a block takes {1e3 * median['block']:.2f} ms")
     print(
-        f"{'wire':8s} {'bytes':>9s} {'CR':>6s} {'ms':>7s} {'of a block':>10s} {'pays below, Mbps: fp32':>23s} {'int4':>7s}"
+        f"{'wire':8s} {'bytes':>9s} {'CR':>6s} {'ms':>7s} {'of a block':>10s} "
+        f"{'pays below, Mbps: fp32':>23s} {'int4':>7s}"
     )
     rows = []
     for wire in WIRES:

@@ -1,9 +1,8 @@
 """What a decision costs: python benchmarks/decision.py
 
-A table of 10,000 cells (25 plans, 8 batches, 50 rates), decisions at random observations, with the link's rate known and
-with a doubtful one, against a bare bisection in the same loop; median and quartiles over repeats. The goal is 50 us a
-decision.
-"""
+A table of 10,000 cells (25 plans, 8 batches, 50 rates), decisions at random observations, with the link's rate known
+and with a doubtful one, against a bare bisection in the same loop; median and quartiles over repeats. The goal is 50 us
+a decision."""
 
 import bisect
 import random

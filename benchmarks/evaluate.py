@@ -1,9 +1,10 @@
 """What `prism-hw evaluate` costs over the plain model, and what its parts cost in memory.
 
-Time: the local mode (reading, passes, scoring, writing, figures) against a loop that reads the same images and runs the same
-batches, in one process, one after the other in turn; the figure is the median of the paired ratios. Loading the weights and
-their hash, once a run, is left out on both sides. Memory: peaks of two processes, one that evaluates the model alone and one
-that evaluates a plan of four parts as well: were weights copied, the second would have three times the weights on top.
+Time: the local mode (reading, passes, scoring, writing, figures) against a loop that reads the same images and runs the
+same batches, in one process, one after the other in turn; the figure is the median of the paired ratios. Loading the
+weights and their hash, once a run, is left out on both sides. Memory: peaks of two processes, one that evaluates the
+model alone and one that evaluates a plan of four parts as well: were weights copied, the second would have three times
+the weights on top.
 
     python benchmarks/evaluate.py --model vit_base_patch16_224 --pairs 9
 """

@@ -1,8 +1,10 @@
-"""How near the testbed comes to its rate: shares of the medium's half that a long transfer and a real model's payloads get.
+"""How near the testbed comes to its rate: shares of the medium's half that a long transfer and a real model's payloads
+get.
 
-By turns, each `--repeats` times: `prism-hw link` (goodput of a one-way transfer) and `prism-hw run` (a trained ViT, payloads
-of 640 kB both ways; the best batch, since what a batch shows is a lower bound). 1 is what the rate promises; more would mean
-that a buffer passes for the link, less is what the host loses while it can't serve its bucket in time. Needs root.
+By turns, each `--repeats` times: `prism-hw link` (goodput of a one-way transfer) and `prism-hw run` (a trained ViT,
+payloads of 640 kB both ways; the best batch, since what a batch shows is a lower bound). 1 is what the rate promises;
+more would mean that a buffer passes for the link, less is what the host loses while it can't serve its bucket in time.
+Needs root.
 
     python benchmarks/testbed_rate.py --rates 50,100,400,900 --repeats 5
 """

@@ -1,4 +1,4 @@
-"""What a model, a device and a cluster are. Frozen data, no weights, no torch."""
+"""Describe a model, a device and a cluster: frozen data without weights or torch."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -7,6 +7,7 @@ import msgspec
 
 from prism.config import NonNegative, Port, Positive, load_json, load_toml
 from prism.errors import ConfigError
+from prism.families import FAMILIES, Structure
 
 Watts = Annotated[float, msgspec.Meta(ge=0, le=100_000)]  # an upper bound refuses inf
 
@@ -14,6 +15,7 @@ Watts = Annotated[float, msgspec.Meta(ge=0, le=100_000)]  # an upper bound refus
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The shape of a Transformer: enough for its FLOPs and bytes.
 
+    family: a row of prism.families.
     tokens: N with prefix tokens, for the default input.
     patch_values: values of one image patch (channels * height * width); 0 where tokens are looked up.
     output_width: classes or vocabulary; 0 without a head.
@@ -22,7 +24,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """
 
     name: str
-    family: Literal["vit", "bert", "gpt2", "llama"]
+    family: str
     blocks: Positive
     width: Positive
     heads: Positive
@@ -37,6 +39,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     kv_heads: NonNegative = 0
 
     def __post_init__(self) -> None:
+        if self.family not in FAMILIES:
+            raise ValueError(f"family {self.family!r} is unknown; use one of {', '.join(FAMILIES)}")
         if self.prefix_tokens >= self.tokens:
             raise ValueError(f"prefix_tokens {self.prefix_tokens} must be below tokens {self.tokens}")
         if self.kv_heads and self.heads % self.kv_heads:
@@ -48,13 +52,13 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         return self.width * (self.kv_heads or self.heads) // self.heads
 
     @property
-    def gated(self) -> bool:
-        """Whether the MLP has a gate: a third matrix, and a product."""
-        return self.family == "llama"
+    def structure(self) -> Structure:
+        """How the blocks of the model's family are built."""
+        return FAMILIES[self.family].structure
 
 
 def load_model_spec(path: Path) -> ModelSpec:
-    """A ModelSpec from a JSON file. Raises ConfigError with a hint for a misspelt key."""
+    """Load a ModelSpec from a JSON file. Raises ConfigError with a hint for a misspelt key."""
     return load_json(path, ModelSpec)
 
 
@@ -62,8 +66,9 @@ class PowerProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Declared power of one device in each state, in watts; energy from it is modelled, never measured.
 
     covers: what the watts include ("module without carrier board", "at the wall").
-    copy_w: between GPU and host. wait_w: for a slower rank. idle_w: a batch is under way and this rank
-    does nothing for it.
+    copy_w: between GPU and host.
+    wait_w: for a slower rank.
+    idle_w: a batch is under way and this rank has no part in it.
     """
 
     name: str
@@ -77,21 +82,21 @@ class PowerProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 def load_power_profile(path: Path) -> PowerProfile:
-    """A PowerProfile from a TOML file. Raises ConfigError with a hint for a misspelt key."""
+    """Load a PowerProfile from a TOML file. Raises ConfigError with a hint for a misspelt key."""
     return load_toml(path, PowerProfile)
 
 
 class DeviceSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One device: a name, and the address the others reach it at."""
+    """One device. address: where the others reach it."""
 
     name: str
     address: str
 
 
 class ClusterSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The devices of a run over several machines. The first one is the terminal, rank 0.
+    """The devices of a run over several machines. The first one leads: it is rank 0.
 
-    interface: network interface to use; empty derives it from the route to the terminal.
+    interface: network interface to use; empty derives it from the route to the leader.
     """
 
     devices: tuple[DeviceSpec, ...]
@@ -101,12 +106,12 @@ class ClusterSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def __post_init__(self) -> None:
         names = [device.name for device in self.devices]
         if not names:
-            raise ValueError("devices is empty; add one [[devices]] table each, the terminal first")
+            raise ValueError("devices is empty; add one [[devices]] table each, the leader first")
         if len(set(names)) < len(names):
             raise ValueError(f"device names {names} are not unique")
 
     def rank(self, name: str) -> int:
-        """The rank of a device. Raises ConfigError with the list of names."""
+        """Look up the rank of a device. Raises ConfigError with the list of names."""
         names = [device.name for device in self.devices]
         if name not in names:
             raise ConfigError(f"device {name!r} is not in the cluster file; it names {', '.join(names)}")

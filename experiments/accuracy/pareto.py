@@ -2,11 +2,11 @@
 
     python -m experiments.accuracy.pareto
 
-Each plan of the measured accuracy tables (experiments/results/accuracy/MODEL.json) gets its milliseconds and joules from the
-simulator with the profile orin-nano: batch 8, joules of all devices, 100 and 400 Mbps. `best_in` names the costs (bytes, GFLOPs
-of a device, milliseconds, joules) in which no other distributed plan of the model both loses and costs less. Local, which loses
-nothing, is listed beside them. No weights are needed. The profile comes from published rows of ViT-Base alone, so other widths,
-depths, rates and codecs are extrapolations, and `outside` marks them.
+Each plan of the measured accuracy tables (experiments/results/accuracy/MODEL.json) gets its milliseconds and joules
+from the simulator with the profile orin-nano: batch 8, joules of all devices, 100 and 400 Mbps. `best_in` names the
+costs (bytes, GFLOPs of a device, milliseconds, joules) in which no other distributed plan of the model both loses and
+costs less. Local, which loses nothing, is listed beside them. No weights are needed. The profile comes from published
+rows of ViT-Base alone, so other widths, depths, rates and codecs are extrapolations, and `outside` marks them.
 
 The results are experiments/results/accuracy/pareto.json and pareto.png.
 """
@@ -150,7 +150,8 @@ def main() -> None:
     for line in lines:
         if line["devices"] == 1 or f"ms_{MBPS[0]}mbps" in line["best_in"]:
             print(
-                f"{line['model']:15} P={line['devices']} {line['variant']:15} L={line['segments'] or '-':<4} {line['wire']:7}"
+                f"{line['model']:15} P={line['devices']} {line['variant']:15} "
+                f"L={line['segments'] or '-':<4} {line['wire']:7}"
                 f" loss {line['loss']:.4g}  {line[f'ms_{MBPS[0]}mbps']:.1f} ms  {line[f'joules_{MBPS[0]}mbps']:.2f} J"
             )
 

@@ -2,11 +2,10 @@
 
     python -m experiments.accuracy.run
 
-Needs the cache that `python -m experiments.assets.run --train` fills. Each model runs through the code of `prism-hw evaluate`,
-for 2, 3 and 4 devices: plain means from the largest L to 1, every codec with full exchange, delta codecs with fewer rows, and
-both with the first token alone. A run that was killed continues. The results are experiments/results/accuracy/summary.json,
-one accuracy table per model beside it, and accuracy.png.
-"""
+Needs the cache that `python -m experiments.assets.run --train` fills. Each model runs through the code of `prism-hw
+evaluate`, for 2, 3 and 4 devices: plain means from the largest L to 1, every codec with full exchange, delta codecs
+with fewer rows, and both with the first token alone. A run that was killed continues. The results are
+experiments/results/accuracy/summary.json, one accuracy table per model beside it, and accuracy.png."""
 
 import argparse
 import json
@@ -77,8 +76,8 @@ def config(
 def configs(subject: Subject) -> list[EvalConfig]:
     """List a subject's configurations.
 
-    Codecs run with all rows, means at every rate, and codecs with half and a quarter of the rows. Means at the published
-    rates and codecs with fewer rows run again with the first token alone."""
+    Codecs run with all rows, means at every rate, and codecs with half and a quarter of the rows. Means at the
+    published rates and codecs with fewer rows run again with the first token alone."""
     found, alone = [], []
     for devices in DEVICES:
         least = split_sizes(subject.tokens, devices)[-1]
@@ -151,7 +150,8 @@ def lost(row: PlanAccuracy) -> float:
 
 
 def goals(table: AccuracyTable) -> list[dict[str, Any]]:
-    """Find, for each number of devices, the best plan at CR 9.9 or more and at CR 40 or more, against plain means at 9.9."""
+    """Find, for each number of devices, the best plan at CR 9.9 or more and at CR 40 or more, against plain means at
+    9.9."""
     found = []
     for devices in DEVICES:
         rows = [row for row in table.rows if row.plan.ranks == devices]

@@ -2,12 +2,11 @@
 
     python -m experiments.active_profiling.run
 
-The policy of `prism-hw profile --active` chooses visits one by one, and is handed the visits that were measured, in their
-order. The alternative is a shuffled order of the same visits. The result, printed and written to
-experiments/results/active_profiling/summary.json, has two figures. One is the number of visits after which the decisions stay
-those of the full grid on every pair that is no near tie. The other is the regret against the full grid's medians where the
-policy stops by itself.
-"""
+The policy of `prism-hw profile --active` chooses visits one by one, and is handed the visits that were measured, in
+their order. The alternative is a shuffled order of the same visits. The result, printed and written to
+experiments/results/active_profiling/summary.json, has two figures. One is the number of visits after which the
+decisions stay those of the full grid on every pair that is no near tie. The other is the regret against the full grid's
+medians where the policy stops by itself."""
 
 import random
 import statistics

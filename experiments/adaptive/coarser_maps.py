@@ -1,10 +1,9 @@
 """Decide the same observations with every map that lacks some rates, by Prism's policy and by the published look-up.
 
-A look-up takes the plan of the nearest cell, so it changes its plan half-way between two rates, wherever the break-even lies.
-How well that works depends on where the map happens to have cells. So the observations are decided again, by latency alone,
-with each subset of at least two of the map's rates. Only plans that every slot measured may be chosen, and a choice counts
-with its plan's static time in the slot. No corrections are learnt on the way.
-"""
+A look-up takes the plan of the nearest cell, so it changes its plan half-way between two rates, wherever the break-even
+lies. How well that works depends on where the map happens to have cells. So the observations are decided again, by
+latency alone, with each subset of at least two of the map's rates. Only plans that every slot measured may be chosen,
+and a choice counts with its plan's static time in the slot. No corrections are learnt on the way."""
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence

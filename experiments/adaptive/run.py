@@ -3,11 +3,11 @@
     python -m experiments.adaptive.run --trace wave
 
 Two network namespaces around an access point play the devices, which needs root. The model is ViT-Base, one image a
-batch. Decisions rest on the measured map of experiments/results/scaled_grid. A trace gives the medium's rate for each of
-300 slots of 2 s, ten minutes in all.
+batch. Decisions rest on the measured map of experiments/results/scaled_grid. A trace gives the medium's rate for each
+of 300 slots of 2 s, ten minutes in all.
 
-In every slot static local and static segment means answer one batch each, in a shuffled order; static full exchange does
-in every eighth slot. The adaptive runtime, which knows only what it has observed itself, answers one batch in that
+In every slot static local and static segment means answer one batch each, in a shuffled order; static full exchange
+does in every eighth slot. The adaptive runtime, which knows only what it has observed itself, answers one batch in that
 order, and then more until the slot is over. A slot counts with the mean of its adaptive batches.
 
 - The oracle takes the quickest static plan of the slot.
@@ -17,12 +17,13 @@ order, and then more until the slot is over. A slot counts with the mean of its 
 - "choices" counts the adaptive runtime's plans at the static times of their slot, as for the look-up. This leaves out
   the noise of its own batches and the cost of its probes.
 
-The same policy, Kalman filter and table also run in the simulator: latencies and waits come from the profile x86-core at
-each slot's rate, and a probe with its stated deviation follows half a second of local batches. `--simulate` runs that alone.
+The same policy, Kalman filter and table also run in the simulator: latencies and waits come from the profile x86-core
+at each slot's rate, and a probe with its stated deviation follows half a second of local batches. `--simulate` runs
+that alone.
 
-`--least-agreement 0.98` first measures how far each plan's answers agree with the uncompressed model's (16 bundled images,
-all parts in one process). The policy then keeps that floor, on the testbed and in the simulator, by the same table.
-"""
+`--least-agreement 0.98` first measures how far each plan's answers agree with the uncompressed model's (16 bundled
+images, all parts in one process). The policy then keeps that floor, on the testbed and in the simulator, by the same
+table."""
 
 import argparse
 import json

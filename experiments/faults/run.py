@@ -3,9 +3,9 @@
     python -m experiments.faults.run --faults 300 --output out/faults
 
 Two network namespaces around an access point play the devices, which needs root. The terminal answers batches of
-Fashion-MNIST images with the bundled ViT's real weights without a pause, by full exchange or by segment means while the group
-stands. A fault is one of five kinds: the other device is killed and started again, or frozen; its link is down; the medium
-carries 1 Mbps; the join port is blocked.
+Fashion-MNIST images with the bundled ViT's real weights without a pause, by full exchange or by segment means while the
+group stands. A fault is one of five kinds: the other device is killed and started again, or frozen; its link is down;
+the medium carries 1 Mbps; the join port is blocked.
 
 Every answer is compared with the local model's, or with the same plan computed in one process. The exit code is 1 if an
 answer is wrong or missing, or took longer than the timeout and a local batch together.
@@ -175,7 +175,8 @@ def main() -> int:
     if options.faults > 1:
         faults += campaign(options.faults // 2, MEANS, options.output, options.seed + 1)
     summary = {
-        "command": f"python -m experiments.faults.run --faults {options.faults} --seed {options.seed} --slack {options.slack:g}",
+        "command": f"python -m experiments.faults.run --faults {options.faults} --seed {options.seed} "
+        f"--slack {options.slack:g}",
         **judged(faults, options.output, options.slack),
     }
     (options.output / "faults.json").write_text(json.dumps(faults, indent=1) + "\n")

@@ -36,7 +36,8 @@ class _Events(logging.Handler):
 
 
 def serve(netns: str, folder: Path, plan: ExecutionPlan, seconds: float) -> None:
-    """Answer batches inside the namespace until stdin closes; print what happens to the group, write what was served."""
+    """Answer batches inside the namespace until stdin closes; print what happens to the group, write what was
+    served."""
     enter(netns)
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     loaded = load_model(MODEL)

@@ -2,15 +2,14 @@
 
     python -m experiments.fine_tune.run [--cache DIR]      # trains for about five minutes on two quiet cores
 
-The model is that of train_dinov2_fashion.py, with P = 2 and the L whose compression rate is nearest to the published 9.9. All
-parts run in one process, and gradients pass through the means (experiments/lib/vit_tail.py). Blocks 8 to 11, the norm and the
-head are trained on the output of the compressed first blocks. A control gets the same training without compression, which
-shows what more training alone does.
+The model is that of train_dinov2_fashion.py, with P = 2 and the L whose compression rate is nearest to the published
+9.9. All parts run in one process, and gradients pass through the means (experiments/lib/vit_tail.py). Blocks 8 to 11,
+the norm and the head are trained on the output of the compressed first blocks. A control gets the same training without
+compression, which shows what more training alone does.
 
 The test images chose nothing: the recipe was fixed beforehand, and 600 of the 6,000 training images were kept out. The
-result is experiments/results/fine_tune/summary.json. The trained models stay in the cache (models/dinov2-fashion-means and
--control), and are not trained again.
-"""
+result is experiments/results/fine_tune/summary.json. The trained models stay in the cache (models/dinov2-fashion-means
+and -control), and are not trained again."""
 
 import argparse
 import json
@@ -97,7 +96,8 @@ def percent(right: np.ndarray) -> float:
 
 
 def recovered(local: np.ndarray, before: np.ndarray, after: np.ndarray, seed: int, draws: int = 5000) -> dict[str, Any]:
-    """Compute the share of the lost accuracy that came back, with a 90 % interval from a paired bootstrap over images."""
+    """Compute the share of the lost accuracy that came back, with a 90 % interval from a paired bootstrap over
+    images."""
     rng = np.random.default_rng(seed)
     index = rng.integers(len(local), size=(draws, len(local)))
     lost = local[index].mean(1) - before[index].mean(1)

@@ -2,10 +2,9 @@
 
     python -m experiments.hand_overs.run          # of the newest unseen models at 50 Mbps
 
-The unit is the time that a message takes when it has the air to itself. Near 1 the ranks take turns: one sends while the
-other computes. Near 0 they share the air. Only first visits count, and no cells of causal models, whose parts do not wait for
-each other.
-"""
+The unit is the time that a message takes when it has the air to itself. Near 1 the ranks take turns: one sends while
+the other computes. Near 0 they share the air. Only first visits count, and no cells of causal models, whose parts do
+not wait for each other."""
 
 import tarfile
 import tempfile
@@ -50,7 +49,8 @@ def main() -> None:
     for low, high in pairwise(EDGES_BYTES):
         times = [ratio for size, ratio in found if low <= size < high]
         print(
-            f"messages of {low} to {high} bytes: {len(times)} cells, {median(times):.2f} of a message's time apart (median)"
+            f"messages of {low} to {high} bytes: {len(times)} cells, "
+            f"{median(times):.2f} of a message's time apart (median)"
         )
 
 

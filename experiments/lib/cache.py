@@ -23,7 +23,8 @@ def training_module(model: str) -> str:
 
 
 def need(cache: Path, *names: str) -> list[Path]:
-    """Return paths of parts of the cache, such as "models/minilm". Raises InputError that names the command for a missing one."""
+    """Return paths of parts of the cache, such as "models/minilm". Raises InputError that names the command for a
+    missing one."""
     for name in names:
         if not (cache / name).exists():
             model = Path(name).name
@@ -33,7 +34,8 @@ def need(cache: Path, *names: str) -> list[Path]:
 
 
 def once(target: Path, make: Make) -> Path:
-    """Fill the folder `target` with `make` unless it exists; fill it under another name first, so that it is complete or absent."""
+    """Fill the folder `target` with `make` unless it exists; fill it under another name first, so that it is complete
+    or absent."""
     if not target.exists():
         print(f"{target}", flush=True)
         part = target.with_name(target.name + ".part")

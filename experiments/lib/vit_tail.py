@@ -1,8 +1,8 @@
 """Train the last blocks of the DINOv2 ViT-S on Fashion-MNIST, under any plan, on features of the first ones.
 
 The first eight blocks are frozen, so their output is computed once (`front`). Blocks 8 to 11, the norm and the head are
-trained on it (`train_tail`). All parts of a plan run in this process. They run `prism.nn.forward.Pass`, as devices do, with an
-exchange that passes tensors by reference, so that gradients flow through the means.
+trained on it (`train_tail`). All parts of a plan run in this process. They run `prism.nn.forward.Pass`, as devices do,
+with an exchange that passes tensors by reference, so that gradients flow through the means.
 
 Shapes: B batch, N tokens, D width, C classes.
 """
@@ -38,7 +38,7 @@ def blocks_under(model: nn.Module, plan: ExecutionPlan, first: int, last: int, r
     def rank(exchange: Exchange) -> Tensor | None:
         share = Pass(adapter, blocks, plan, exchange, NullRecorder(), x_BND.device, *x_BND.shape[:2])
         if exchange.rank == 0:
-            return share.run_terminal(x_BND, None, rows, 0, 0, scatter=False)
+            return share.run_leader(x_BND, None, rows, 0, 0, scatter=False)
         return share.run_embedded(x_BND, None, rows)
 
     read = run_in_process(plan.ranks, rank)[0]
@@ -55,7 +55,8 @@ def images(folder: Path, loaded: Loaded) -> tuple[Inputs, Tensor]:
 
 @torch.no_grad()
 def front(model: nn.Module, plan: ExecutionPlan, inputs: Inputs, keep: Path) -> Tensor:
-    """Compute the output of the first CUT blocks for all images, [B, N, D] in half precision, and cache it in a file."""
+    """Compute the output of the first CUT blocks for all images, [B, N, D] in half precision, and cache it in a
+    file."""
     if keep.exists():
         return load_file(keep)["features"]
     model.eval()

@@ -1,10 +1,9 @@
 """Fit the latency terms of the profile `orin-nano` to the published tables.
 
-Each term starts from a stated prior: a median, and a width as the standard deviation of its logarithm. The fit minimises
-robust relative errors of the published compute, staging and communication times, plus the distance from the priors, through
-the simulator itself. A term whose posterior is nearly as wide as its prior was not determined by the data, and the profile
-says so.
-"""
+Each term starts from a stated prior: a median, and a width as the standard deviation of its logarithm. The fit
+minimises robust relative errors of the published compute, staging and communication times, plus the distance from the
+priors, through the simulator itself. A term whose posterior is nearly as wide as its prior was not determined by the
+data, and the profile says so."""
 
 import hashlib
 from typing import NamedTuple

@@ -22,7 +22,8 @@ WATTS_WIDTH = 0.7  # a factor of two either way
 
 
 def seconds_in_states(profile: CalibratedProfile, row: Row) -> NDArray[np.float64]:
-    """Sum the seconds that all boards spend in each state, [6]: the joules of a profile with one watt there and none elsewhere."""
+    """Sum the seconds that all boards spend in each state, [6]: the joules of a profile with one watt there and none
+    elsewhere."""
     backend = SimBackend(
         identical(profile, profile.model(), row.plan.ranks, LinkSpec(kind="testbed", rate_bps=NOMINAL_BPS))
     )

@@ -2,10 +2,10 @@
 
     python -m experiments.paper_accuracy.run [--cache DIR]     # prints, and writes experiments/results/paper_accuracy
 
-Run experiments.fine_tune.run first, which trains the tuned model. Published is ViT-Base at 224 px (197 tokens) on CIFAR-10.
-Ours is the DINOv2 ViT-S of train_dinov2_fashion.py at 112 px (65 tokens) on 2,000 test images of Fashion-MNIST, with plain
-means in fp32 and P = 2. GFLOPs per device are those of ViT-Base by prism.workload, so that column compares like with like.
-"""
+Run experiments.fine_tune.run first, which trains the tuned model. Published is ViT-Base at 224 px (197 tokens) on
+CIFAR-10. Ours is the DINOv2 ViT-S of train_dinov2_fashion.py at 112 px (65 tokens) on 2,000 test images of
+Fashion-MNIST, with plain means in fp32 and P = 2. GFLOPs per device are those of ViT-Base by prism.workload, so that
+column compares like with like."""
 
 import argparse
 import csv
@@ -37,7 +37,8 @@ WHY = {
     "tokens": "65 tokens in place of 197: at the same rate a part sends a third of the means (3, 7 and 10 for 10, 20 "
     "and 30), each over about as many tokens, which here are of a larger share of the image.",
     "rate": "L is a whole number, and with 65 tokens the nearest rates are 10.8, 4.6 and 3.25.",
-    "training": "The published baseline was trained on CIFAR-10 in full, and how long its fine-tuning took is not stated. "
+    "training": "The published baseline was trained on CIFAR-10 in full, and how long its fine-tuning took is not "
+    "stated. "
     "Ours has 6,000 images, trains the last four blocks only, and has no ImageNet classes to start from.",
     "gflops": "The same formula gives the published column to its rounding: a mean is one key/value row.",
 }

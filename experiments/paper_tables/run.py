@@ -2,9 +2,8 @@
 
     python -m experiments.paper_tables.run     # prints, and writes experiments/results/paper_tables/summary.json
 
-The fit sees the rows of batch 1, 4 and 16 in every mode. The rows of batch 2, 8 and 32 are held out; batch 32 lies outside
-the fit's range.
-"""
+The fit sees the rows of batch 1, 4 and 16 in every mode. The rows of batch 2, 8 and 32 are held out; batch 32 lies
+outside the fit's range."""
 
 from typing import Any
 

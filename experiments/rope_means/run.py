@@ -3,20 +3,19 @@
     python -m experiments.rope_means.run [--cache DIR] [--texts 20]
 
 The model is SmolLM2-135M, the data are the first test texts of BBC News that have 256 tokens, both from
-experiments.assets.run. All parts run in one process. A row has D = 576 values. Its keys and values have 2 * 3 * 64 = 384
-together, as three key heads serve nine query heads. So at equal bytes they may have 1.5 times the segments, rounded down.
-Three schemes are compared:
+experiments.assets.run. All parts run in one process. A row has D = 576 values. Its keys and values have 2 * 3 * 64 =
+384 together, as three key heads serve nine query heads. So at equal bytes they may have 1.5 times the segments, rounded
+down. Three schemes are compared:
 
     rows        means of rows; the receiver projects them and rotates keys to the segment's centre, as Prism does
     keys_turned means of rotated keys, and of values
     keys_centre means of keys before their rotation, then rotated to the centre of the segment, and of values
 
 A mean of c tokens counts c times in each. KL is from the uncompressed model's next-token distribution to the compressed
-one's, averaged over all positions. Perplexity is given as a ratio to the uncompressed model's. Part 0 of a causal model is
-exact: its positions count with a loss of zero, and no logits are computed for them. Intervals are 90 %, from a bootstrap over
-texts, paired where two schemes are compared. experiments/results/rope_means/summary.json is rewritten after each number of
-parts and rate.
-"""
+one's, averaged over all positions. Perplexity is given as a ratio to the uncompressed model's. Part 0 of a causal model
+is exact: its positions count with a loss of zero, and no logits are computed for them. Intervals are 90 %, from a
+bootstrap over texts, paired where two schemes are compared. experiments/results/rope_means/summary.json is rewritten
+after each number of parts and rate."""
 
 import argparse
 import itertools

@@ -2,10 +2,10 @@
 
     python -m experiments.soak.run --minutes 30 --output out/soak
 
-The terminal runs as `prism-hw serve` on the loopback interface. One other device is killed and comes back every two minutes,
-and two v2 clients ask without a pause. The terminal's memory, descriptors and threads are read every ten seconds. The exit
-code is 1 if memory or descriptors still grow after the first quarter, or if an answer is missing or wrong.
-"""
+The terminal runs as `prism-hw serve` on the loopback interface. One other device is killed and comes back every two
+minutes, and two v2 clients ask without a pause. The terminal's memory, descriptors and threads are read every ten
+seconds. The exit code is 1 if memory or descriptors still grow after the first quarter, or if an answer is missing or
+wrong."""
 
 import argparse
 import json

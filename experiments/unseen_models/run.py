@@ -7,11 +7,10 @@
 2. Predict every cell of seven to nine held-out models, and write the predictions to a file.
 3. Measure the held-out models, and compare.
 
-This runs unattended for about an hour, as root, on two cores. The same command continues a run that was killed. Nothing of a
-held-out model enters the fit. Predictions that are older than the first measurement are not made again: delete
-predictions.json to see a changed model of cost, which the summary then says. The model of cost was changed after set-1 and
-set-2 had been measured; set-3 and set-4 were chosen after its last change.
-"""
+This runs unattended for about an hour, as root, on two cores. The same command continues a run that was killed. Nothing
+of a held-out model enters the fit. Predictions that are older than the first measurement are not made again: delete
+predictions.json to see a changed model of cost, which the summary then says. The model of cost was changed after set-1
+and set-2 had been measured; set-3 and set-4 were chosen after its last change."""
 
 import subprocess
 from pathlib import Path
@@ -34,7 +33,8 @@ from sim.ask.for_calibration import simulator_of
 
 ABOUT = {
     True: "The predictions were written before the first of these cells was measured.",
-    False: "The model of cost was changed after these cells were measured, because of what their traces showed; the fit itself "
+    False: "The model of cost was changed after these cells were measured, because of what their traces showed; the "
+    "fit itself "
     "saw none of them.",
 }
 LINK = "testbed:250Mbps"  # of the probes

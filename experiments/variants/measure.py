@@ -84,7 +84,8 @@ def sensitivity(subject: Subject, parts: int, segments: int) -> list[float]:
 
 
 def spread_budget(lost: Sequence[float], mean: int, most: int) -> tuple[int, ...]:
-    """Choose L per block around `mean`, in proportion to the square root of the block's loss: at least 1, and no more in total."""
+    """Choose L per block around `mean`, in proportion to the square root of the block's loss: at least 1, and no more
+    in total."""
     shares = np.sqrt(np.maximum(lost, 1e-12))
     shares = shares / shares.mean()
     found = np.clip(np.floor(shares * mean), 1, most).astype(int)

@@ -22,7 +22,8 @@ Rows = Sequence[dict[str, Any]]
 
 
 def table(rows: Rows) -> str:
-    """Tabulate each variant's loss in per cent of what plain means lose on the same model and devices, with its own CR."""
+    """Tabulate each variant's loss in per cent of what plain means lose on the same model and devices, with its own
+    CR."""
     by = {(r["model"], r["devices"], r["variant"]): r for r in rows}
     columns = sorted({(r["model"], r["devices"]) for r in rows if (r["model"], r["devices"], BASE) in by})
     names = list(dict.fromkeys(r["variant"] for r in rows))

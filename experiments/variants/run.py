@@ -3,13 +3,13 @@
     python -m experiments.variants.run [--cache DIR] [--models minilm,...] [--only NAME,...]
 
 All parts of a batch run one after another in one thread, through the adapters' blocks, with one copy of the weights.
-schemes.py encodes and decodes what crosses the link. Weights and data come from experiments.assets.run. Each cell becomes a
-line of experiments/results/variants/cells.jsonl as soon as it is measured, and a second run measures only the missing ones.
-summary.json, table.md and pareto.png are made from all lines.
+schemes.py encodes and decodes what crosses the link. Weights and data come from experiments.assets.run. Each cell
+becomes a line of experiments/results/variants/cells.jsonl as soon as it is measured, and a second run measures only the
+missing ones. summary.json, table.md and pareto.png are made from all lines.
 
 The loss of an item is the KL divergence from the uncompressed model for classes and next tokens, and 1 - cosine for
-embeddings. CR divides the bytes of the rows in fp32 by the bytes that cross. Intervals are 90 %, from a bootstrap over items.
-"""
+embeddings. CR divides the bytes of the rows in fp32 by the bytes that cross. Intervals are 90 %, from a bootstrap over
+items."""
 
 import argparse
 import platform

@@ -1,6 +1,7 @@
 """Encode what a part may send instead of its rows: quantisers, choices of rows, prediction.
 
-Everything here encodes and decodes in one step and counts bits by formula. prism/nn/codecs.py has the codecs that Prism ships.
+Everything here encodes and decodes in one step and counts bits by formula. The codecs that Prism ships
+are in prism/nn/codecs.py.
 Shapes: B batch, n rows of a part, M rows received in their place, D width.
 """
 
@@ -21,9 +22,11 @@ STEP = {1: 1.596, 2: 0.9957, 3: 0.5860, 4: 0.3352, 5: 0.1881, 8: 0.0308}
 class Quantiser:
     """Quantise groups of consecutive values.
 
-    bits: 32 and 16 are floats. kind: `minmax` keeps a scale and a minimum in fp16, `mse` the range among five that loses
-    least, `rms` one fp16 scale around zero. rotate: apply Prism's rotation to each group of 128 first. outliers: the number
-    of channels, those of the largest range, that cross separately in fp16."""
+    bits: 32 and 16 are floats. kind: `minmax` keeps a scale and a minimum in fp16, `mse` the range among five that
+    loses least, `rms` one fp16 scale around zero.
+    rotate: apply Prism's rotation to each group of 128 first.
+    outliers: the number of channels, those of the largest range, that cross separately in fp16.
+    """
 
     bits: int = 32
     group: int = 32
@@ -86,8 +89,10 @@ class Scheme:
     the others as one row), or all rows in a random subspace with that share of the channels.
     stale: only every n-th block exchanges (`whole`), or every n-th row in each block (`rows`), or the 1/n of the rows
     that changed most (`changed`). Receivers keep the last decoded value of the others.
-    predict: send the quantised difference to the last decoded rows. normalise: scale rows to a mean square of 1, which
-    a norm at the receiver undoes. after_norm: average rows after the norm. first: bits of the first block if they differ."""
+    predict: send the quantised difference to the last decoded rows.
+    normalise: scale rows to a mean square of 1, which a norm at the receiver undoes.
+    after_norm: average rows after the norm. first: bits of the first block if they differ.
+    """
 
     quantiser: Quantiser = Quantiser()
     segments: float | int | tuple[int, ...] | None = None

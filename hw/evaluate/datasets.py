@@ -15,16 +15,8 @@ from typing import Any, Literal
 import msgspec
 
 from hw.evaluate.config import Columns
-from hw.inputs.samples import (
-    SAMPLE_IMAGES,
-    ImageReader,
-    Inputs,
-    Sample,
-    collate_texts,
-    image_paths,
-    label_of,
-    tokenizer_of,
-)
+from hw.inputs.collate import collate_texts
+from hw.inputs.samples import SAMPLE_IMAGES, ImageReader, Inputs, Sample, image_paths, label_of, tokenizer_of
 from prism.errors import InputError
 from prism.nn.families import adapter_for
 from prism.nn.zoo import Loaded

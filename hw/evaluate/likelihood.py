@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from hw.evaluate.in_process import together
-from hw.inputs.samples import Sample, collate_texts
+from hw.inputs.collate import collate_texts
+from hw.inputs.samples import Sample
 from prism.errors import InputError
 from prism.nn.families import adapter_for
 from prism.nn.zoo import Loaded

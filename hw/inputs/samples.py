@@ -10,6 +10,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from hw.inputs.collate import collate_texts
 from prism.errors import InputError
 from prism.nn.zoo import ASSETS, Loaded
 
@@ -135,17 +136,6 @@ def load_text(file: Path | None, loaded: Loaded, tokens: int | None) -> Inputs:
     encode, note = tokenizer_of(loaded, tokens)
     samples = tuple(Sample(name=line[:60], label=None, content=encode(line)) for line in lines)
     return Inputs(samples=samples, collate=functools.partial(collate_texts, tokens=tokens), note=note)
-
-
-def collate_texts(batch: Sequence[Sample], tokens: int | None) -> dict[str, Any]:
-    """Pad token numbers on the right, to `tokens` or the longest: input_ids and attention_mask, [B, T]."""
-    longest = tokens or max(len(sample.content) for sample in batch)
-    ids = torch.zeros(len(batch), longest, dtype=torch.long)
-    mask = torch.zeros(len(batch), longest, dtype=torch.long)
-    for row, sample in enumerate(batch):
-        ids[row, : len(sample.content)] = torch.tensor(sample.content)
-        mask[row, : len(sample.content)] = 1
-    return {"input_ids": ids, "attention_mask": mask}
 
 
 def tokenizer_of(loaded: Loaded, tokens: int | None) -> tuple[Callable[[str], list[int]], str]:

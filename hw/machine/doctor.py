@@ -13,6 +13,7 @@ import psutil
 
 from hw.energy.meter import SENSORS, find_meter
 from hw.machine import facts
+from hw.machine.overheating import zones
 from prism.errors import ConfigError
 from prism.trace import SensorName
 
@@ -41,6 +42,7 @@ def examine() -> list[Check]:
         _qdiscs,
         _sensors,
         _governor,
+        _temperature,
     ]
     torch = _torch()
     return [_python(), torch, *(check() for check in (of_torch if torch.status == "ok" else []) + of_machine)]
@@ -258,3 +260,14 @@ def _governor() -> Check:
         found=governor,
         remedy="" if good else "set it to performance (on a Jetson: sudo jetson_clocks) for steady times",
     )
+
+
+def _temperature() -> Check:
+    hottest = next(iter(zones()), None)
+    if hottest is None:
+        return Check(name="temperature", status="ok", found="the kernel shows no zone that it throttles for")
+    found = f"{hottest.name} {hottest.celsius:.0f} of {hottest.throttles_at:.0f} °C"
+    if not hottest.throttled:
+        return Check(name="temperature", status="ok", found=found)
+    remedy = "give it a fan or a lower power mode; profile waits while the board throttles"
+    return Check(name="temperature", status="note", found=f"{found}: throttled", remedy=remedy)

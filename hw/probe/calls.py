@@ -1,4 +1,4 @@
-"""The work behind a probe cell: a call to repeat, on tensors that are there already."""
+"""Prepare the call that a probe cell repeats, on tensors that exist already."""
 
 import math
 import time
@@ -34,16 +34,17 @@ class Bench:
         self._blocks: dict[tuple[int, int, int], nn.Module] = {}
 
     def call(self, cell: ProbeCell) -> Call:
-        """One call of the cell's operation. Its tensors are valid until the next cell's."""
+        """Prepare one call of the cell's operation. Its tensors are valid until the next cell's."""
         self._used = 0
         return _CALLS[cell.op](self, cell)
 
     def tensor(self, *shape: int) -> Tensor:
-        """Random values that no other tensor of this cell holds."""
+        """Random values of this shape, which no other tensor of this cell shares."""
         start, self._used = self._used, self._used + math.prod(shape)
         return self._values[start : self._used].view(shape)
 
     def block(self, width: int, heads: int, mlp_width: int) -> nn.Module:
+        """A pre-norm block with random weights, made once."""
         key = (width, heads, mlp_width)
         if key not in self._blocks:
             block = Block(width, heads, mlp_ratio=mlp_width / width, qkv_bias=True).to(self.device)
@@ -51,7 +52,7 @@ class Bench:
         return self._blocks[key]
 
     def time(self, cell: ProbeCell, call: Call, calls: int) -> tuple[int, int]:
-        """Start and end in ns of `calls` calls. Copies are timed by events on the GPU, all else by the host."""
+        """Time `calls` calls: start and end in ns. Copies are timed by events on the GPU, the rest by the host."""
         if cell.op in ("d2h", "h2d"):
             return self._time_by_events(call, calls)
         self._finish()

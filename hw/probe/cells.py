@@ -1,7 +1,7 @@
-"""The cells of the probe suite: which operation in which shape, with FLOPs and bytes. No torch.
+"""List the cells of the probe suite: operations, shapes, FLOPs and bytes. No torch.
 
-Shapes are log-spaced over what blocks of ViT-Ti to L, BERT and GPT-2 ask for at batch 1 to 8 and 16 to 600
-tokens, whole or in parts; they are the same on every machine, so that machines can be compared.
+Shapes are log-spaced over those in blocks of ViT-Ti to L, BERT and GPT-2 at batch 1 to 8 and 16 to 600
+tokens, whole or in parts. They are the same on every machine, so that machines can be compared.
 """
 
 import itertools
@@ -20,13 +20,16 @@ ROWS = (16, 48, 128, 320, 800, 2000, 4800)  # batch times tokens
 WIDTHS = (192, 288, 448, 672, 1024)
 TOKENS = (16, 40, 100, 240, 600)
 HEAD_WIDTHS = {192: 64, 288: 32, 448: 64, 672: 32, 1024: 64}  # 32 as in small sentence encoders
-HEAVY_FLOPS = 24_000_000_000  # a shape above this says nothing that one at a third of it doesn't
+HEAVY_FLOPS = 24_000_000_000  # a larger shape adds nothing to one of a third of it
 COPIES = (1 << 10, 1 << 14, 1 << 17, 1 << 20, 1 << 23)
 
 
 class ProbeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """budget_s: of the whole suite; the first round of all cells is made however long it takes.
-    seed: of the values and of the order in which the cells are visited."""
+    """How long and with what to probe.
+
+    budget_s: of the whole suite; the first round of all cells is made however long it takes.
+    seed: of the values and of the order in which the cells are visited.
+    """
 
     budget_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 120.0
     seed: Annotated[int, msgspec.Meta(ge=0)] = 0
@@ -48,7 +51,7 @@ class ProbeCell(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def cells(cuda: bool) -> tuple[ProbeCell, ...]:
-    """Every cell, the copies to and from a GPU only where there is one."""
+    """List every cell; copies to and from a GPU only where there is one."""
     kinds = [_gemm(), _attention(), _norm(), _elementwise(), _block(), _codecs(), _means()]
     if cuda:
         kinds.append(_copies())
@@ -107,14 +110,14 @@ def _block() -> Iterator[ProbeCell]:
 
 
 def _pace() -> ProbeCell:
-    """The block that a machine's pace is told by: of middle size, some milliseconds on a slow core."""
+    """The block that measures a machine's pace: of middle size, some milliseconds on a slow core."""
     shape = (1, 100, 448, 7, 1792)
     flops, size = block_work(*shape)
     return ProbeCell(op=PACE, shape=shape, flops=flops, bytes=size)
 
 
 def block_work(batch: int, tokens: int, width: int, heads: int, mlp_width: int) -> tuple[int, int]:
-    """FLOPs and memory bytes of a whole block on one device, as the workload graph has it."""
+    """Count the FLOPs and memory bytes of a whole block on one device, as the workload graph has it."""
     model = ModelSpec(
         name="block", family="vit", blocks=1, width=width, heads=heads, mlp_width=mlp_width, tokens=tokens
     )

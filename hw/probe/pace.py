@@ -1,6 +1,8 @@
-"""How quick a rank's machine is just now: one whole block of a fixed shape, timed before and after the batches of every
-step that leaves a trace. Between two measurements of one model, a machine that changed its speed is told by it from
-anything else that changed. On a GPU, where a block so small may be bound by its launches, it speaks for those."""
+"""Time one block of a fixed shape before and after the batches of every step that leaves a trace.
+
+It separates a change of machine speed from every other cause. On a GPU so small a block mostly measures launch
+overhead.
+"""
 
 import torch
 
@@ -8,11 +10,11 @@ from hw.probe.calls import Bench
 from hw.probe.cells import PACE_BLOCK
 from prism.trace import Probe
 
-STRETCHES, CALLS = 5, 4  # a burst of the machine's own disturbs one stretch, and the median leaves it out
+STRETCHES, CALLS = 5, 4  # a disturbance hits one stretch, and the median drops it
 
 
 class Pace:
-    """A block that is there already, on one device."""
+    """A block that is ready to be timed, on one device."""
 
     def __init__(self, device: torch.device, rank: int) -> None:
         _, tokens, width, *_ = PACE_BLOCK.shape
@@ -22,7 +24,7 @@ class Pace:
         self._rank = rank
 
     def timed(self) -> list[Probe]:
-        """A warm-up and STRETCHES, on this rank's own clock."""
+        """Time a warm-up and STRETCHES stretches, on this rank's own clock."""
         with torch.no_grad():
             return [self._stretch(warmup) for warmup in (True, *(False,) * STRETCHES)]
 

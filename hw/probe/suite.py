@@ -1,4 +1,4 @@
-"""Micro-benchmarks that belong to no model: raw material for the cost of models nobody ran.
+"""Run micro-benchmarks that belong to no model: raw material for the cost of models nobody ran.
 
 Shape of each op's Probe, in this order; everything is fp32:
 - gemm (rows, inner, columns): [rows, inner] times a weight of [columns, inner], with a bias.
@@ -36,7 +36,7 @@ MOST_ROUNDS = 25
 def run_probes(
     config: ProbeConfig, device: torch.device, rank: int, on_progress: Callable[[Progress], None]
 ) -> list[Probe]:
-    """Every cell in several rounds; on this rank's own clock. Nothing else should compute meanwhile."""
+    """Visit every cell in several rounds, on this rank's own clock. Nothing else should compute meanwhile."""
     before = torch.get_num_threads()
     torch.set_num_threads(config.threads)
     try:
@@ -104,7 +104,7 @@ class _Suite:
         return end - start
 
     def _progress(self, elapsed_s: float) -> None:
-        """By visits in the first round, whose length nobody knows yet; then by time."""
+        """Report progress by visits in the first round, whose length is unknown, then by time."""
         self._done += 1
         total = max(len(self._cells), self._done)
         if self._done > len(self._cells):

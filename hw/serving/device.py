@@ -11,7 +11,7 @@ from hw.comm.staging import stager_for
 from prism.nn.distribute import DistributedTransformer, distribute
 from prism.nn.exchange import Exchange
 from prism.nn.families import adapter_for
-from prism.nn.families.base import ModelAdapter
+from prism.nn.families.base import Adapter
 from prism.nn.zoo import Loaded, fingerprint, load_model
 from prism.plan import LOCAL
 
@@ -21,7 +21,7 @@ class ServedModel(NamedTuple):
 
     name: str
     loaded: Loaded
-    adapter: ModelAdapter
+    adapter: Adapter
     fingerprint: str
     device: torch.device
     recorder: SpanRecorder

@@ -2,6 +2,7 @@
 
 import fcntl
 import itertools
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from hw.machine.overheating import cool_down
 from hw.machine.scratch import scratch
 from hw.run.config import RunConfig
 from hw.run.launch import Site, cluster_job
@@ -18,7 +20,10 @@ from hw.sweep.config import SweepConfig, Visit, visits
 from prism.cli.progress import Progress
 from prism.config import load_json
 from prism.errors import ConfigError, InputError
+from prism.files import write_file
 from prism.spec import ClusterSpec
+
+log = logging.getLogger(__name__)
 
 MANIFEST = "sweep.json"
 Report = Callable[[Visit], None]
@@ -67,7 +72,9 @@ def run_sweep(
         todo, _ = pending(sweep, folder)
         for leftover in folder.glob("*.part"):
             leftover.unlink()  # of a visit that was cut short: it is measured again
-        _write(folder / MANIFEST, msgspec.json.encode(Manifest(digest=sweep.digest(), command=command, sweep=sweep)))
+        write_file(
+            folder / MANIFEST, msgspec.json.encode(Manifest(digest=sweep.digest(), command=command, sweep=sweep))
+        )
         for _, group in itertools.groupby(todo, key=lambda visit: visit.ranks):
             _session(list(group), folder, spec, command, on_done, order)
 
@@ -98,6 +105,7 @@ def _visit(
         if wanted is not None and wanted != rate:
             rate = wanted
             set_rate(wanted)
+        cool_down(log.warning)
         part = folder / f"{visit.file}.part"
         ranks.perform(RunStep(config=_traced(visit.config, part), score=False), _ignore)
         os.replace(part, folder / visit.file)
@@ -110,12 +118,6 @@ def _traced(config: RunConfig, path: Path) -> RunConfig:
 
 def _ignore(_: Progress) -> None:
     """A visit is short: the sweep's own bar counts visits."""
-
-
-def _write(path: Path, data: bytes) -> None:
-    part = path.with_name(f"{path.name}.part")
-    part.write_bytes(data)
-    os.replace(part, path)
 
 
 @contextmanager

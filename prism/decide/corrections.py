@@ -32,8 +32,8 @@ class Corrections:
     ) -> Corrected | None:
         """Compare a batch with what the table expects, and correct the nearest cell once enough batches agree.
 
-        inferred_bps: the rate inferred from the batch itself, where it was distributed. The earlier estimate would blame
-        the map for every change of the link.
+        inferred_bps: the rate inferred from the batch itself, where it was distributed. The earlier estimate would
+        blame the map for every change of the link.
         """
         if plan.ranks > 1 and inferred_bps is None:
             return None

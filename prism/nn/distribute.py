@@ -1,8 +1,8 @@
-"""The partitioned forward pass. It takes an Exchange and knows no torch.distributed.
+"""Run the blocks of a model on several ranks, over any Exchange: no torch.distributed here.
 
-`distribute(model, plan, exchange)` is called by every rank. The terminal (rank 0) then calls the
-result as it would call the model; each other rank calls `follow()` once a batch. The model's own
-embedding and head run unchanged: only its stack of blocks is replaced for the time of the call.
+Every rank calls `distribute(model, plan, exchange)`. The leader (rank 0) then calls the result as it would call the
+model; every follower calls `follow()` once a batch. The model's own embedding and head run unchanged: only its stack
+of blocks is replaced for the time of the call.
 
 Shapes: B batch, N tokens, D width.
 """
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from prism.errors import ExchangeError, PeerLostError, PlanError
 from prism.nn.exchange import Exchange, Expected
 from prism.nn.families import adapter_for
-from prism.nn.families.base import ModelAdapter, bind
+from prism.nn.families.base import Adapter, bind
 from prism.nn.forward import Pass
 from prism.nn.frame import FRAME, BatchHeader, pack, parse
 from prism.nn.recorder import NullRecorder, Recorder
@@ -27,7 +27,7 @@ from prism.plan import ExecutionPlan
 
 
 class _Embedded(Exception):
-    """Carries a worker's embedded rows out of the model's forward before the head runs."""
+    """Carries a follower's embedded rows [B, N, D] out of the model's forward before the head runs."""
 
     def __init__(self, x_BND: Tensor) -> None:
         self.x_BND = x_BND
@@ -39,18 +39,16 @@ def distribute(
     exchange: Exchange,
     recorder: Recorder | None = None,
     epoch: int = 0,
-    adapter: ModelAdapter | None = None,
+    adapter: Adapter | None = None,
 ) -> "DistributedTransformer":
     """Wrap a model for the ranks of `exchange`. On one rank, or in local mode, calls go to the model as it is.
-    epoch: of the group; ranks of another one are refused. adapter: the model's, where the caller has it already.
 
-    Raises UnsupportedModelError (with the list of what can be distributed) and PlanError before
-    anything is sent.
+    epoch: of the group; ranks of another one are refused. adapter: the model's, where the caller has it already.
+    Raises, before anything is sent, PlanError and UnsupportedModelError with the list of what can be distributed.
     """
     if plan.ranks > exchange.world_size:
-        raise PlanError(
-            f"the plan wants {plan.ranks} devices, the group has {exchange.world_size}: start more ranks or lower --devices"
-        )
+        size = exchange.world_size
+        raise PlanError(f"the plan wants {plan.ranks} devices, the group has {size}: start more or lower --devices")
     return DistributedTransformer(
         model, plan, exchange, recorder or NullRecorder(), epoch, adapter or adapter_for(model)
     )
@@ -59,7 +57,7 @@ def distribute(
 class DistributedTransformer(nn.Module):
     """A model whose blocks run on several ranks. Signature and output type are the model's own.
 
-    `plan` may be replaced between batches: the terminal sends it with each.
+    `plan` may be replaced between batches: the leader sends it with each.
     """
 
     def __init__(
@@ -69,7 +67,7 @@ class DistributedTransformer(nn.Module):
         exchange: Exchange,
         recorder: Recorder,
         epoch: int,
-        adapter: ModelAdapter,
+        adapter: Adapter,
     ) -> None:
         super().__init__()
         self.model = model
@@ -83,21 +81,24 @@ class DistributedTransformer(nn.Module):
         plan.uses_ring(0, self._adapter.causal)  # refuses what the family can't do
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's own call, on the terminal."""
+        """Call the model, on the leader. Raises PlanError elsewhere, PeerLostError where a follower is lost."""
         if self._exchange.rank != 0:
-            raise PlanError(f"rank {self._exchange.rank} is not the terminal (rank 0); call follow() there")
+            raise PlanError(f"rank {self._exchange.rank} is not the leader (rank 0); call follow() there")
         number, self._number = self._number, self._number + 1
         self._recorder.begin(number)
         try:
             if self.plan.ranks == 1:
                 return self._local(args, kwargs)
-            return self._terminal(number, args, kwargs)
+            return self._lead(number, args, kwargs)
         finally:
             self._recorder.end()
 
     def follow(self, *args: Any, **kwargs: Any) -> bool:
-        """Take part in one batch as a worker; False when the terminal has stopped. With a plan of
-        embed="each" the arguments are the terminal's own; else there are none."""
+        """Take part in one batch as a follower; False when the leader has stopped.
+
+        With a plan of embed="each" the arguments are the leader's own; else there are none. Raises ExchangeError for
+        a batch of another group or version, PeerLostError where the leader is lost.
+        """
         header = parse(self._exchange.start({}, {0: FRAME}, "header", -1).wait()[0])
         if header.epoch != self._epoch:
             raise ExchangeError(f"a batch of epoch {header.epoch} came to a group of epoch {self._epoch}")
@@ -115,8 +116,8 @@ class DistributedTransformer(nn.Module):
 
     def _await_next(self) -> bool:
         self._exchange.flush()
-        with contextlib.suppress(PeerLostError):  # whoever waits for the next batch will meet it
-            self._exchange.expect({0: FRAME}, "header", -1)  # before the terminal has it
+        with contextlib.suppress(PeerLostError):  # the wait for the next batch will raise it
+            self._exchange.expect({0: FRAME}, "header", -1)  # before the leader has it
         return True
 
     def _take_part(
@@ -137,13 +138,13 @@ class DistributedTransformer(nn.Module):
         return Pass(self._adapter, self._blocks, plan, self._exchange, self._recorder, device, batch, tokens)
 
     def probe(self, size: int) -> None:
-        """Have rank 1 send `size` bytes, on the terminal, and take them: what that takes says how the link is."""
+        """On the leader, have rank 1 send `size` bytes: the time that it takes measures the link."""
         self._announce(BatchHeader(number=self._number, epoch=self._epoch, probe=size), 2)
         self._exchange.start({}, {1: ((size,), torch.uint8)}, "probe", -1).wait()
         self._exchange.flush()
 
     def keep_alive(self) -> None:
-        """Let every other rank hear of the terminal, and the terminal of each."""
+        """On the leader, exchange a byte with every follower, so that nobody's time-out expires."""
         ranks = self._exchange.world_size
         self._announce(BatchHeader(number=self._number, epoch=self._epoch, probe=1), ranks)
         expected: Expected = ((1,), torch.uint8)
@@ -151,7 +152,7 @@ class DistributedTransformer(nn.Module):
         self._exchange.flush()
 
     def stop(self) -> None:
-        """Tell the workers, on the terminal, that no batch follows."""
+        """On the leader, end every follower's `follow`."""
         self._announce(BatchHeader(number=self._number, epoch=self._epoch), self._exchange.world_size)
         self._exchange.flush()
 
@@ -174,7 +175,7 @@ class DistributedTransformer(nn.Module):
         self._recorder.switch("compute", "embed", -1)
         return _with_stack(self.model, self._adapter.stack_path, run)(*args, **kwargs)
 
-    def _terminal(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _lead(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         arguments = bind(self.model, args, kwargs)
         mask_BN = self._adapter.padding(arguments)
         each = self.plan.embed == "each"
@@ -185,7 +186,7 @@ class DistributedTransformer(nn.Module):
         def run(x_BND: Tensor, *_: Any, **__: Any) -> Tensor:
             rows = self._adapter.rows(arguments, x_BND.shape[1])
             pass_ = self._pass(self.plan, *x_BND.shape[:2])
-            read = pass_.run_terminal(x_BND, mask_BN, rows, number, self._epoch, scatter=not each)
+            read = pass_.run_leader(x_BND, mask_BN, rows, number, self._epoch, scatter=not each)
             return self._adapter.place(read, x_BND.shape[1])
 
         shell = _with_stack(self.model, self._adapter.stack_path, run)

@@ -1,5 +1,7 @@
-"""The Exchange protocol: how the partitioned model moves tensors between ranks, and the version of it
-that lives in one process, for numerics, tests and training."""
+"""Define how the partitioned model moves tensors between ranks, and do it within one process.
+
+The latter is for numerics, tests and training.
+"""
 
 import queue
 import threading
@@ -19,8 +21,10 @@ class Pending(Protocol):
     """Messages under way."""
 
     def wait(self) -> dict[int, Tensor]:
-        """Block until everything expected is here, by source. The tensors are valid until the
-        exchange after the next one starts. Raises PeerLostError."""
+        """Block until everything expected is here: a tensor of the expected shape by source.
+
+        The tensors are valid until the exchange after the next one starts. Raises PeerLostError.
+        """
         ...
 
 
@@ -28,18 +32,24 @@ class Exchange(Protocol):
     """Point-to-point messages and one collective between `world_size` ranks, in program order."""
 
     @property
-    def rank(self) -> int: ...
+    def rank(self) -> int:
+        """This rank; 0 leads."""
+        ...
 
     @property
-    def world_size(self) -> int: ...
+    def world_size(self) -> int:
+        """Ranks of the group."""
+        ...
 
     def start(self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Expected], op: str, block: int) -> Pending:
         """Post all sends and receives at once. An outgoing tensor must not change before `flush`."""
         ...
 
     def expect(self, incoming: Mapping[int, Expected], op: str, block: int) -> None:
-        """Post the receives of the next `start` of this op and block before it comes: a peer that is
-        ahead then sends at once, where it would wait for us to be ready (gloo sends by rendezvous)."""
+        """Post the receives of the next `start` of this op and block before it comes.
+
+        A peer that is ahead then sends at once; gloo sends by rendezvous, so it would wait for this rank.
+        """
         ...
 
     def start_ring(self, own: Tensor, incoming: Mapping[int, Expected], op: str, block: int) -> Pending:
@@ -52,14 +62,17 @@ class Exchange(Protocol):
 
 
 class InProcessExchange:
-    """One endpoint of a group whose ranks are threads of one process. Tensors pass by reference, so
-    gradients flow through them."""
+    """One endpoint of a group whose ranks are threads of one process.
+
+    Tensors pass by reference, so gradients flow through them.
+    """
 
     def __init__(self, rank: int, boxes: dict[tuple[int, int], "queue.Queue[Tensor | None]"], ranks: int) -> None:
         self._rank, self._boxes, self._ranks = rank, boxes, ranks
 
     @classmethod
     def group(cls, ranks: int) -> "list[InProcessExchange]":
+        """Make the endpoints of a group, by rank."""
         boxes: dict[tuple[int, int], queue.Queue[Tensor | None]] = {
             (a, b): queue.Queue() for a in range(ranks) for b in range(ranks)
         }
@@ -79,16 +92,16 @@ class InProcessExchange:
         return _Mail({peer: self._boxes[peer, self._rank] for peer in incoming})
 
     def expect(self, incoming: Mapping[int, Expected], op: str, block: int) -> None:
-        """A box takes a tensor at any time."""
+        """Do nothing: a box takes a tensor at any time."""
 
     def start_ring(self, own: Tensor, incoming: Mapping[int, Expected], op: str, block: int) -> Pending:
         return self.start(dict.fromkeys(incoming, own), incoming, op, block)
 
     def flush(self) -> None:
-        """Nothing to wait for: a tensor is delivered when it is put."""
+        """Do nothing: a tensor is delivered when it is put."""
 
     def hang_up(self) -> None:
-        """Tell every other rank that this one is gone, so that none waits for it."""
+        """Announce to every other rank that this one is gone, so that none waits for it."""
         for peer in range(self._ranks):
             self._boxes[self._rank, peer].put(None)
 

@@ -1,4 +1,4 @@
-"""One batch on one rank: what goes where, and the blocks.
+"""Run one batch on one rank: hand out rows, exchange in every block, return what the head reads.
 
 Shapes: B batch, N tokens, n own tokens, L rows sent, M rows received, R rows the head reads, D width.
 """
@@ -11,7 +11,7 @@ from prism.codecs import payload_bytes
 from prism.errors import PlanError
 from prism.nn.codecs import payload_like, stream_of
 from prism.nn.exchange import Exchange, Expected, Pending
-from prism.nn.families.base import Block, ModelAdapter
+from prism.nn.families.base import Adapter, Block
 from prism.nn.frame import BatchHeader, pack
 from prism.nn.recorder import Recorder
 from prism.nn.segment_means import attention_bias, segment_counts, segment_means, segment_positions
@@ -28,7 +28,7 @@ class Pass:
 
     def __init__(
         self,
-        adapter: ModelAdapter,
+        adapter: Adapter,
         blocks: list[Block],
         plan: ExecutionPlan,
         exchange: Exchange,
@@ -56,10 +56,10 @@ class Pass:
 
     # -- getting the input and returning the answer ---------------------------------------------------
 
-    def run_terminal(
+    def run_leader(
         self, x_BND: Tensor, mask_BN: Tensor | None, rows: Rows, number: int, epoch: int, scatter: bool
     ) -> Tensor:
-        """Terminal: hand out the rows, run the own part, put together what the head reads: [B, R, D]."""
+        """Hand out the rows, run the leader's part, and join what the head reads: [B, R, D]."""
         if scatter:
             self._scatter(x_BND, mask_BN, rows, number, epoch)
         back: dict[int, Expected] = {}
@@ -93,7 +93,7 @@ class Pass:
         self._exchange.start(parts, {}, "scatter", -1)
 
     def run_scattered(self, padded: bool, dtype: torch.dtype, rows: Rows) -> None:
-        """Worker: receive the rows, run, return what the head reads."""
+        """Receive a follower's rows, run them, return what the head reads."""
         start, stop = self._partition.bounds(self._rank)
         masks: dict[int, Expected] = {0: ((self._batch, self._tokens), torch.uint8)} if padded else {}
         parts: dict[int, Expected] = {0: ((self._batch, stop - start, self._width), dtype)}
@@ -107,7 +107,7 @@ class Pass:
         self._return(self._run_blocks(x_BnD, mask_BN, bias, {}), rows)
 
     def run_embedded(self, x_BND: Tensor, mask_BN: Tensor | None, rows: Rows) -> None:
-        """Worker that embedded its own input."""
+        """Run the rows that a follower embedded itself, return what the head reads."""
         self._expect(0)
         own_BnD = self._run_blocks(self._own(x_BND), mask_BN, self._bias(mask_BN, x_BND.dtype), {})
         self._return(own_BnD, rows)
@@ -123,7 +123,7 @@ class Pass:
     # -- the blocks -----------------------------------------------------------------------------------
 
     def _bias(self, mask_BN: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-        """What each logit gets added: log counts of the means, causality, padding. The same in every block."""
+        """Additive attention bias: log counts of the means, causality, padding. The same in every block."""
         start, stop = self._partition.bounds(self._rank)
         mask_BN = None if mask_BN is None else mask_BN.cpu()
         mask_Bn = None if mask_BN is None else mask_BN[:, start:stop]
@@ -136,7 +136,7 @@ class Pass:
         return *self._partition.bounds(part), self._sent[part], self._plan.first_alone(part)
 
     def _rotations(self, mask_BN: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """What the family makes of the positions of own and of received rows. The same in every block."""
+        """Positions of own and of received rows, as the family's blocks take them. The same in every block."""
         if self._rotation is None:
             return None, None
         start, stop = self._partition.bounds(self._rank)
@@ -202,7 +202,7 @@ class Pass:
 
 
 def _selected(x_BnD: Tensor, rows: Rows, first: int) -> Tensor:
-    """The own rows that the head reads; for a mean, the prefix rows and the sum of the others."""
+    """Own rows that the head reads; for a mean, the prefix rows and the sum of the others."""
     if rows.mean_from < 0:
         return x_BnD[:, max(0, rows.start - first) : max(0, rows.stop - first)]
     cut = max(0, rows.mean_from - first)
@@ -212,8 +212,10 @@ def _selected(x_BnD: Tensor, rows: Rows, first: int) -> Tensor:
 
 
 def _joined(mine_BRD: Tensor, others: list[Tensor], rows: Rows, tokens: int) -> Tensor:
-    """What the head reads out of what each part returned. A mean's rows are the prefix rows, in the
-    order of the parts, each part's sum behind them."""
+    """Join the rows that the parts returned to those that the head reads, [B, R, D].
+
+    A mean's rows are the prefix rows, in the order of the parts, each part's sum behind them.
+    """
     if rows.mean_from < 0:
         return torch.cat([mine_BRD, *others], dim=1) if others else mine_BRD
     prefix: list[Tensor] = []

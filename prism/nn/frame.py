@@ -1,4 +1,4 @@
-"""What the terminal tells the other ranks before each batch: one small message of fixed size."""
+"""Announce a batch: one small message of fixed size from the leader to every follower."""
 
 from typing import Annotated
 
@@ -18,10 +18,10 @@ FRAME: Expected = ((FRAME_BYTES,), torch.uint8)
 
 
 class BatchHeader(msgspec.Struct, frozen=True, kw_only=True):
-    """What the terminal tells the others before each batch. Without a plan: stop; or, with `probe`, answer with so many
-    bytes. epoch: of the group, so that nothing of another one is ever taken for this one's.
+    """The leader's announcement of a batch. Without a plan: stop, or answer with `probe` bytes.
 
-    batch, tokens, rows, padded and dtype are set when the terminal embeds; else each rank knows them.
+    epoch: of the group, so that no message of another group is taken for one of this.
+    batch, tokens, rows, padded, dtype: set when the leader embeds; else each rank knows them.
     """
 
     number: int
@@ -36,6 +36,7 @@ class BatchHeader(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def pack(header: BatchHeader) -> Tensor:
+    """Encode a header as FRAME_BYTES bytes. Raises PlanError where it doesn't fit."""
     packed = msgspec.msgpack.encode(header)
     if len(packed) > FRAME_BYTES - 2:
         raise PlanError(f"the plan takes {len(packed)} bytes, the limit is {FRAME_BYTES - 2}; use fewer devices")
@@ -44,6 +45,7 @@ def pack(header: BatchHeader) -> Tensor:
 
 
 def parse(frame: Tensor) -> BatchHeader:
+    """Decode a header from FRAME_BYTES bytes. Raises ExchangeError where it is of another version."""
     raw = frame.cpu().numpy().tobytes()
     size = int.from_bytes(raw[:2], "little")
     try:

@@ -1,4 +1,4 @@
-"""Where a rank's time goes: what the forward pass tells, and who listens."""
+"""Define what the forward pass reports of a rank's time."""
 
 from typing import Protocol
 
@@ -6,15 +6,19 @@ from prism.trace import Kind
 
 
 class Recorder(Protocol):
-    """Where a rank's time goes: a batch is one row of spans without gaps."""
+    """Takes down where a rank's time goes: a batch is one row of spans without gaps."""
 
-    def begin(self, batch: int) -> None: ...
+    def begin(self, batch: int) -> None:
+        """Begin a batch."""
+        ...
 
     def switch(self, kind: Kind, op: str, block: int) -> None:
         """End the running span and begin the next."""
         ...
 
-    def end(self) -> None: ...
+    def end(self) -> None:
+        """End the running span and the batch."""
+        ...
 
 
 class NullRecorder:

@@ -1,4 +1,4 @@
-"""Segment means: what a part sends in place of its rows, and the attention bias that makes up for it.
+"""Average a part's rows over segments, and compute the attention bias that makes up for it.
 
 Shapes: B batch, N tokens, n own tokens, L segments, M rows received, D width.
 """
@@ -10,7 +10,7 @@ from prism.partition import split_sizes
 
 
 def segment_counts(mask_BN: Tensor | None, start: int, stop: int, segments: int, first_alone: bool = False) -> Tensor:
-    """Real tokens in each segment of tokens [start, stop): [L] without padding, [B, L] with it."""
+    """Count the real tokens in each segment of tokens [start, stop): [L] without padding, [B, L] with it."""
     rows = stop - start
     sizes = (1, *split_sizes(rows - 1, segments - 1)) if first_alone and rows > 1 else split_sizes(rows, segments)
     if mask_BN is None:
@@ -21,11 +21,11 @@ def segment_counts(mask_BN: Tensor | None, start: int, stop: int, segments: int,
 
 
 def segment_means(x_BnD: Tensor, segments: int, mask_Bn: Tensor | None = None, first_alone: bool = False) -> Tensor:
-    """Means over `segments` consecutive segments, sized as by `array_split`: [B, L, D]. first_alone: the first row is a
-    segment of its own.
+    """Average `segments` consecutive segments, sized as by `array_split`: [B, L, D].
 
     Padding (mask 0) is left out of the mean; a segment without real tokens becomes zero, and its
     count of 0 drops it from attention. With L = n the rows themselves are returned, uncopied.
+    first_alone: the first row is a segment of its own.
     """
     rows = x_BnD.shape[1]
     if segments == rows:
@@ -47,8 +47,10 @@ def segment_means(x_BnD: Tensor, segments: int, mask_Bn: Tensor | None = None, f
 def segment_positions(
     mask_BN: Tensor | None, start: int, stop: int, segments: int, first_alone: bool = False
 ) -> Tensor:
-    """Where the mean of each segment of tokens [start, stop) stands, the centre of its real tokens: [1, L] without
-    padding, [B, L] with it. With L = n a token's own position."""
+    """Place each segment of tokens [start, stop) at the centre of its real tokens: [1, L], with padding [B, L].
+
+    With L = n a token's own position.
+    """
     positions_1n1 = torch.arange(start, stop, dtype=torch.float32)[None, :, None]
     if mask_BN is None:
         return segment_means(positions_1n1, segments, None, first_alone)[..., 0]
@@ -59,7 +61,7 @@ def segment_positions(
 def attention_bias(
     counts: list[Tensor], own: int, mask_Bn: Tensor | None, *, causal: bool, dtype: torch.dtype
 ) -> Tensor | None:
-    """What is added to the logits of a part's `own` queries, [B or 1, 1, n, M or 1 ...], or None for nothing.
+    """Additive attention bias of a part's `own` queries, [B or 1, 1, n or 1, n + M], or None where there is none.
 
     Keys are the own rows, then the received rows with `counts` (one tensor a part). A mean of c rows
     gets log(c), which equals attention over the row repeated c times; a row of padding is hidden.

@@ -1,10 +1,12 @@
-"""Names to models: timm and transformers names, local folders, and the small ViT that ships with Prism.
+"""Load models by name: timm and transformers names, local folders, and the small ViT that ships with Prism.
 
-Nothing is ever downloaded: weights are found on this machine, or asked to be random.
+Nothing is ever downloaded: weights are found on this machine, or asked to be random. The caller's environment and
+random state stay as they are.
 """
 
+import contextlib
 import hashlib
-import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +16,7 @@ from torch import nn
 
 from prism.config import nearest
 from prism.errors import InputError, UnsupportedModelError
+from prism.nn.families import adapter_for
 from prism.spec import ModelSpec
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -48,7 +51,11 @@ TRANSFORMERS: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 
 class Loaded(msgspec.Struct, frozen=True, kw_only=True):
-    """A model ready to run. `folder` is where its tokenizer would be, `image` timm's data configuration."""
+    """A model ready to run.
+
+    weights: where they are from, as text. labels: names of the classes, where the model says them.
+    folder: place of its tokenizer. image: timm's data configuration.
+    """
 
     model: Any
     kind: Literal["image", "text"]
@@ -59,14 +66,13 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def load_model(name: str, weights: str | None = None, seed: int = 0, device: str = "cpu") -> Loaded:
-    """A model in eval mode. weights: None for the model's own, "random", or a .safetensors or .pt file.
+    """Load a model in eval mode.
 
+    weights: None for the model's own, "random" (of the seed), or a .safetensors or .pt file.
     Raises InputError that says where to put weights, or names the nearest known model.
     """
-    os.environ["HF_HUB_OFFLINE"] = os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-    torch.manual_seed(seed)
     folder = ASSETS / BUNDLED if name == BUNDLED else Path(name)
-    with torch.device(device):
+    with _seeded(seed, torch.device(device)), torch.device(device):
         if folder.is_dir():
             loaded = _from_folder(folder, weights, seed)
         elif name in TRANSFORMERS:
@@ -80,14 +86,38 @@ def load_model(name: str, weights: str | None = None, seed: int = 0, device: str
 
 
 def describe(name: str) -> ModelSpec:
-    """The shape of a model by name, without its weights: nothing is allocated. Raises InputError."""
-    from prism.nn.families import adapter_for
-
+    """Describe the shape of a model by name, without allocating its weights. Raises InputError."""
     return adapter_for(load_model(name, weights="random", device="meta").model).spec
 
 
-def _random(seed: int) -> str:
-    return f"random (seed {seed})"
+@contextlib.contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed the generators that random weights are drawn from, and put the caller's state back afterwards."""
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+        torch.default_generator.manual_seed(seed)
+        if on_gpu:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+@contextlib.contextmanager
+def _without_bar() -> Iterator[None]:
+    """Keep transformers from drawing its progress bar between the lines of ours."""
+    from transformers.utils import logging
+
+    drawn = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if drawn:
+            logging.enable_progress_bar()
+
+
+def _origin(weights: str, seed: int) -> str:
+    return f"random (seed {seed})" if weights == "random" else weights
 
 
 def _from_folder(folder: Path, weights: str | None, seed: int) -> Loaded:
@@ -108,10 +138,11 @@ def _from_folder(folder: Path, weights: str | None, seed: int) -> Loaded:
             model=cls(cls.config_class.from_pretrained(folder)),
             kind="text",
             folder=folder,
-            weights=_random(seed) if weights == "random" else weights,
+            weights=_origin(weights, seed),
         )
     try:
-        model = cls.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+        with _without_bar():
+            model = cls.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
     except OSError as error:
         raise InputError(f"{folder}: no weights ({error}); put model.safetensors there, or pass --weights") from None
     return Loaded(model=model, kind="text", weights=str(folder), folder=folder, labels=_labels(model))
@@ -135,7 +166,7 @@ def _timm_folder(folder: Path, config: dict[str, Any], weights: str | None, seed
         kind="image",
         image=_image_config(model, cfg),
         labels=tuple(cfg.get("label_names") or ()),
-        weights=folder.name if weights is None else _random(seed) if weights == "random" else weights,
+        weights=folder.name if weights is None else _origin(weights, seed),
     )
 
 
@@ -146,9 +177,10 @@ def _from_transformers(name: str, weights: str | None, seed: int) -> Loaded:
     cls = getattr(transformers, architecture)
     if weights is not None:
         model = cls(getattr(transformers, config)(**shape))
-        return Loaded(model=model, kind="text", weights=_random(seed) if weights == "random" else weights)
+        return Loaded(model=model, kind="text", weights=_origin(weights, seed))
     try:
-        model = cls.from_pretrained(name, local_files_only=True, dtype=torch.float32)
+        with _without_bar():
+            model = cls.from_pretrained(name, local_files_only=True, dtype=torch.float32)
     except OSError:
         raise _no_weights(name) from None
     return Loaded(model=model, kind="text", weights=f"{name} (local cache)")
@@ -161,14 +193,29 @@ def _from_timm(name: str, weights: str | None, seed: int) -> Loaded:
         hint = nearest(name, [BUNDLED, *TRANSFORMERS, *timm.list_models("*vit*"), *timm.list_models("deit*")])
         hint = hint if hint.startswith("did") else f"use {BUNDLED}, a timm name, {', '.join(TRANSFORMERS)}, or a folder"
         raise InputError(f"model {name!r} is unknown; {hint}")
+    # given a file, timm asks no hub; the hub's files have timm's own format even where custom_load names another
+    cached = {} if weights is not None else dict(file=_cached_by_timm(name), custom_load=False)
     try:
-        model = timm.create_model(name, pretrained=weights is None)
+        model = timm.create_model(name, pretrained=weights is None, pretrained_cfg_overlay=cached)
     except Exception as error:
-        if weights is None:
-            raise _no_weights(name) from None
         raise InputError(f"timm can't build {name!r}: {error}") from None
-    origin = f"{name} (local cache)" if weights is None else _random(seed) if weights == "random" else weights
+    origin = f"{name} (local cache)" if weights is None else _origin(weights, seed)
     return Loaded(model=model, kind="image", weights=origin, image=_image_config(model, {}))
+
+
+def _cached_by_timm(name: str) -> str:
+    """Path of a model's weights in the cache of huggingface_hub. Raises InputError where there are none."""
+    from huggingface_hub import try_to_load_from_cache
+    from timm.models import get_pretrained_cfg
+
+    cfg = get_pretrained_cfg(name)
+    repository, _, revision = (cfg.hf_hub_id or "").partition("@") if cfg else ("", "", "")
+    names = (cfg.hf_hub_filename,) if cfg and cfg.hf_hub_filename else ("model.safetensors", "pytorch_model.bin")
+    for file in names if repository else ():
+        path = try_to_load_from_cache(repository, file, revision=revision or None)
+        if isinstance(path, str):
+            return path
+    raise _no_weights(name)
 
 
 def _image_config(model: nn.Module, cfg: dict[str, Any]) -> dict[str, Any]:

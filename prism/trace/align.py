@@ -40,8 +40,8 @@ def _shift(span: Span, offset: int) -> Span:
 
 
 def _split_wait(span: Span, issued: Mapping[tuple[int, str, int], int]) -> Iterator[Span]:
-    known = [issued[key] for source in span.sources if (key := (source, span.op, span.block)) in issued]
-    ready = min(max([span.start_ns, *known]), span.end_ns)
+    handed = [issued[key] for source in span.sources if (key := (source, span.op, span.block)) in issued]
+    ready = min(max([span.start_ns, *handed]), span.end_ns)
     if ready > span.start_ns:
         yield Span(
             batch=span.batch,

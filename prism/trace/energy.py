@@ -1,4 +1,4 @@
-"""Joules per batch from a Trace: measured from its power samples, or modelled from a declared profile."""
+"""Compute the joules of a batch: measured from power samples, or modelled from a declared profile."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,10 +21,11 @@ Run = tuple[Interval, ...]  # batches back to back
 class Energy(msgspec.Struct, frozen=True, kw_only=True):
     """Joules per batch, means over the measured batches.
 
-    joules: all devices together, waiting ones included. per_device_j: by the rank whose meter was read;
-    modelled: by rank. per_rail_j: every rail, also those that are part of a total.
-    idle_w: mean power of the idle stretches, for the devices that have them. above_idle_j: joules less
-    what the devices would have drawn idle; None unless idle is known of all.
+    joules: all devices together, waiting ones included.
+    per_device_j: by the rank whose meter was read; where modelled, by rank.
+    per_rail_j: every rail, also those that are part of a total.
+    idle_w: mean power of the idle stretches, for the devices that have them.
+    above_idle_j: joules less what the devices would have drawn idle; None unless every device has idle stretches.
     samples: the fewest of any rail that the figure rests on.
     """
 
@@ -51,7 +52,7 @@ class _Rail:
         return int(sum(np.diff(np.searchsorted(self.at_s, interval))[0] for interval in run))
 
     def lacks(self, run: Run) -> str:
-        """Why the samples don't carry a figure for the run; empty when they do."""
+        """The reason why the samples carry no figure for the run; empty when they do."""
         start, end = run[0][0], run[-1][1]
         count = self.samples(run)
         if count < MIN_SAMPLES:
@@ -73,7 +74,7 @@ class _Rail:
 
 
 def measured_energy(trace: Trace) -> Energy | str:
-    """The trace's Energy, or why its samples give none.
+    """Measure the energy of a trace's batches, or say why its samples give none.
 
     Only runs of batches count in which every rail has MIN_SAMPLES samples and no long hole.
     """
@@ -103,8 +104,11 @@ def _rails(records: Iterable[Record], meters: dict[int, Meter]) -> dict[tuple[in
 
 
 def _runs(batches: Sequence[Batch]) -> Iterator[Run]:
-    """Measured batches back to back. A warm-up, a failed batch or a pause longer than the batch before
-    it ends a run: a sensor that averages would carry the power of what was done meanwhile into it."""
+    """Group measured batches that follow back to back.
+
+    A warm-up, a failed batch or a pause longer than the batch before ends a run: a sensor that averages would carry
+    the power of the time between into it.
+    """
     run: list[Interval] = []
     for batch in sorted(batches, key=lambda batch: batch.start_ns):
         start, end = batch.start_ns / 1e9, batch.end_ns / 1e9
@@ -134,14 +138,14 @@ def _idle_w(
 ) -> dict[int, float]:
     """Mean watts of each device over the idle stretches that hold enough samples of all its rails."""
     stretches: list[Run] = [((i.start_ns / 1e9, i.end_ns / 1e9),) for i in records if isinstance(i, Idle)]
-    found: dict[int, float] = {}
+    idle_w: dict[int, float] = {}
     for rank, meter in meters.items():
         own = {key: rail for key, rail in rails.items() if key[0] == rank}
         good = [run for run in stretches if not _lacking(meters, own, run)]
         if good:
             joules = {name: sum(rail.joules(run) for run in good) for (_, name), rail in own.items()}
-            found[rank] = _of_device(meter, joules) / _seconds(good)
-    return found
+            idle_w[rank] = _of_device(meter, joules) / _seconds(good)
+    return idle_w
 
 
 def _mean_energy(
@@ -153,13 +157,13 @@ def _mean_energy(
         per_rail[rank][name] = sum(rail.joules(run) for run in runs) / batches
     per_device = {rank: _of_device(meter, per_rail[rank]) for rank, meter in meters.items()}
     joules = sum(per_device.values())
-    known = len(idle_w) == len(meters)
+    complete = len(idle_w) == len(meters)
     return Energy(
         joules=joules,
         per_device_j=per_device,
         per_rail_j=per_rail,
         idle_w=idle_w,
-        above_idle_j=joules - sum(idle_w.values()) * _seconds(runs) / batches if known else None,
+        above_idle_j=joules - sum(idle_w.values()) * _seconds(runs) / batches if complete else None,
         samples=min(sum(rail.samples(run) for run in runs) for rail in rails.values()),
         source=", ".join(sorted({meter.source for meter in meters.values()})),
     )
@@ -174,7 +178,7 @@ def _seconds(runs: Iterable[Run]) -> float:
 
 
 def modelled_energy(trace: Trace, profile: PowerProfile) -> Energy:
-    """Time in each state times the profile's watts of it, over the spans of every rank of the plan.
+    """Model the energy as time in each state times the profile's watts of it, over the spans of every rank.
 
     Time of a batch that none of a rank's spans covers is idle; a transfer that computing hides draws the
     power of computing. Raises TraceError when no measured batch is complete.

@@ -70,7 +70,7 @@ def read_trace(path: Path) -> Trace:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The bytes of a trace file, for who also hashes them. Raises TraceError."""
+    """Read the bytes of a trace file. Raises TraceError."""
     try:
         return path.read_bytes()
     except OSError as error:

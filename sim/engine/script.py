@@ -94,19 +94,18 @@ def _by_phase(
 
 def _ordered(graph: WorkloadGraph, rank: int, local: bool) -> list[ScriptStep]:
     steps: list[ScriptStep] = []
-    arriving: list[tuple[str, int, int]] = []
+    arriving: list[int] = []
     exchanged, moved = False, graph.moved_bytes(rank)
-    for node, data in graph.graph.nodes(data=True):
-        op: Operation = data["op"]
+    for place, op in enumerate(graph.nodes):
         if op.rank != rank:
             continue
         if op.kind == "stage_h2d":
-            arriving.append(node)
+            arriving.append(place)
             continue
-        needed = [other for other in graph.graph.predecessors(node) if other in arriving]
+        needed = [other for other in op.after if other in arriving]
         if needed:
             arriving = [other for other in arriving if other not in needed]
-            copies = [graph.graph.nodes[other]["op"] for other in needed]
+            copies = [graph.nodes[other] for other in needed]
             for _, group in itertools.groupby(copies, key=lambda copy: copy.block):
                 steps += _arrival(tuple(group))
             exchanged = exchanged or any(copy.block == 0 for copy in copies)
@@ -116,9 +115,9 @@ def _ordered(graph: WorkloadGraph, rank: int, local: bool) -> list[ScriptStep]:
 
 
 def _arrival(copies: tuple[Operation, ...]) -> tuple[ScriptStep, ScriptStep]:
-    """Wait for the messages, then copy them up. Their sources stand at the end of the copies' names."""
-    name, relative = copies[0].name.partition(".")[0], copies[0].block
-    sources = tuple(int(copy.name.rpartition(".")[2]) for copy in copies)
+    """Wait for the messages, then copy them up."""
+    name, relative = copies[0].name, copies[0].block
+    sources = tuple(copy.source for copy in copies)
     size = sum(copy.wire_bytes for copy in copies)
     return (
         ScriptStep(kind="await", span="wire", op=name, relative=relative, size=size, peers=sources),
@@ -127,7 +126,7 @@ def _arrival(copies: tuple[Operation, ...]) -> tuple[ScriptStep, ScriptStep]:
 
 
 def _step(op: Operation, exchanged: bool, moved: int) -> ScriptStep:
-    name = op.name.partition(".")[0]
+    name = op.name
     if op.kind == "send":
         return ScriptStep(kind="post", span="wire", op=name, relative=op.block, size=op.wire_bytes, peers=op.peers)
     span: Kind = "stage_d2h" if op.kind == "stage_d2h" else "compute"

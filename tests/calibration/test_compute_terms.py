@@ -79,8 +79,7 @@ def test_how_far_ranks_lie_apart_is_found_again(devices) -> None:
 
 
 def test_how_far_ranks_lie_apart_is_as_well_known_as_stated() -> None:
-    """Over 200 seeds of blocks that each take a normal logarithm longer: the slowest of two lies 1 / sqrt(pi) deviations
-    from their mean."""
+    """Over 200 seeds of blocks with normal logs: the slowest of two lies 1 / sqrt(pi) deviations from the mean."""
     known, inside = simulated((FULL, MEANS), visits=3), 0
     for seed in range(200):
         rng = np.random.default_rng(seed)
@@ -170,7 +169,7 @@ def test_every_parameter_lies_in_its_interval_as_often_as_stated(case):
 
 
 def test_terms_that_only_their_sum_is_known_of_are_named():
-    """Blocks alone have the same fixed costs in the same proportions; what has kernels and no block tells them apart."""
+    """Blocks alone have their fixed costs in the same proportions; steps with kernels and no block separate them."""
     traces = simulated(batches=(1, 3, 8))
     assert tied(steps_of(traces, MODELS)) == []
     blocks = [without(trace, ("embed", "head")) for trace in traces]

@@ -149,7 +149,7 @@ SEEDS, VISITS, LEVEL = 200, 7, 1.645  # 90 %
 
 @pytest.mark.parametrize("outliers", [0.0, 0.1])
 def test_the_links_terms_lie_in_their_intervals_as_often_as_stated(outliers):
-    """About the truth latencies are as good as linear in the logarithms, so the simulator is asked for the slopes once."""
+    """Near the truth latencies are linear in the logarithms, so the simulator is asked for the slopes once."""
     one = {"vit192": vit(192, 197, blocks=1), "vit768": vit(768, 101, blocks=1)}
     cells = build_map(trace_set(simulated((FULL, MEANS), models=one, batches=(1, 4), rates_mbps=(50, 200, 800)))).cells
     truth, run = np.log([KNOWN[name] for name in LINK]), simulator_of(one)

@@ -1,6 +1,7 @@
 """The committed results: nothing of a held-out model entered a fit, by hashes, and the figures are those of the traces.
 
-The traces of the newest set are in the tree. Those of the older sets are in the history, and archives.json says what they hold.
+The traces of the newest set are in the tree. Those of the older sets are in the history; archives.json says what they
+hold.
 """
 
 import json

@@ -10,8 +10,10 @@ Ran = tuple[int, str, str]
 
 @pytest.fixture
 def prism_hw(monkeypatch, capsys) -> Callable[..., Ran]:
-    """The command in this process, which has torch loaded: exit status, standard output, standard error. For what is refused
-    or starts no ranks; a run pins its terminal to a core."""
+    """Run the command in this process, which has torch loaded; returns exit status, stdout and stderr.
+
+    For what is refused or starts no ranks: a run pins its leader to a core.
+    """
 
     def command(*args: str) -> Ran:
         monkeypatch.setattr(sys, "argv", ["prism-hw", *args])

@@ -73,8 +73,10 @@ def simulated(
     profile: CalibratedProfile = PROFILE,
     slowness: float | None = None,
 ) -> list[Trace]:
-    """A trace for each visit of each cell; `noise` makes a whole visit slower or faster. slowness: how many times as long the
-    machine takes for what it computes; then its pace is in the traces, at 1 PACE_MS."""
+    """Make a trace for each visit of each cell; `noise` makes a whole visit slower or faster.
+
+    slowness: how many times as long the machine takes for what it computes. Then its pace is in the traces, at 1
+    PACE_MS."""
     cost = profile.model().at_speed(1 / (slowness or 1))
     rng = np.random.default_rng(1)
     found = []

@@ -83,7 +83,8 @@ def visit(folder, plan, link, visits, batch=1, model="vit", **fields):
     """One file for each list of batch lengths, a minute apart. Returns the paths."""
     paths = []
     for number, lengths in enumerate(visits):  # at most ten
-        name = f"{model}-{plan.mode.value}{plan.segments or ''}-{plan.wire}-B{batch}-{link.replace(':', '-')}.{number}.jsonl"
+        what = f"{model}-{plan.mode.value}{plan.segments or ''}-{plan.wire}-B{batch}"
+        name = f"{what}-{link.replace(':', '-')}.{number}.jsonl"
         head = header(plan, link, batch, **{"model": model, "created": f"2026-01-01T00:0{number}:00Z", **fields})
         paths.append(write(folder / name, head, records(lengths, plan.ranks, size=batch)))
     return paths

@@ -1,31 +1,23 @@
-"""The registry of model families."""
+"""Find the adapter of a model: one module here for each row of prism.families."""
 
 from importlib import import_module
 
 from torch import nn
 
 from prism.errors import UnsupportedModelError
-from prism.nn.families.base import ModelAdapter
+from prism.families import FAMILIES
+from prism.nn.families.base import Adapter
 
-# module and class of each adapter, by the library that a model's class comes from: a ViT alone
-# shouldn't cost the seconds that importing transformers takes
-FAMILIES = {
-    "timm": (("timm_vit", "TimmViT"),),
-    "transformers": (("bert", "Bert"), ("gpt2", "GPT2"), ("llama", "Llama")),
-}
-SUPPORTED = (
-    "timm VisionTransformer (ViT, DeiT, DINOv2; Block or ResPostBlock), "
-    "transformers BERT (BertModel, BertFor...), transformers GPT-2 (GPT2Model, GPT2LMHeadModel, GPT2For...), "
-    "transformers Llama (LlamaModel, LlamaFor...)"
-)
+SUPPORTED = ", ".join(family.supported for family in FAMILIES.values())
 
 
-def adapter_for(model: nn.Module) -> ModelAdapter:
-    """The adapter of a model. Raises UnsupportedModelError with the list of what can be distributed."""
+def adapter_for(model: nn.Module) -> Adapter:
+    """Wrap a model in its family's adapter. Raises UnsupportedModelError with the list of what can be distributed."""
+    # by the library first: a ViT alone shouldn't cost the seconds that importing transformers takes
     libraries = {cls.__module__.partition(".")[0] for cls in type(model).__mro__}
-    for library in FAMILIES.keys() & libraries:
-        for module, name in FAMILIES[library]:
-            family: type[ModelAdapter] = getattr(import_module(f"prism.nn.families.{module}"), name)
-            if family.handles(model):
-                return family(model)
+    for family in FAMILIES.values():
+        if family.library in libraries:
+            adapter: type[Adapter] = getattr(import_module(f"prism.nn.families.{family.module}"), family.adapter)
+            if adapter.handles(model):
+                return adapter(model, family)
     raise UnsupportedModelError(f"{type(model).__name__} can't be distributed; supported: {SUPPORTED}")

@@ -1,21 +1,26 @@
-"""What the partitioned forward pass needs to know of a model family. One file a family stands beside.
+"""Say what the partitioned forward pass needs to know of a model family. One module a family stands beside.
 
 An adapter finds the stack of blocks inside a model and splits a block into the steps around the
 exchange. The rest of the model (embedding, head, output type) runs as its authors wrote it.
 
-Shapes: B batch, n own tokens, M rows received, H heads, C channels of a head, D width.
+Shapes: B batch, N tokens, n own tokens, M rows received, R rows the head reads, H heads, C channels of a head, D width.
 """
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from prism.errors import UnsupportedModelError
+from prism.families import Family
 from prism.partition import Rows
 from prism.spec import ModelSpec
+
+# cosines and sines of rows' positions, [2, B or 1, 1, M, C]; None in a family whose blocks need no positions
+Positions = Tensor | None
 
 
 class Block(Protocol):
@@ -27,51 +32,126 @@ class Block(Protocol):
     @property
     def dropout(self) -> float: ...
 
-    def project(self, x_BnD: Tensor, at: Any = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of own rows, each [B, H, n, C]. `at`: what the adapter's `rotation` made
-        of their positions."""
+    def project(self, x_BnD: Tensor, at: Positions = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of own rows, each [B, H, n, C]. at: of the rows, from the adapter's `rotation`."""
         ...
 
-    def project_kv(self, z_BMD: Tensor, at: Any = None) -> tuple[Tensor, Tensor]:
+    def project_kv(self, z_BMD: Tensor, at: Positions = None) -> tuple[Tensor, Tensor]:
         """Keys and values of received rows, each [B, H, M, C]."""
         ...
 
     def finish(self, x_BnD: Tensor, mixed_BnD: Tensor) -> Tensor:
-        """The block's output rows from its input rows and the attention's, heads joined."""
+        """The block's output rows [B, n, D] from its input rows and the attention's, heads joined."""
         ...
 
 
-class ModelAdapter(Protocol):
+class Adapter(ABC):
     """A model of one family, wrapped. Constructing it refuses what the family can't do."""
 
-    stack_path: str
-    causal: bool
-    forced: Mapping[str, Any]  # arguments that every distributed call gets
-    # where blocks need positions: makes of [B or 1, M] positions, maybe fractions, what blocks take as `at`
-    rotation: Callable[[Tensor], Tensor] | None
+    stack_path: str  # of the blocks inside the model
+    forced: ClassVar[Mapping[str, Any]] = {}  # arguments that every distributed call gets
+    # where blocks need positions: turns [B or 1, M] positions, maybe fractions, into what blocks take as `at`
+    rotation: Callable[[Tensor], Tensor] | None = None
 
-    def __init__(self, model: Any) -> None: ...
-
-    @classmethod
-    def handles(cls, model: nn.Module) -> bool: ...
+    def __init__(self, model: Any, family: Family) -> None:
+        self._model, self._family, self._name = model, family, type(model).__name__
 
     @property
-    def spec(self) -> ModelSpec: ...
+    def causal(self) -> bool:
+        """Whether a token sees only earlier ones."""
+        return self._family.causal
 
-    def blocks(self) -> Sequence[Block]: ...
+    @classmethod
+    @abstractmethod
+    def handles(cls, model: nn.Module) -> bool:
+        """Whether a model is of this family."""
 
+    @property
+    @abstractmethod
+    def spec(self) -> ModelSpec:
+        """The model's shape."""
+
+    @abstractmethod
+    def blocks(self) -> Sequence[Block]:
+        """Every block, in order."""
+
+    @abstractmethod
     def padding(self, arguments: Mapping[str, Any]) -> Tensor | None:
-        """The [B, N] mask of real tokens (1) and padding (0), or None without padding. Raises
-        UnsupportedModelError for arguments that the partitioned pass can't honour."""
-        ...
+        """The [B, N] mask of real tokens (1) and padding (0), or None without padding.
 
+        Raises UnsupportedModelError for arguments that the partitioned pass can't honour.
+        """
+
+    @abstractmethod
     def rows(self, arguments: Mapping[str, Any], tokens: int) -> Rows:
         """The rows of the last block that this call's head reads."""
-        ...
 
     def place(self, rows_BRD: Tensor, tokens: int) -> Tensor:
-        """The rows where the head looks for them."""
-        ...
+        """Put the rows where the head looks for them."""
+        return rows_BRD
+
+
+class TransformersAdapter(Adapter):
+    """A plain model of transformers, or a head on top of one: what these families share.
+
+    plain: the class without a head. pretrained: the base of every class with one.
+    layers: path of the blocks inside the plain model. block: wraps one of them.
+    refused: arguments that must be unset, with the remedy.
+    """
+
+    plain: ClassVar[type[nn.Module]]
+    pretrained: ClassVar[type[nn.Module]]
+    layers: ClassVar[str]
+    block: ClassVar[type[Any]]
+    refused: ClassVar[Mapping[str, str]]
+
+    def __init__(self, model: Any, family: Family) -> None:
+        super().__init__(model, family)
+        whole = isinstance(model, self.plain)
+        self._inner = model if whole else getattr(model, model.base_model_prefix)
+        self.stack_path = self.layers if whole else f"{model.base_model_prefix}.{self.layers}"
+
+    @classmethod
+    def handles(cls, model: nn.Module) -> bool:
+        """Whether a model is the plain one or has it under its library's name for it."""
+        return isinstance(model, cls.plain) or (
+            isinstance(model, cls.pretrained)
+            and isinstance(getattr(model, str(model.base_model_prefix), None), cls.plain)
+        )
+
+    def blocks(self) -> Sequence[Block]:
+        """Every block, in order."""
+        return [self.block(layer) for layer in self._inner.get_submodule(self.layers)]
+
+    def padding(self, arguments: Mapping[str, Any]) -> Tensor | None:
+        """The call's attention_mask as [B, N]; refuses what is in `refused` and masks of single logits."""
+        for argument, remedy in self.refused.items():
+            if (value := arguments.get(argument)) is not None and value is not False:
+                raise refuse(self._name, f"{argument}={type(value).__name__}", remedy)
+        mask = arguments.get("attention_mask")
+        if mask is None:
+            return None
+        if mask.ndim > 3 or (mask.ndim == 3 and "MultipleChoice" not in self._name):
+            raise refuse(self._name, f"an attention_mask of {mask.ndim} dimensions", "pass the [batch, tokens] mask")
+        mask = mask.reshape(-1, mask.shape[-1])
+        return None if bool((mask != 0).all()) else (mask != 0).to(torch.uint8)
+
+    def rows(self, arguments: Mapping[str, Any], tokens: int) -> Rows:
+        """All rows, or the last ones where the vocabulary head is asked for those alone."""
+        keep = arguments.get("logits_to_keep", 0) if hasattr(self._model, "lm_head") else 0
+        if isinstance(keep, Tensor) or not 0 < keep < tokens:
+            return Rows(start=0, stop=tokens)
+        return Rows(start=tokens - keep, stop=tokens)
+
+    def _shape(self, **shape: Any) -> ModelSpec:
+        """A ModelSpec with what every model of transformers says in the same words."""
+        return ModelSpec(
+            name=self._model.config.name_or_path or self._name,
+            family=self._family.name,
+            causal=self._family.causal,
+            parameters=parameter_count(self._model),
+            **shape,
+        )
 
 
 def split_heads(x_BnD: Tensor, heads: int) -> Tensor:
@@ -80,7 +160,7 @@ def split_heads(x_BnD: Tensor, heads: int) -> Tensor:
 
 
 def bind(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """A call's arguments by the names of the model's own forward."""
+    """Name a call's arguments as the model's own forward does. Raises UnsupportedModelError where they don't fit it."""
     try:
         bound = inspect.signature(model.forward).bind(*args, **kwargs)
     except TypeError as error:
@@ -90,22 +170,10 @@ def bind(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dic
 
 
 def refuse(name: str, feature: str, remedy: str) -> UnsupportedModelError:
+    """The error that a feature of a model or of a call can't be distributed."""
     return UnsupportedModelError(f"{name}: {feature} can't be distributed; {remedy}")
 
 
-def text_padding(arguments: Mapping[str, Any], name: str, refused: Mapping[str, str]) -> Tensor | None:
-    """The padding mask of a transformers call; `refused` arguments (name to remedy) must be unset."""
-    for argument, remedy in refused.items():
-        if (value := arguments.get(argument)) is not None and value is not False:
-            raise refuse(name, f"{argument}={type(value).__name__}", remedy)
-    mask = arguments.get("attention_mask")
-    if mask is None:
-        return None
-    if mask.ndim > 3 or (mask.ndim == 3 and "MultipleChoice" not in name):
-        raise refuse(name, f"an attention_mask of {mask.ndim} dimensions", "pass the [batch, tokens] mask")
-    mask = mask.reshape(-1, mask.shape[-1])
-    return None if bool((mask != 0).all()) else (mask != 0).to(torch.uint8)
-
-
 def parameter_count(model: nn.Module) -> int:
+    """Values of all parameters."""
     return sum(parameter.numel() for parameter in model.parameters())

@@ -1,5 +1,8 @@
-"""timm's VisionTransformer: ViT, DeiT (not distilled), DINOv2 with registers and LayerScale, pre- and
-post-norm blocks, any number of prefix tokens, class-token and pooled heads."""
+"""Adapt timm's VisionTransformer.
+
+ViT, DeiT (not distilled), DINOv2 with registers and LayerScale; pre- and post-norm blocks, any number of prefix
+tokens, class-token and pooled heads.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,21 +13,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prism.errors import UnsupportedModelError
-from prism.nn.families.base import parameter_count, refuse, split_heads
+from prism.families import Family
+from prism.nn.families.base import Adapter, Positions, parameter_count, refuse, split_heads
 from prism.partition import Rows
 from prism.spec import ModelSpec
 
 
-class TimmViT:
+class TimmViT(Adapter):
     """Adapter of a timm VisionTransformer."""
 
     stack_path = "blocks"
-    causal = False
-    forced: Mapping[str, Any] = {}
-    rotation = None
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
+    def __init__(self, model: Any, family: Family) -> None:
+        super().__init__(model, family)
         self._name = model.__dict__.get("pretrained_cfg", {}).get("architecture") or type(model).__name__
         for block in model.blocks:
             _check_block(self._name, block)
@@ -42,7 +43,7 @@ class TimmViT:
         prefix = model.num_prefix_tokens
         return ModelSpec(
             name=self._name,
-            family="vit",
+            family=self._family.name,
             blocks=len(model.blocks),
             width=model.embed_dim,
             heads=block.attn.num_heads,
@@ -77,9 +78,6 @@ class TimmViT:
             return Rows(start=0, stop=1)
         return Rows(start=0, stop=tokens, mean_from=self._model.num_prefix_tokens if head == "mean" else -1)
 
-    def place(self, rows_BRD: Tensor, tokens: int) -> Tensor:
-        return rows_BRD
-
 
 class TimmBlock:
     """Block (norm first) or ResPostBlock (norm on the branch's output)."""
@@ -93,13 +91,13 @@ class TimmBlock:
     def dropout(self) -> float:
         return self._attn.attn_drop.p if self._block.training else 0.0
 
-    def project(self, x_BnD: Tensor, at: Any = None) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x_BnD: Tensor, at: Positions = None) -> tuple[Tensor, Tensor, Tensor]:
         attn = self._attn
         query, key, value = attn.qkv(self._normed(x_BnD)).chunk(3, dim=-1)
         heads = attn.num_heads
         return (attn.q_norm(split_heads(query, heads)), attn.k_norm(split_heads(key, heads)), split_heads(value, heads))
 
-    def project_kv(self, z_BMD: Tensor, at: Any = None) -> tuple[Tensor, Tensor]:
+    def project_kv(self, z_BMD: Tensor, at: Positions = None) -> tuple[Tensor, Tensor]:
         attn, qkv, width = self._attn, self._attn.qkv, self._attn.attn_dim
         bias = None if qkv.bias is None else qkv.bias[width:]
         key, value = F.linear(self._normed(z_BMD), qkv.weight[width:], bias).chunk(2, dim=-1)

@@ -14,7 +14,6 @@ from prism.perfmap import build_map, load_map
 from prism.perfmap.pooling import read_traces
 from prism.trace import read_trace, write_trace
 
-
 LIGHT_CELLS = """
 from hw.probe import suite
 every = suite.cells

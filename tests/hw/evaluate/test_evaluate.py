@@ -25,7 +25,8 @@ from hw.evaluate.page import accuracy_page
 from hw.evaluate.run import EvalConfig, evaluate
 from hw.evaluate.scores import SampleScore, figures, scored
 from hw.evaluate.tables import write_parquet
-from hw.inputs.samples import Sample, collate_texts
+from hw.inputs.collate import collate_texts
+from hw.inputs.samples import Sample
 from hw.run.config import RunConfig
 from hw.run.launch import run_local
 from prism.decide.accuracy import AccuracyTable, load_accuracy

@@ -45,7 +45,7 @@ def expected(table: Table, observation: Observation, objective: Objective) -> li
 
 
 def test_between_cells_it_is_as_the_physics_has_it(map_, table):
-    """Latency is linear in 1 / rate: half-way between two cells' seconds a bit is half-way between their milliseconds."""
+    """Latency is linear in 1 / rate: at the mean of two cells' seconds per bit it is the mean of their milliseconds."""
     cells = {c.bandwidth_mbps: c.latency_ms.p50 for c in map_.cells if c.plan == FULL and c.batch == 4}
     middle = 2 / (1 / 20 + 1 / 60)
     found = next(e for e in expected(table, seen(middle), LATENCY) if e.plan == FULL)

@@ -84,8 +84,8 @@ def test_the_error_is_at_most_that_of_the_best_uniform_quantiser(wire, kind):
 
 @pytest.mark.parametrize("wire", DELTAS)
 def test_the_loop_is_closed(wire):
-    """Rows that change by a tenth in each of 40 blocks: the error settles, well under that of each block coded by itself,
-    and an early one is forgotten."""
+    """Rows change by a tenth in each of 40 blocks. The error settles well under that of a block coded by itself, and an
+    early one is forgotten."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 8, 128, generator=generator)
     sender, receiver = stream_of(wire, (2, 8, 128)), stream_of(wire, (2, 8, 128))

@@ -101,7 +101,7 @@ def test_a_folder_and_its_spec_file_give_the_same_workload(tmp_path):
     loaded = load_model(str(tmp_path))
     assert loaded.kind == "text"
     spec = describe(str(tmp_path))
-    assert (spec.family, spec.heads, spec.kv_heads, spec.kv_width, spec.gated) == ("llama", 4, 2, 32, True)
+    assert (spec.family, spec.heads, spec.kv_heads, spec.kv_width, spec.structure.gated) == ("llama", 4, 2, 32, True)
     assert spec.parameters == sum(each.numel() for each in loaded.model.parameters())
     path = tmp_path / "spec.json"
     path.write_bytes(msgspec.json.encode(spec))
