@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -39,6 +41,7 @@ def test_only_the_group_knows_which_transport_there_is():
     assert users == {"hw/comm/group.py"}
 
 
+@pytest.mark.cold
 def test_the_simulators_command_line_does_not_import_torch():
     code = "import sys, sim.cli.main; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

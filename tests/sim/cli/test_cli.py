@@ -66,6 +66,7 @@ def test_crossover_gives_the_agreed_fields(tmp_path):
     assert "distributed never wins" in text
 
 
+@pytest.mark.cold
 def test_no_torch_for_help_or_a_spec_file(tmp_path):
     before = "import atexit; atexit.register(lambda: print('torch' in sys.modules)); "
     for arguments in (
