@@ -278,7 +278,7 @@ class _LinkBench:
             goodput_over_configured=goodput_ratio(pairs, expected),
             power_save=power_save(pairs, facts.wifi_power_save().text),
             rtt_over="udp" if self._timer.pings else "exchange",
-            host=facts.describe(torch.get_num_threads()),
+            host=facts.describe_machine(torch.get_num_threads()),
             seed=self._config.seed,
             command=command,
         )

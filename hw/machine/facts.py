@@ -30,7 +30,7 @@ def versions() -> dict[str, str]:
     return installed
 
 
-def describe(threads: int) -> dict[str, Any]:
+def describe_machine(threads: int) -> dict[str, Any]:
     """Describe the machine for a trace header. threads: of each rank."""
     facts: dict[str, Any] = {
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",

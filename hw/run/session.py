@@ -142,7 +142,7 @@ def _probe_file(job: RankJob, step: LinkStep | ProbeStep) -> Iterator[Callable[[
         command=job.command,
         oversubscribed=job.oversubscribed,
         config=msgspec.to_builtins(step.config),
-        host={**facts.describe(job.threads), **job.facts},
+        host={**facts.describe_machine(job.threads), **job.facts},
     )
     with trace_file(step.trace if job.rank == 0 else None) as file:
         if file is None:

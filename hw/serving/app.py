@@ -123,7 +123,7 @@ def _decisions(config: ServeConfig, rows: tuple[TableRow, ...], command: str) ->
         objective=config.objective,
         rows=rows,
         map_hash=hashlib.blake2b(Path(config.map).read_bytes(), digest_size=8).hexdigest(),
-        host=facts.describe(config.threads),
+        host=facts.describe_machine(config.threads),
     )
     return DecisionWriter(Path(config.decisions), header)
 

@@ -10,6 +10,8 @@ import typer
 
 from prism.errors import PrismError
 
+OURS = ("prism", "hw", "sim", "calibration")
+
 
 def command_line() -> str:
     """Return the command as it was typed."""
@@ -45,6 +47,11 @@ def run(app: typer.Typer, name: str) -> None:
         sys.exit(app(standalone_mode=False) or 0)
     except PrismError as error:
         _fail(name, str(error), error.exit_code)
+    except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
+        if package in OURS:
+            raise
+        _fail(name, f"{package} is not installed, and this needs it: pip install 'prism-edge[hw]'", 2)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

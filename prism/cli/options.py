@@ -18,7 +18,7 @@ MEASURE_PANEL, OUTPUT_PANEL = "Measurement", "Output"
 N = TypeVar("N", int, float)
 
 
-def option(text: str, panel: str, *names: str, **fields: Any) -> Any:
+def option(text: str, panel: str | None = None, *names: str, **fields: Any) -> Any:
     """Make an option with its help text, in a panel of --help."""
     return typer.Option(*names, help=text, rich_help_panel=panel, **fields)
 

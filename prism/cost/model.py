@@ -11,7 +11,7 @@ launch = kernels * kernel.fixed_s + block.fixed_s
 device = sum over kernels of FLOPs * s_per_flop joined with bytes * memory.s_per_byte
 
 A kernel's two sides are joined by the larger one, or by roofline.power as launch and device are (1: a core that
-computes and fetches by turns). The device is slower while its clock is low (Clock) and beside other ranks of the same
+computes and fetches by turns). The device is slower while its clock is low (ClockGovernor) and beside other ranks of the same
 machine (CostModel.together). Ranks that should take equally long differ (CostModel.uneven). Copies and packing cost
 fixed + slope * bytes, with a break between two regimes of size.
 """
@@ -52,7 +52,7 @@ class Curve(msgspec.Struct, frozen=True):
         return self.fixed_s + self.s_per_byte * self.break_bytes + beyond
 
 
-class Clock(msgspec.Struct, frozen=True):
+class ClockGovernor(msgspec.Struct, frozen=True):
     """A frequency governor that lowers a device's clock while it is idle, as boards with power budgets have.
 
     The level falls from 1 to 0 in fall_s without work and rises in rise_s with it. The speed is 1 at level 1,
@@ -100,7 +100,7 @@ class CostModel:
         self._power = max(1.0, values["overlap.power"])
         parts = ("fixed_s", "s_per_byte", "break_bytes", "large_s_per_byte")
         self.curves = {c: Curve(*(values.get(f"{c}.{part}", 0.0) for part in parts)) for c in CURVES}
-        self.clock = Clock(*(values.get(f"clock.{part}", 0.0) for part in ("slowdown", "rise_s", "fall_s")))
+        self.clock = ClockGovernor(*(values.get(f"clock.{part}", 0.0) for part in ("slowdown", "rise_s", "fall_s")))
         self._spread = values.get("together.spread", 0.0)
         self.link_gain, self.message_s = values["link.gain"], values["link.message_s"]
 

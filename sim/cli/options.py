@@ -7,6 +7,7 @@ import msgspec
 import typer
 
 from prism.cli.option_groups import OptionGroup
+from prism.cli.options import option
 from prism.codecs import Wire
 from prism.cost import CalibratedProfile
 from prism.errors import ConfigError
@@ -20,11 +21,6 @@ from sim.engine.topology import Topology
 
 USUAL_RATE = 9.9  # the published compression rate
 MODEL, PLAN, LINK, OUTPUT = "Model", "Plan", "Link", "Output"  # panels of --help
-
-
-def option(text: str, panel: str | None = None, *names: str, **fields: Any) -> Any:
-    """Make an option with its help text, in a panel of --help."""
-    return typer.Option(*names, help=text, rich_help_panel=panel, **fields)
 
 
 Model = Annotated[str, typer.Argument(help="A timm or transformers name, a local folder, or a spec file (.json).")]

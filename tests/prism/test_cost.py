@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from support.profiles import profile, step_s, terms
 
 from prism.config import convert
-from prism.cost import CalibratedProfile, Clock, CostModel, Curve, load_profile
+from prism.cost import CalibratedProfile, ClockGovernor, CostModel, Curve, load_profile
 from prism.errors import ConfigError
 from prism.workload import elementwise, gemm
 
@@ -42,7 +42,7 @@ def test_going_on_from_an_exchange_costs_its_fixed_part():
     assert step_s(cost, kernels, exchanged=True) - step_s(cost, kernels) == pytest.approx(0.5)
 
 
-CLOCK = Clock(slowdown=1.5, rise_s=0.08, fall_s=0.06)
+CLOCK = ClockGovernor(slowdown=1.5, rise_s=0.08, fall_s=0.06)
 
 
 def test_a_low_clock_stretches_work_until_it_has_risen():
@@ -52,7 +52,7 @@ def test_a_low_clock_stretches_work_until_it_has_risen():
     assert CLOCK.stretched(0.0, 0.7 * 0.08 + 0.1) == pytest.approx(0.18)
     assert CLOCK.idle(1.0, 0.03) == pytest.approx(0.5)
     assert CLOCK.busy(CLOCK.idle(1.0, 9.0), 0.04) == pytest.approx(0.5)
-    assert Clock(0.0, 0.0, 0.0).stretched(0.0, 0.3) == 0.3
+    assert ClockGovernor(0.0, 0.0, 0.0).stretched(0.0, 0.3) == 0.3
 
 
 @given(st.floats(0, 1), st.floats(0, 0.5), st.floats(0, 0.5))

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from prism.config import tomllib
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -45,3 +47,14 @@ def test_only_the_group_knows_which_transport_there_is():
 def test_the_simulators_command_line_does_not_import_torch():
     code = "import sys, sim.cli.main; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_the_contract_on_torch_names_every_other_room_of_prism():
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (contract,) = [contract for contract in contracts if contract["name"] == "torch only in prism.nn"]
+    entries = {
+        path.stem for path in (ROOT / "prism").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
+    assert {f"prism.{name}" for name in entries - {"__init__", "nn"}} == {
+        name for name in contract["source_modules"] if name.startswith("prism.")
+    }

@@ -55,6 +55,7 @@ def test_loading_leaves_environment_and_random_state_alone(name, weights):
     assert state() == before
 
 
+@pytest.mark.cold
 def test_describing_leaves_them_alone_also_in_a_process_that_loads_the_libraries():
     code = (
         "import os, torch; torch.manual_seed(5); before = torch.get_rng_state().tolist(), dict(os.environ)\n"
