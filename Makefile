@@ -1,17 +1,21 @@
 PYTHON ?= python3
 BIN := .venv/bin
+WORKERS ?= 2
 
-.PHONY: demo test lint clean
+.PHONY: demo test measure lint clean
 
 demo: .venv/ready  ## set up .venv and run the main job on the embedded default
 	$(BIN)/prism-hw demo --output out/demo
 
-test: .venv/ready  ## everything that needs no root, GPU or Jetson
-	$(BIN)/python -m pytest -n 2 --ignore=tests/hw --ignore=tests/contract
-	$(BIN)/python -m pytest tests/hw tests/contract  # alone: they measure, and look for leftovers on the whole machine
+test: .venv/ready  ## what is right or wrong, whatever else the machine does; no GPU or Jetson, and without root fewer
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+
+measure: .venv/ready  ## times and rates, each beside a reference; skipped where the machine is too busy to tell
+	$(BIN)/python -m pytest -m measure
 
 lint: .venv/ready
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

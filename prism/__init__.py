@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from prism.nn.distribute import distribute
     from prism.plan import ExecutionPlan, Mode
-    from prism.trace import read_trace
+    from prism.trace import Trace, read_trace
 
 __version__ = "0.1.0"
-__all__ = ["ExecutionPlan", "Mode", "__version__", "distribute", "read_trace"]
+__all__ = ["ExecutionPlan", "Mode", "Trace", "__version__", "distribute", "read_trace"]
 
 
 def __getattr__(name: str) -> Any:
@@ -21,8 +21,8 @@ def __getattr__(name: str) -> Any:
         from prism import plan
 
         return getattr(plan, name)
-    if name == "read_trace":
-        from prism.trace import read_trace
+    if name in ("Trace", "read_trace"):
+        from prism import trace
 
-        return read_trace
+        return getattr(trace, name)
     raise AttributeError(f"module 'prism' has no attribute {name!r}")

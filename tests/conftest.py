@@ -1,3 +1,4 @@
+import os
 import subprocess
 from collections.abc import Iterator
 
@@ -7,6 +8,11 @@ from support import warm
 from support.gloo import GlooPool
 
 subprocess.Popen = warm.Popen  # type: ignore[misc]
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("root") and os.geteuid() != 0:
+        pytest.skip("network namespaces need root")
 
 
 @pytest.fixture(autouse=True)

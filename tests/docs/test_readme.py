@@ -7,10 +7,12 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from support.shell import Commands
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ("README.md", "benchmarks", "calibration", "docs", "experiments", "hw", "prism", "sim", "tests")
@@ -47,18 +49,16 @@ def commands(block: Block) -> str:
     return "".join(line for line in block.text.splitlines(True) if not line.startswith(SKIPPED_LINES))
 
 
-def working_folder(folder: Path) -> Path:
+@contextlib.contextmanager
+def working_folder(folder: Path) -> Iterator[Path]:
     """What a clone has, by links, and a `bin` with the commands that an installation makes."""
     for name in SHIPPED:
         (folder / name).symlink_to(ROOT / name)
-    scripts = folder / "bin"
-    scripts.mkdir()
-    calls = {name: f'-c "from {module} import main; main()"' for name, module in ENTRY_POINTS.items()}
-    for name, call in {**calls, "python": ""}.items():
-        script = scripts / name
-        script.write_text(f'#!/bin/sh\nexec "{sys.executable}" {call} "$@"\n')
-        script.chmod(0o755)
-    return folder
+    with Commands(folder / "bin", ENTRY_POINTS):
+        python = folder / "bin" / "python"
+        python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+        python.chmod(0o755)
+        yield folder
 
 
 def run(block: Block, folder: Path) -> Result:
@@ -134,16 +134,19 @@ def test_command_blocks_run_in_order(tmp_path):
     if shutil.which("curl") is None:
         pytest.skip("no curl, which the block on serving waits with")
     chosen = [block for block in runnable("sh") if not needs_root(block)]
-    assert not (failed := failures(chosen, working_folder(tmp_path))), "\n\n".join(failed)
+    with working_folder(tmp_path) as folder:
+        assert not (failed := failures(chosen, folder)), "\n\n".join(failed)
 
 
 @pytest.mark.slow
 def test_python_block_runs(tmp_path):
-    assert not (failed := failures(runnable("python"), working_folder(tmp_path))), "\n\n".join(failed)
+    with working_folder(tmp_path) as folder:
+        assert not (failed := failures(runnable("python"), folder)), "\n\n".join(failed)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.geteuid() != 0, reason="the testbed makes network namespaces, which needs root")
+@pytest.mark.root
 def test_root_blocks_run(tmp_path):
     chosen = [block for block in runnable("sh") if needs_root(block)]
-    assert not (failed := failures(chosen, working_folder(tmp_path))), "\n\n".join(failed)
+    with working_folder(tmp_path) as folder:
+        assert not (failed := failures(chosen, folder)), "\n\n".join(failed)

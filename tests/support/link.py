@@ -2,11 +2,13 @@
 
 import os
 import socket
+import statistics
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -79,6 +81,29 @@ def connection(bed: NamespaceTestbed) -> Iterator[tuple[socket.socket, socket.so
         yield client, peer
 
 
+def transfer_s(bed: NamespaceTestbed, size: int, times: int = 6) -> float:
+    """Time a payload from station 0 to station 1, until the answer that it is there; the best of a few."""
+    took = []
+    with connection(bed) as (client, peer):
+
+        def answer() -> None:
+            for _ in range(times):
+                left = size
+                while left and (got := len(peer.recv(min(left, 1 << 20)))):
+                    left -= got
+                peer.sendall(b"!")
+
+        other = threading.Thread(target=answer)
+        other.start()
+        for _ in range(times):
+            began = time.perf_counter()
+            client.sendall(bytes(size))
+            assert client.recv(1)
+            took.append(time.perf_counter() - began)
+        other.join()
+    return min(took)
+
+
 def stream_share(link: str, seconds: float = 1.0) -> float:
     """Measure a plain TCP stream's share of the rate that a testbed promises it, after its first fifth.
 
@@ -108,6 +133,49 @@ def stream_share(link: str, seconds: float = 1.0) -> float:
             client.shutdown(socket.SHUT_RDWR)
             sender.join()
         return received * 8 / (now - counted_from) / (spec.rate_bps / 2)
+
+
+def check(report: LinkReport, probes: list[Probe], ranks: int) -> None:
+    """Assert that a report holds every figure, and the probes what each stands on."""
+    pairs = [(a, b) for a in range(ranks) for b in range(a + 1, ranks)]
+    assert [(pair.a, pair.b) for pair in report.pairs] == pairs
+    assert [row.collective for row in report.collectives] == ["mesh", "ring"]
+    for row in (*report.pairs, *report.collectives):
+        assert row.alpha_ms >= 0 and row.beta_mbps > 0
+        assert row.curve.from_bytes == 1 and row.curve.to_bytes >= 16_384
+    for pair in report.pairs:
+        for trips in (pair.rtt_idle_ms, pair.rtt_busy_ms):
+            assert trips is not None and trips.n >= 5 and 0 < trips.p50 <= trips.p95 <= trips.p99
+        assert pair.goodput_mbps is not None and pair.goodput_mbps > 0
+        assert pair.jitter_ms is not None and pair.jitter_ms >= 0
+        sources = {
+            probe.shape[0] for probe in probes if probe.op == "pair" and set(probe.shape[:2]) == {pair.a, pair.b}
+        }
+        assert sources == {pair.a, pair.b}  # both directions were measured
+    for op in ("mesh", "ring"):
+        found = [probe for probe in probes if probe.op == op]
+        assert {probe.rank for probe in found} == set(range(ranks))
+        assert len(found) == ranks * len({probe.shape for probe in found})
+    assert all(probe.end_ns >= probe.start_ns for probe in probes)
+    assert report.power_save.checked and report.seconds > 0
+    assert report.host["versions"] and report.command == "test"
+
+
+def collective_s(probes: Sequence[Probe], op: str) -> tuple[int, float]:
+    """Return the largest size of a collective, and the median time of its calls.
+
+    A call lasts from the first rank's start to the last one's end, by one clock.
+    """
+    calls: dict[tuple[int, ...], list[Probe]] = defaultdict(list)
+    for probe in probes:
+        if probe.op == op and not probe.warmup:
+            calls[probe.shape].append(probe)
+    largest = max(size for _, size, _ in calls)
+    return largest, statistics.median(
+        (max(p.end_ns for p in ranks) - min(p.start_ns for p in ranks)) / 1e9
+        for (_, size, _), ranks in calls.items()
+        if size == largest
+    )
 
 
 def _run(jobs: list[Rank]) -> tuple[LinkReport, list[Probe]]:

@@ -1,10 +1,13 @@
 """The control plane: what every transport must do, over real gloo processes and alone."""
 
+import pickle
+import subprocess
+import sys
 import threading
 
 import pytest
 import torch
-from torch import multiprocessing as mp
+from support.conversation import RANKS
 
 from hw.comm.clocks import Clocks, estimate_offset
 from hw.comm.control import LoneControl, share_addresses
@@ -16,36 +19,12 @@ from prism.errors import ConfigError, ExchangeError
 from prism.nn.exchange import InProcessExchange
 from prism.trace import Clock
 
-RANKS = 3
-
-
-def conversation(rank: int, port: int, answers: "mp.Queue") -> None:
-    torch.set_num_threads(1)
-    with joined_group("127.0.0.1", port, rank, RANKS, interface="lo", timeout_s=30, serve=rank == 0) as control:
-        told = share_addresses(control, f"10.0.0.{rank}")
-        shared = control.share([float(rank), 0.5])
-        if rank:
-            control.send(b"x" * 100_000 * rank, 0)
-            control.send(b"", 0)
-            echo: list[object] = []
-        else:
-            echo = [len(control.receive(peer)) + len(control.receive(peer)) for peer in range(1, RANKS)]
-        control.barrier()
-        clocks = Clocks(control)
-        estimates = clocks.refresh(RANKS)
-        clocks.refresh(RANKS)  # not due
-        answers.put((rank, told, shared, echo, estimates))
-
 
 def test_ranks_send_share_and_compare_clocks():
-    context = mp.get_context("spawn")
-    answers, port = context.Queue(), free_port("127.0.0.1")
-    ranks = [context.Process(target=conversation, args=(rank, port, answers), daemon=True) for rank in range(RANKS)]
-    for process in ranks:
-        process.start()
-    rows = sorted((answers.get(timeout=60) for _ in ranks), key=lambda row: row[0])
-    for process in ranks:
-        process.join(10)
+    port = str(free_port("127.0.0.1"))
+    command = [sys.executable, "-m", "support.conversation"]
+    ranks = [subprocess.Popen([*command, str(rank), port], stdout=subprocess.PIPE) for rank in range(RANKS)]
+    rows = [pickle.loads(process.communicate(timeout=60)[0]) for process in ranks]
     assert [row[0] for row in rows] == list(range(RANKS))
     assert all(row[1] == [f"10.0.0.{rank}" for rank in range(RANKS)] for row in rows)
     assert all(row[2] == [[float(rank), 0.5] for rank in range(RANKS)] for row in rows)

@@ -1,54 +1,30 @@
 """Namespaces, a real shaped link, and what a real model's exchange does on it. Needs root."""
 
+import contextlib
 import json
 import os
 import signal
 import struct
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import pytest
-from support.link import connection, stream_share
+from support.link import transfer_s
+from support.waiting import until
 
 from hw.testbed.access_point import VNET, AccessPoint, TapJob
 from hw.testbed.namespaces import NamespaceTestbed, netem_arguments
 from prism.errors import ConfigError
 from prism.link import LinkSpec
 from prism.trace import read_trace
-from prism.trace.metrics import bandwidths, summarise
+from prism.trace.metrics import bandwidths
 
-root = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
-RUN = [sys.executable, "-m", "hw.cli.main", "run", "fashion-vit", "--json"]
+root = pytest.mark.root
 
 
 def interfaces() -> set[str]:
     return set(os.listdir("/sys/class/net"))
-
-
-def transfer_s(bed: NamespaceTestbed, size: int) -> float:
-    """Best of a few: a payload from station 0 to station 1, until the answer that it is there."""
-    times = []
-    with connection(bed) as (client, peer):
-
-        def answer() -> None:
-            for _ in range(6):
-                left = size
-                while left and (got := len(peer.recv(min(left, 1 << 20)))):
-                    left -= got
-                peer.sendall(b"!")
-
-        other = threading.Thread(target=answer)
-        other.start()
-        for _ in range(6):
-            began = time.perf_counter()
-            client.sendall(bytes(size))
-            assert client.recv(1)
-            times.append(time.perf_counter() - began)
-        other.join()
-    return min(times)
 
 
 @root
@@ -59,15 +35,15 @@ def test_a_payload_takes_two_crossings_at_the_rate(link, medium):
     with NamespaceTestbed(LinkSpec.parse(link), 2) as bed:
         assert bed.facts()["medium"] == medium
         ideal = 2 * 8 * 500_000 / 100e6
-        assert ideal * 0.97 < transfer_s(bed, 500_000) < ideal * 1.1
+        assert transfer_s(bed, 500_000) > ideal * 0.97  # how much longer is measured in tests/measure
         bed.set_rate(400e6)
-        assert ideal / 4 * 0.97 < transfer_s(bed, 500_000) < ideal / 4 * 1.15
+        assert transfer_s(bed, 500_000) > ideal / 4 * 0.97
 
 
 @root
 def test_latency_counts_once_a_way():
     with NamespaceTestbed(LinkSpec.parse("testbed:1Gbps,5ms"), 2) as bed:
-        assert 0.010 < transfer_s(bed, 1) < 0.014
+        assert transfer_s(bed, 1) > 0.010
 
 
 @root
@@ -92,64 +68,43 @@ def test_a_killed_parent_leaves_nothing():
         spaces = {os.stat(row["netns"]).st_ino for row in said["stations"]}
         process.send_signal(signal.SIGKILL)
         process.wait()
-    time.sleep(0.3)
+    assert until(lambda: not spaces & namespaces())
+
+
+def namespaces() -> set[int]:
+    """Network namespaces that a process lives in."""
     alive = set()
     for entry in os.scandir("/proc"):
-        if entry.name.isdigit():
-            try:
-                alive.add(os.stat(f"/proc/{entry.name}/ns/net").st_ino)
-            except OSError:
-                continue
-    assert not spaces & alive
+        with contextlib.suppress(OSError):
+            alive.add(os.stat(f"/proc/{entry.name}/ns/net").st_ino)
+    return alive
 
 
 @root
 def test_a_rate_trace_drives_the_rate(tmp_path):
     path = tmp_path / "wifi.csv"
-    path.write_text("time_s,mbps\n0,400\n0.5,100\n100,400\n")
+    path.write_text("time_s,mbps\n0,400\n0.5,20\n1000,400\n")
     with NamespaceTestbed(LinkSpec.parse(f"testbed:{path}"), 2) as bed:
-        fast = transfer_s(bed, 400_000)
         bed.play()
-        time.sleep(0.8)
-        assert 3.4 < transfer_s(bed, 400_000) / fast < 4.6
+        slow = 2 * 8 * 100_000 / 20e6
+        assert until(lambda: transfer_s(bed, 100_000, times=1) > 0.97 * slow)
 
 
-def run(link: str, trace: Path, *flags: str) -> dict:
-    done = subprocess.run(
-        [*RUN, "--link", link, "--trace", str(trace), *flags], capture_output=True, text=True, timeout=120
-    )
+@root
+def test_what_a_real_model_sends_crosses_the_medium_twice(tmp_path):
+    """Payloads of 640 kB by a trained ViT on real images: bytes arrive at no more than half of the medium's rate."""
+    path = tmp_path / "t.jsonl"
+    command = [sys.executable, "-m", "hw.cli.main", "run", "fashion-vit", "--json", "--link", "testbed:200Mbps,5ms"]
+    flags = ["--batch", "100", "--batches", "2", "--trace", str(path)]
+    done = subprocess.run([*command, *flags], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert 0.98 < summarise(read_trace(trace)).coverage <= 1
-    return json.loads(done.stdout)
-
-
-@root
-@pytest.mark.parametrize(("mbps", "batches"), [(100, 5), (400, 12)])
-def test_what_a_real_model_sends_takes_its_time(tmp_path, mbps, batches):
-    """Payloads of 640 kB by a trained ViT on real images: bytes arrive at half of the medium's rate, both directions
-    together.
-
-    A batch shows a lower bound, as ranks are out of step, so the best one counts. The medium of a busy host loses rate,
-    which a plain stream just before or after shows as well.
-    """
-    path, link = tmp_path / "t.jsonl", f"testbed:{mbps}Mbps"
-    before = stream_share(link)
-    seen = run(link, path, "--batch", "100", "--batches", str(batches))
-    assert seen["bytes_per_exchange"] == 100 * 25 * 64 * 4
-    assert 0.9 * min(before, stream_share(link), 1) < max(bandwidths(list(read_trace(path).spans))) / (mbps / 2) < 1.02
-
-
-@root
-def test_latency_is_added_once_a_dependent_step(tmp_path):
-    flags = ["--segments", "5", "--batches", "5"]
-    plain = run("testbed:400Mbps", tmp_path / "t.jsonl", *flags)
-    late = run("testbed:400Mbps,20ms", tmp_path / "t.jsonl", *flags)
-    # the header, the worker's word that it is ready, the rows, an exchange in each block; the head reads a row
-    # that the leader has
-    steps = 3 + 6
-    added = late["latency_ms"]["p50"] - plain["latency_ms"]["p50"]
-    assert 0.85 < added / (20 * steps) < 1.15
-    assert late["host"]["testbed"]["medium"] in ("tap", "ifb+tbf+netem")
+    seen = json.loads(done.stdout)
+    assert seen["agreement"] == 1 and seen["bytes_per_exchange"] == 100 * 25 * 64 * 4
+    assert seen["host"]["testbed"]["medium"] in ("tap", "ifb+tbf+netem")
+    trace = read_trace(path)
+    assert max(bandwidths(list(trace.spans))) < 1.02 * 100
+    steps = 3 + 6  # the header, the follower's readiness, the rows, and an exchange in each block
+    assert min(batch.end_ns - batch.start_ns for batch in trace.batches) > steps * 5e6
 
 
 def test_without_root_it_is_one_line(monkeypatch):
