@@ -191,8 +191,9 @@ def _run(request: dict[str, Any], files: list[int], between: int) -> int:
     exec(os.environ.get(REPLACES, ""), {})
     try:
         if kind == "-m":
-            sys.argv = [text, *arguments]
-            code: Any = importlib.import_module(text).main()
+            module = sys.modules["__main__"] = importlib.import_module(text)
+            sys.argv = [str(module.__file__), *arguments]
+            code: Any = module.main()
         else:
             sys.argv = ["-c", *arguments]
             exec(compile(text, "<string>", "exec"), {"__name__": "__main__"})
