@@ -8,7 +8,7 @@ demo: .venv/ready  ## set up .venv and run the main job on the embedded default
 	$(BIN)/prism-hw demo --output out/demo
 
 test: .venv/ready  ## what is right or wrong, whatever else the machine does; no GPU or Jetson, and without root fewer
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 measure: .venv/ready  ## times and rates, each beside a reference; skipped where the machine is too busy to tell
 	$(BIN)/python -m pytest -m measure
