@@ -45,6 +45,7 @@ class StraightLine(msgspec.Struct, frozen=True, kw_only=True):
     sizes: int
 
     def seconds(self, size_bytes: float) -> float:
+        """Return the seconds that a message of so many bytes takes."""
         return self.alpha_s + 8 * size_bytes / self.beta_bps
 
 
@@ -72,13 +73,16 @@ class AlphaBeta(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def from_bytes(self) -> int:
+        """The smallest size that was measured."""
         return self.lines[0].from_bytes
 
     @property
     def to_bytes(self) -> int:
+        """The largest size that was measured."""
         return self.lines[-1].to_bytes
 
     def seconds(self, size_bytes: float) -> float:
+        """Return the seconds that a message of so many bytes takes, on its side of the break."""
         above = self.break_bytes is not None and size_bytes > self.break_bytes
         return self.lines[-1 if above else 0].seconds(size_bytes)
 

@@ -22,6 +22,7 @@ class Goal(msgspec.Struct, frozen=True):
 
     @property
     def reached(self) -> bool:
+        """Whether the value lies between the limits of its goal."""
         return self.value is not None and self.low <= self.value <= self.high
 
     @property

@@ -45,14 +45,17 @@ class PrismLM(TemplateLM):  # type: ignore[misc]
 
     @property
     def eot_token_id(self) -> int:
+        """The token that ends a text."""
         return int(self.tokenizer.eos_token_id)
 
     @property
     def prefix_token_id(self) -> int:
+        """The token that a text begins with."""
         begin = self.tokenizer.bos_token_id
         return self.eot_token_id if begin is None else int(begin)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> Ids:
+        """Return the tokens of a text."""
         return list(self.tokenizer.encode(string, add_special_tokens=bool(add_special_tokens)))
 
     def _loglikelihood_tokens(
@@ -61,6 +64,7 @@ class PrismLM(TemplateLM):  # type: ignore[misc]
         return self._likelihood.of([(context, continuation) for _, context, continuation in requests])
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        """Return the log-likelihood of each whole text."""
         texts = (self.tok_encode(request.args[0]) for request in requests)
         return [self._likelihood.rolling(ids, self.prefix_token_id) for ids in texts]
 

@@ -43,6 +43,7 @@ def _console_table(title: str, head: Sequence[str], rows: list[list[str]]) -> Ta
 
 
 def curve_rows(report: LinkReport) -> list[list[str]]:
+    """Return the rows of the table of curves."""
     named = [(f"{pair.a} - {pair.b}", pair.curve) for pair in report.pairs]
     named += [(row.collective, row.curve) for row in report.collectives]
     return [[name, *_curve_cells(curve)] for name, curve in named]
@@ -60,6 +61,7 @@ def _curve_cells(curve: AlphaBeta) -> list[str]:
 
 
 def trip_rows(report: LinkReport) -> list[list[str]]:
+    """Return the rows of the table of round trips and goodput."""
     return [
         [
             f"{pair.a} - {pair.b}",

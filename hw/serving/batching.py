@@ -16,7 +16,7 @@ from prism.errors import PrismError
 from prism.plan import ExecutionPlan
 
 
-class Overloaded(PrismError):
+class OverloadedError(PrismError):
     """The queue is full."""
 
 
@@ -78,11 +78,11 @@ class Batcher:
         return len(self._waiting)
 
     def submit(self, call: Mapping[str, Tensor]) -> "Future[Answer]":
-        """Queue a request. Raises Overloaded where too many wait already."""
+        """Queue a request. Raises OverloadedError where too many wait already."""
         request = _Request(call)
         with self._news:
             if len(self._waiting) >= self._most or self._closing:
-                raise Overloaded(f"{len(self._waiting)} requests wait, the limit is {self._most}; come again")
+                raise OverloadedError(f"{len(self._waiting)} requests wait, the limit is {self._most}; come again")
             self._waiting.append(request)
             self._news.notify_all()
         return request.future

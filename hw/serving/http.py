@@ -13,7 +13,7 @@ from aiohttp.web_protocol import RequestHandler
 from prometheus_client import CollectorRegistry, generate_latest
 
 from hw.serving import open_inference as v2
-from hw.serving.batching import Batcher, Overloaded
+from hw.serving.batching import Batcher, OverloadedError
 from prism.errors import ConfigError, InputError
 
 BODY_S = 10.0  # for a whole body to arrive
@@ -133,7 +133,7 @@ class Server:
             return _error(error.status, error.reason)
         except InputError as error:
             return _error(400, str(error))
-        except Overloaded as error:
+        except OverloadedError as error:
             return _error(503, str(error))
         except asyncio.TimeoutError:
             return _error(408, f"the body did not arrive within {BODY_S:g} s")

@@ -62,6 +62,7 @@ class Alone:
         self.using = threading.Lock()
 
     def group(self) -> LiveGroup | None:
+        """Return no group: this device is alone."""
         return None
 
     def broken(self, epoch: int, why: str) -> None:

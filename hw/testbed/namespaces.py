@@ -187,9 +187,11 @@ class KernelMedium:
         )
 
     def set_rate(self, rate_bps: float) -> None:
+        """Change the rate of the medium."""
         self._shape("change", rate_bps)
 
     def close(self) -> None:
+        """End the access point."""
         self._point.close()
 
 
@@ -232,6 +234,7 @@ class TapMedium:
             os.close(tap)
 
     def set_rate(self, rate_bps: float) -> None:
+        """Change the rate of the medium."""
         self._write(str(rate_bps).encode())
 
     def _write(self, line: bytes) -> None:
@@ -240,5 +243,6 @@ class TapMedium:
             self._process.stdin.flush()
 
     def close(self) -> None:
+        """End the access point."""
         self._process.kill()
         self._process.wait()

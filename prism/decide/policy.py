@@ -38,7 +38,8 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 class Policy(Protocol):
     """Pure: the same arguments give the same decision. Raises ConfigError where it needs a table and has none."""
 
-    def decide(self, observation: Observation, table: Table | None, objective: Objective, state: State) -> Decision: ...
+    def decide(self, observation: Observation, table: Table | None, objective: Objective, state: State) -> Decision:
+        """Choose a plan for what was observed."""
 
 
 class FixedPolicy(msgspec.Struct, frozen=True, tag="fixed"):
@@ -47,6 +48,7 @@ class FixedPolicy(msgspec.Struct, frozen=True, tag="fixed"):
     plan: ExecutionPlan
 
     def decide(self, observation: Observation, table: Table | None, objective: Objective, state: State) -> Decision:
+        """Choose the plan, or local where it lacks devices."""
         plan = self.plan if observation.devices >= self.plan.ranks else LOCAL
         return Decision(plan=plan, why="fixed" if plan == self.plan else "devices missing", state=State(plan=plan))
 
@@ -55,6 +57,7 @@ class LookupPolicy(msgspec.Struct, frozen=True, tag="lookup"):
     """Choose the fastest plan of the nearest measured batch and rate, without memory: the published rule."""
 
     def decide(self, observation: Observation, table: Table | None, objective: Objective, state: State) -> Decision:
+        """Choose the fastest plan of the nearest cell."""
         table = _required(table)
         nearest = (table.nearest(plan, observation) for plan in table.plans)
         place, _ = min((cell for cell in nearest if cell is not None), key=lambda cell: cell[1])
@@ -112,6 +115,7 @@ class PrismPolicy(msgspec.Struct, frozen=True, kw_only=True, tag="prism", forbid
     urgent: NonNegativeNumber = 3.0
 
     def decide(self, observation: Observation, table: Table | None, objective: Objective, state: State) -> Decision:
+        """Choose a plan, and say by which rule."""
         view = _required(table).at(observation, objective)
         choice = candidates(view, observation, objective)
         present = _present(view, choice.best, observation, objective, state)

@@ -26,7 +26,7 @@ from prism.partition import Rows
 from prism.plan import ExecutionPlan
 
 
-class _Embedded(Exception):
+class _Embedded(Exception):  # noqa: N818 (no error: it ends a forward pass early)
     """Carries a follower's embedded rows [B, N, D] out of the model's forward before the head runs."""
 
     def __init__(self, x_BND: Tensor) -> None:

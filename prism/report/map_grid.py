@@ -36,10 +36,12 @@ class Grid(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def measured(self) -> bool:
+        """Whether devices ran it; a simulated map says so in its title."""
         return self.source == "measured"
 
     @property
     def title(self) -> str:
+        """Name the model, its tokens, the link, and what all plans share."""
         words = [short(self.model), f"{self.tokens} tokens", link_label(self.link), *_shared_habits(self.plans)]
         return ", ".join(words if self.measured else [*words, self.source])
 
@@ -116,6 +118,7 @@ def link_label(link: LinkSpec) -> str:
 
 
 def rate_label(rate: float | None) -> str:
+    """Spell the rate of a link."""
     return "as it is" if rate is None else f"{rate:g}"
 
 
@@ -133,10 +136,12 @@ def plan_codes(plans: Sequence[ExecutionPlan]) -> dict[ExecutionPlan, str]:
 
 
 def ratio_label(value: float) -> str:
+    """Spell a latency over the local one."""
     return f"{value:.2f}x" if value < 10 else f"{value:.0f}x"
 
 
 def spread_label(spread_ms: tuple[float, float]) -> str:
+    """Spell the interval of a latency, in milliseconds."""
     return f"{spread_ms[0]:.1f}-{spread_ms[1]:.1f}"
 
 
@@ -168,6 +173,7 @@ def held_label(crossover: Crossover) -> str:
 
 
 def crossover_label(crossover: Crossover | None) -> str:
+    """Spell where two plans are equally fast."""
     if crossover is None:
         return "-"
     where = crossover.kind if crossover.at is None else f"{crossover.at:.3g}"

@@ -83,6 +83,7 @@ class ExchangeOptions(PlanOptions, frozen=True, kw_only=True):
     collective: CollectiveOf = None
 
     def habits(self) -> dict[str, Any]:
+        """Return what overrides the habits of the profile."""
         return {"overlap": self.overlap, "collective": self.collective}
 
 
@@ -105,6 +106,7 @@ class LinkOptions(SteadyLinkOptions, frozen=True, kw_only=True):
     topology: Net = "access-point"
 
     def spec(self) -> LinkSpec:
+        """Return the link that the options describe."""
         steady = super().spec()
         return msgspec.structs.replace(steady, jitter_s=parse_seconds(self.jitter), loss=parse_share(self.loss))
 
@@ -115,6 +117,7 @@ class VaryingLinkOptions(LinkOptions, frozen=True, kw_only=True):
     rates: Rates = ""
 
     def spec(self) -> LinkSpec:
+        """Return the link that the options describe."""
         link = super().spec()
         return msgspec.structs.replace(link, rates=self.rates, rate_bps=None) if self.rates else link
 

@@ -46,7 +46,7 @@ class ReplayReport(msgspec.Struct, frozen=True, kw_only=True):
     scored: DecisionCost | None = None
 
 
-class DifferentDecisions(PrismError):
+class DifferentDecisionsError(PrismError):
     """A replay made other decisions than the log."""
 
 
@@ -65,7 +65,7 @@ def replay_command(
     else:
         _print(report)
     if not report.replay.identical:
-        raise DifferentDecisions(
+        raise DifferentDecisionsError(
             f"{decisions}: {report.replay.first_difference}; the log was edited or another version made it"
         )
 

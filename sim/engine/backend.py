@@ -75,6 +75,7 @@ class SimBackend:
         self._machines, self._warmups = machines, warmups
 
     def run(self, plan: ExecutionPlan, workload: Workload) -> Trace:
+        """Simulate batches of a plan and return their trace. Raises PlanError."""
         group, batches = self._ran(plan, workload, record=True)
         records: list[Record] = []
         for batch in batches:

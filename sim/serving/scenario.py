@@ -62,6 +62,7 @@ class PredictingPolicy:
         self._fastest: dict[tuple[int, int], ExecutionPlan] = {}
 
     def decide(self, observation: Observation, table: Table | None, objective: Objective, state: State) -> Decision:
+        """Choose the plan that the table has as the fastest for the batch and the devices."""
         key = (observation.batch, observation.devices)
         if key not in self._fastest:
             possible = [plan for plan in self._plans if plan.ranks <= observation.devices]

@@ -8,7 +8,7 @@ import torch
 
 from hw.probe.calls import Bench
 from hw.probe.cells import ProbeCell, cells
-from hw.probe.suite import WINDOW_NS, ProbeConfig, run_probes
+from hw.probe.suite import ProbeConfig, run_probes
 from prism.codecs import WIRES, payload_bytes
 from prism.plan import LOCAL
 from prism.spec import ModelSpec
@@ -108,8 +108,6 @@ def test_all_cells_are_measured_in_a_tiny_budget(monkeypatch, few):
     assert all(before.end_ns <= after.start_ns for before, after in itertools.pairwise(probes))
     assert len(steps) == len(few) and all(step.done <= step.total for step in steps)
     assert torch.get_num_threads() == threads
-    long_enough = [p.end_ns - p.start_ns >= WINDOW_NS / 2 for p in measured if p.calls < 4096]
-    assert sum(long_enough) > 0.9 * len(long_enough)  # a machine in a burst may be twice as fast once
 
 
 def test_a_larger_budget_gives_more_repeats_in_an_order_of_the_seed(monkeypatch, few):
