@@ -1,4 +1,5 @@
-"""What hangs on the share of the processor that Prism gets: windows of probes, the rate of a meter, the end of a run."""
+"""What hangs on the share of the processor that Prism gets: windows of probes, the rate of a meter, the end of a
+run."""
 
 import os
 import signal
