@@ -1,5 +1,4 @@
-"""What hangs on the share of the processor that Prism gets: windows of probes, the rate of a meter, the end of a
-run."""
+"""What hangs on the share of the processor that Prism gets: windows of probes, a meter's rate, the end of a run."""
 
 import os
 import signal
