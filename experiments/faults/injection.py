@@ -23,7 +23,7 @@ KINDS = ("kill", "freeze", "link", "slow", "port")
 
 
 class Driver:
-    """Run the terminal's process, and follow what it prints."""
+    """Run the leader's process, and follow what it prints."""
 
     def __init__(self, command: list[str], log: Path) -> None:
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -56,7 +56,7 @@ class Driver:
 
 
 class Peer:
-    """Run prism-hw join inside the other namespace; `called` is when it last began to call the terminal."""
+    """Run prism-hw join inside the other namespace; `called` is when it last began to call the leader."""
 
     def __init__(self, netns: str, folder: Path) -> None:
         self._command = [

@@ -2,7 +2,7 @@
 
     python -m experiments.faults.run --faults 300 --output out/faults
 
-Two network namespaces around an access point play the devices, which needs root. The terminal answers batches of
+Two network namespaces around an access point play the devices, which needs root. The leader answers batches of
 Fashion-MNIST images with the bundled ViT's real weights without a pause, by full exchange or by segment means while the
 group stands. A fault is one of five kinds: the other device is killed and started again, or frozen; its link is down;
 the medium carries 1 Mbps; the join port is blocked.
@@ -62,7 +62,7 @@ def campaign(count: int, plan: ExecutionPlan, folder: Path, seed: int) -> list[d
                 kind = KINDS[number % len(KINDS)] if number < len(KINDS) else rng.choice(KINDS)
                 found.append({**one_fault(kind, length(kind, rng), bed, driver, peer), "plan": plan.mode.value})
                 if driver.process.poll() is not None:
-                    raise SystemExit(f"the terminal ended with {driver.process.returncode} after {kind}")
+                    raise SystemExit(f"the leader ended with {driver.process.returncode} after {kind}")
             time.sleep(1.0)
         finally:
             if driver.process.stdin:
@@ -119,7 +119,7 @@ def judged(faults: list[dict[str, Any]], folder: Path, slack_s: float) -> dict[s
 
 
 def prepare(folder: Path) -> None:
-    """Write what the terminal needs: a key, and a map of one cell."""
+    """Write what the leader needs: a key, and a map of one cell."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "served.jsonl").unlink(missing_ok=True)
     (folder / "key").write_bytes(os.urandom(32).hex().encode())

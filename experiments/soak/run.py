@@ -2,8 +2,8 @@
 
     python -m experiments.soak.run --minutes 30 --output out/soak
 
-The terminal runs as `prism-hw serve` on the loopback interface. One other device is killed and comes back every two
-minutes, and two v2 clients ask without a pause. The terminal's memory, descriptors and threads are read every ten
+The leader runs as `prism-hw serve` on the loopback interface. One other device is killed and comes back every two
+minutes, and two v2 clients ask without a pause. The leader's memory, descriptors and threads are read every ten
 seconds. The exit code is 1 if memory or descriptors still grow after the first quarter, or if an answer is missing or
 wrong."""
 
@@ -37,7 +37,7 @@ def start(*arguments: str) -> "subprocess.Popen[str]":
 
 
 def place(line: str) -> str:
-    """Extract ADDRESS:PORT from a line that the terminal prints."""
+    """Extract ADDRESS:PORT from a line that the leader prints."""
     return line.split("//")[-1].split(" at ")[-1].strip().removesuffix("/v2")
 
 
@@ -85,7 +85,7 @@ def questions() -> tuple[list[bytes], list[Any]]:
 
 
 def serve_config(folder: Path) -> Path:
-    """Write the terminal's configuration: full exchange over two devices, whatever the map says."""
+    """Write the leader's configuration: full exchange over two devices, whatever the map says."""
     toml, map_, key = folder / "serve.toml", folder / "map.json", folder / "key"
     toml.write_text(
         f'model = "{MODEL}"\nmap = "{map_}"\nkey_file = "{key}"\nhttp_port = 0\nmax_batch = 4\ntimeout_s = 1.0\n'
@@ -95,15 +95,15 @@ def serve_config(folder: Path) -> Path:
 
 
 def soak(minutes: float, folder: Path) -> dict[str, Any]:
-    """Load the terminal for so many minutes, killing the other device every KILL_S."""
+    """Load the leader for so many minutes, killing the other device every KILL_S."""
     bodies, right = questions()
-    terminal = start("serve", "--config", str(serve_config(folder)))
-    said = [terminal.stdout.readline() if terminal.stdout else "" for _ in range(2)]
+    leader = start("serve", "--config", str(serve_config(folder)))
+    said = [leader.stdout.readline() if leader.stdout else "" for _ in range(2)]
     http, joining = place(said[0]), place(said[1])
     join = ("join", joining, "--key-file", str(folder / "key"), "--name", "other")
     peer, killed, over = start(*join), time.monotonic(), threading.Event()
     clients = [Client(http, bodies, right, over) for _ in range(2)]
-    process, samples = psutil.Process(terminal.pid), []
+    process, samples = psutil.Process(leader.pid), []
     try:
         for client in clients:
             client.start()
@@ -120,12 +120,12 @@ def soak(minutes: float, folder: Path) -> dict[str, Any]:
         metrics = batches_served(http)
     finally:
         peer.kill()
-        terminal.kill()
+        leader.kill()
     return judged(samples, clients, metrics)
 
 
 def batches_served(http: str) -> list[str]:
-    """Read the terminal's counters of batches."""
+    """Read the leader's counters of batches."""
     with urllib.request.urlopen(f"http://{http}/metrics") as reply:
         return [line for line in reply.read().decode().splitlines() if line.startswith("prism_batches_total")]
 

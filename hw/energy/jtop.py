@@ -26,7 +26,8 @@ class Jtop:
         try:
             from jtop import JtopException, jtop
         except ImportError as error:
-            raise absent("jtop", f"jetson-stats can't be loaded ({error})", "install it") from None
+            remedy = "pip install 'prism-edge[jetson]'"
+            raise absent("jtop", f"jetson-stats can't be loaded ({error})", remedy) from None
         self._new = threading.Event()
         self._client = jtop(interval=INTERVAL_S)
         self._client.attach(lambda _: self._new.set())

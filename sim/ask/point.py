@@ -74,10 +74,7 @@ class PointPrediction(msgspec.Struct, frozen=True, kw_only=True):
 
     model: str
     tokens: int
-    mode: str
-    segments: int | None
-    wire: str
-    devices: int
+    plan: ExecutionPlan
     batch: int
     bandwidth_mbps: float | None
     latency_ms: float
@@ -88,7 +85,18 @@ class PointPrediction(msgspec.Struct, frozen=True, kw_only=True):
     tag: Tag
     outside: tuple[str, ...] = ()
     profile: str
-    weights: tuple[float, ...] | None = None
+
+    def flat(self) -> dict[str, Any]:
+        """Write the prediction with the fields of its plan beside its own, as --json has it."""
+        flat: dict[str, Any] = {}
+        for name, value in msgspec.structs.asdict(self).items():
+            flat |= plan_fields(value) if name == "plan" else {name: value}
+        return {**flat, "weights": self.plan.weights}
+
+
+def plan_fields(plan: ExecutionPlan) -> dict[str, Any]:
+    """Name what a plan is in the rows and the JSON of prism-sim; devices that take no part don't count."""
+    return {"mode": plan.mode.value, "segments": plan.segments, "wire": plan.wire, "devices": plan.ranks}
 
 
 def summary(profile: CalibratedProfile, cost: CostModel, point: Point) -> Summary:
@@ -140,10 +148,7 @@ def predict(
     return PointPrediction(
         model=point.model.name,
         tokens=point.model.tokens,
-        mode=plan.mode.value,
-        segments=plan.segments,
-        wire=plan.wire,
-        devices=plan.ranks,
+        plan=plan,
         batch=point.batch,
         bandwidth_mbps=None if rate is None or plan.ranks == 1 else rate / 1e6,
         latency_ms=nominal.latency_ms.p50,
@@ -154,7 +159,6 @@ def predict(
         tag="extrapolated" if outside else "calibrated",
         outside=tuple(outside),
         profile=profile.name,
-        weights=plan.weights,
     )
 
 

@@ -57,6 +57,10 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     left_out: tuple[str, ...]
     note: str = ""
 
+    def flat(self) -> dict[str, Any]:
+        """Write the result as --json has it."""
+        return {**msgspec.structs.asdict(self), "cells": [cell.flat() for cell in self.cells]}
+
 
 class Combination(NamedTuple):
     """One combination of the values of a grid: as StudyGrid, with one value each; None leaves the default."""

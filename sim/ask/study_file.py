@@ -139,4 +139,4 @@ def load_study(path: Path) -> Study:
 
 def compression(cell: PointPrediction) -> float:
     """Compute CR; 1 where every row crosses the link."""
-    return 1.0 if cell.segments is None else cell.tokens / (cell.segments * cell.devices)
+    return 1.0 if cell.plan.segments is None else cell.tokens / (cell.plan.segments * cell.plan.ranks)

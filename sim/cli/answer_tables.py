@@ -8,7 +8,7 @@ from rich.table import Table
 
 from prism.report.page import cell_text
 from sim.ask.break_even import Influence, PlanBreakEven
-from sim.ask.point import PointPrediction
+from sim.ask.point import PointPrediction, plan_fields
 from sim.ask.study import Result
 from sim.serving.scenario import ServingReport
 
@@ -24,10 +24,7 @@ def prediction_row(cell: PointPrediction) -> dict[str, Any]:
     return {
         "model": cell.model,
         "tokens": cell.tokens,
-        "mode": cell.mode,
-        "segments": cell.segments,
-        "wire": cell.wire,
-        "devices": cell.devices,
+        **plan_fields(cell.plan),
         "batch": cell.batch,
         "bandwidth_mbps": cell.bandwidth_mbps,
         "latency_ms": cell.latency_ms,
@@ -39,27 +36,30 @@ def prediction_row(cell: PointPrediction) -> dict[str, Any]:
         "staging_ms": split["stage_d2h"] + split["stage_h2d"],
         "wait_ms": split["wait"],
         "wire_ms": split["wire"],
-        "weights": ":".join(f"{weight:g}" for weight in cell.weights or ()),
+        "weights": ":".join(f"{weight:g}" for weight in cell.plan.weights or ()),
         "tag": cell.tag,
     }
 
 
 def name_of(cell: PointPrediction, parts: Sequence[str] = PARTS) -> str:
     """Name a prediction of one model by its mode and these parts."""
+    plan = cell.plan
     words = {
-        "wire": cell.wire,
-        "devices": f"P={cell.devices}",
+        "wire": plan.wire,
+        "devices": f"P={plan.ranks}",
         "bandwidth_mbps": f"{cell.bandwidth_mbps or 0:g} Mbps",
         "batch": f"B={cell.batch}",
     }
-    mode = f"{cell.mode.replace('segment_means', 'means')} L={cell.segments}" if cell.segments else cell.mode
-    mode += f" {':'.join(f'{weight:g}' for weight in cell.weights)}" if cell.weights else ""
-    return " ".join([mode, *[words[part] for part in parts if cell.devices > 1 or part == "batch"]])
+    mode = plan.mode.value
+    mode = f"{mode.replace('segment_means', 'means')} L={plan.segments}" if plan.segments else mode
+    mode += f" {':'.join(f'{weight:g}' for weight in plan.weights)}" if plan.weights else ""
+    return " ".join([mode, *[words[part] for part in parts if plan.ranks > 1 or part == "batch"]])
 
 
 def names_of(cells: Sequence[PointPrediction]) -> list[str]:
     """Name predictions without what all distributed ones share."""
-    values = {part: {getattr(cell, part) for cell in cells if cell.devices > 1 or part == "batch"} for part in PARTS}
+    flat = [cell.flat() for cell in cells]
+    values = {part: {row[part] for row in flat if row["devices"] > 1 or part == "batch"} for part in PARTS}
     return [name_of(cell, [part for part in PARTS if len(values[part]) > 1]) for cell in cells]
 
 

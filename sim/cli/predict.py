@@ -50,7 +50,7 @@ def _prediction_answer(cells: list[PointPrediction], title: str, profile: str) -
     return Presentation(
         title="Prediction",
         profile=profile,
-        whole=cells,
+        whole=[cell.flat() for cell in cells],
         view=predictions_table(cells, title),
         lines=extrapolated(reason for cell in cells for reason in cell.outside),
         rows=[prediction_row(cell) for cell in cells],

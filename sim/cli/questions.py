@@ -144,7 +144,7 @@ def _study_answer(result: Result, asked: Study, name: str) -> Presentation:
     return Presentation(
         title=f"Study {name}",
         profile=asked.profile,
-        whole=result,
+        whole=result.flat(),
         view=predictions_table(front, "Pareto front: latency and energy per sample"),
         lines=study_lines(result),
         rows=[prediction_row(cell) for cell in result.cells],

@@ -137,7 +137,7 @@ def test_a_clock_that_jumps_leaves_its_trace_out():
 
 
 def test_two_hosts_whose_clocks_differ_within_their_error_are_kept():
-    """Spans of rank 1 stand on the terminal's clock to within the error of the round trips."""
+    """Spans of rank 1 stand on the leader's clock to within the error of the round trips."""
     traces = [other_clock(trace) for trace in simulated(rates_mbps=RATES)]
     found = calibrate(trace_set(traces), MODELS, simulator_of(MODELS), "two clocks")
     assert found.visits == len(traces) and found.mape_pct < 1

@@ -55,7 +55,7 @@ def test_published_gflops_and_savings():
         if row["compute_saved_pct"]:
             assert 100 * (1 - gflops / local) == pytest.approx(float(row["compute_saved_pct"]), abs=0.03)
         if row["communication_saved_pct"]:
-            # the table's CR is 99 / L: the terminal's part has 99 of the 197 tokens
+            # the table's CR is 99 / L: the leader's part has 99 of the 197 tokens
             saved = 1 - plan.sent_rows(197)[0] / ExecutionPlan(mode=Mode.FULL, devices=2).sent_rows(197)[0]
             assert 100 * saved == pytest.approx(float(row["communication_saved_pct"]), abs=0.005)
     # 20.37 in the table's own column, 20.36 in its text

@@ -134,7 +134,7 @@ def real_rows(case: Case, out: Tensor) -> Tensor:
 
 @torch.no_grad()
 def run_rank(case: Case, exchange: Exchange, whole: nn.Module, call: dict[str, Any]) -> Tensor | None:
-    """The case's output on the terminal, None elsewhere."""
+    """The case's output on the leader, None elsewhere."""
     model = distribute(whole, case.plan, exchange)
     if exchange.rank >= case.plan.ranks:
         return None

@@ -38,7 +38,7 @@ def header(plan, link, batch=1, host=None, **fields):
 
 
 def records(lengths_ms, ranks, size=1, warmup_ms=1000, start_ms=0, gap_ms=0):
-    """A warm-up, then a batch of each length: the terminal computes half of it and waits on the wire for the rest."""
+    """A warm-up, then a batch of each length: the leader computes half of it and waits on the wire for the rest."""
     found, at = [], start_ms
     for number, length in enumerate([warmup_ms, *lengths_ms]):
         begin, middle, end = (round((at + share * length) * MS) for share in (0, 0.5, 1))

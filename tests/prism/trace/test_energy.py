@@ -170,7 +170,7 @@ def test_the_order_of_records_does_not_matter():
 
 
 def test_samples_of_another_clock_are_shifted_before_they_count():
-    # rank 1's clock is 100 s ahead of the terminal's
+    # rank 1's clock is 100 s ahead of the leader's
     theirs = samples(lambda t: 6.0 if 101 <= t <= 103 else 1.0, 100, 104, 0.001, rank=1)
     records = [meter(0), meter(1), *batches(1, 0.5, 4), *samples(lambda t: 2.0, 0, 4), *theirs]
     assert "rank 1 has 0 samples" in measured_energy(trace(records, devices=2))

@@ -87,7 +87,7 @@ def test_damage_is_named(tmp_path, change, words):
 
 
 def test_waiting_for_the_slower_rank_is_wait_not_wire():
-    # rank 1 hands over at 7 ms of the terminal's clock; its own clock is 100 ms ahead
+    # rank 1 hands over at 7 ms of the leader's clock; its own clock is 100 ms ahead
     spans = [wire(0, 3, 10, issued=2, source=1), wire(1, 107, 112, issued=107, source=0)]
     parts = aligned(spans, {1: 100 * MS})
     kinds = [(part.rank, part.kind, part.start_ns // MS, part.end_ns // MS) for part in parts]

@@ -180,7 +180,7 @@ def test_devices_of_other_speeds_wait_for_the_slow_one_unless_it_has_less_to_do(
     alike = solve(msgspec.structs.replace(study, speeds=(1.0, 1.0)), [VIT], over_processes(1)).cells
     assert local.latency_ms == alike[0].latency_ms and local.tag == "calibrated"
     assert even.latency_ms > split.latency_ms > alike[1].latency_ms
-    assert even.split_ms["wait"] > split.split_ms["wait"] and split.weights == (1.0, 0.5)
+    assert even.split_ms["wait"] > split.split_ms["wait"] and split.plan.weights == (1.0, 0.5)
     assert any("other speeds" in line for line in split.outside)
 
 

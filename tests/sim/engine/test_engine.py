@@ -127,7 +127,7 @@ def test_more_bytes_on_the_wire_never_make_it_faster(plan):
 @quick
 @given(plans, st.integers(60, 90))
 def test_an_infinite_link_without_staging_leaves_the_slowest_ranks_compute(plan, count):
-    # the terminal has the largest part, so that it never waits, nor for the last block
+    # the leader has the largest part, so that it never waits, nor for the last block
     plan = msgspec.structs.replace(
         plan,
         embed="each",
@@ -203,7 +203,7 @@ FREE = terms(
 @given(st.booleans(), st.floats(10, 1000))
 def test_a_two_device_all_gather_takes_the_closed_form(ring, mbps):
     """2 P (P-1) S 8 / R of air for each block. A latency would be hidden in part: the worker starts a header
-    later than the terminal, and the air that one leaves idle the other fills."""
+    later than the leader, and the air that one leaves idle the other fills."""
     plan = msgspec.structs.replace(MEANS2, embed="each", collective="ring" if ring else "mesh")
     few, many = (
         ms(
