@@ -1,6 +1,7 @@
 """Say who owns, sends and returns which rows: index arithmetic without tensors."""
 
 import math
+from collections.abc import Sequence
 
 import msgspec
 
@@ -14,6 +15,18 @@ def split_sizes(length: int, parts: int) -> tuple[int, ...]:
     """Sizes of `parts` consecutive pieces of `length`, the larger ones first (numpy's `array_split`)."""
     size, extra = divmod(length, parts)
     return (size + 1,) * extra + (size,) * (parts - extra)
+
+
+def proportional(total: int, weights: Sequence[float], least: int = 0) -> tuple[int, ...]:
+    """Split `total` in proportion to `weights`, by largest remainder; a weight above 0 gets at least `least`."""
+    floor = [least if weight else 0 for weight in weights]
+    spare = total - sum(floor)
+    shares = [spare * weight / sum(weights) for weight in weights]
+    sizes = [low + int(share) for low, share in zip(floor, shares, strict=True)]
+    by_remainder = sorted(range(len(sizes)), key=lambda p: (int(shares[p]) - shares[p], p))
+    for p in by_remainder[: total - sum(sizes)]:
+        sizes[p] += 1
+    return tuple(sizes)
 
 
 def compression_rate(tokens: int, parts: int, segments: int) -> float:
@@ -48,13 +61,7 @@ class Partition(msgspec.Struct, frozen=True, kw_only=True):
             raise PlanError(
                 f"weights {weights} must all be above 0 and finite; leave a device out instead of giving it 0"
             )
-        spare = tokens - len(weights)
-        shares = [spare * weight / sum(weights) for weight in weights]
-        sizes = [1 + int(share) for share in shares]
-        by_remainder = sorted(range(len(sizes)), key=lambda p: (int(shares[p]) - shares[p], p))
-        for p in by_remainder[: tokens - sum(sizes)]:
-            sizes[p] += 1
-        return cls(sizes=tuple(sizes))
+        return cls(sizes=proportional(tokens, weights, least=1))
 
     @property
     def tokens(self) -> int:
