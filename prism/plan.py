@@ -123,8 +123,8 @@ class ExecutionPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             return
         if len(self.boundaries) != self.stages - 1:
             raise PlanError(
-                f"{len(self.boundaries)} boundaries for {self.stages} stages: give {self.stages - 1}, the first block of "
-                f"each stage but the first"
+                f"{len(self.boundaries)} boundaries for {self.stages} stages: give the first block of "
+                f"each but the first"
             )
         if list(self.boundaries) != sorted(set(self.boundaries)):
             raise PlanError(f"boundaries {list(self.boundaries)} don't ascend: every stage needs a block of its own")

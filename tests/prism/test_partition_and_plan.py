@@ -51,7 +51,7 @@ def test_compression_rates_are_the_published_ones():
         (dict(mode=Mode.FULL, devices=4, replicas=2, collective="ring"), "no single group"),
         (dict(mode=Mode.LOCAL, devices=2, replicas=2, microbatch=1), "--stages 2"),
         (dict(mode=Mode.LOCAL, devices=2, stages=2, embed="each"), "--embed terminal"),
-        (dict(mode=Mode.LOCAL, devices=3, stages=3, boundaries=(4,)), "give 2"),
+        (dict(mode=Mode.LOCAL, devices=3, stages=3, boundaries=(4,)), "1 boundaries for 3 stages"),
         (dict(mode=Mode.LOCAL, devices=3, stages=3, boundaries=(4, 4)), "don't ascend"),
         (dict(mode=Mode.FULL, devices=2, weights=(0.0, 1.0)), "above 0"),
         (dict(mode=Mode.LOCAL, devices=2, replicas=2, weights=(0.0, 0.0)), "at least one"),
