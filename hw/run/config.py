@@ -54,7 +54,7 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         plan = {**data.get("plan", {}), **beside}
         means = plan.get("segments") is not None
         plan = {"mode": Mode.SEGMENT_MEANS.value if means else USUAL.mode.value, "devices": USUAL.devices, **plan}
-        if plan["mode"] == Mode.LOCAL.value:
+        if plan["mode"] == Mode.LOCAL.value and plan.get("replicas", 1) == plan.get("stages", 1) == 1:
             plan = {**plan, "devices": 1, "weights": None}
         return {**{key: value for key, value in data.items() if key not in FLAG_OF_FIELD.values()}, "plan": plan}
 

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from prism.errors import ExchangeError, PeerLostError, PlanError
-from prism.nn.exchange import Exchange, Expected
+from prism.nn.exchange import Exchange, Expected, Subgroup
 from prism.nn.families import adapter_for
 from prism.nn.families.base import Adapter, bind
 from prism.nn.forward import Pass
-from prism.nn.frame import FRAME, BatchHeader, pack, parse
+from prism.nn.frame import FRAME, BatchHeader, decode, encode
 from prism.nn.recorder import NullRecorder, Recorder
+from prism.nn.replicas import Replicas, share_of
 from prism.partition import Rows
 from prism.plan import ExecutionPlan
 
@@ -78,6 +79,8 @@ class DistributedTransformer(nn.Module):
         self._adapter = adapter
         self._blocks = list(self._adapter.blocks())
         self._number = 0
+        self._device = next(model.parameters()).device
+        self._replicas = Replicas(exchange, recorder, self._device, len(self._blocks))
         plan.uses_ring(0, self._adapter.causal)  # refuses what the family can't do
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -87,9 +90,7 @@ class DistributedTransformer(nn.Module):
         number, self._number = self._number, self._number + 1
         self._recorder.begin(number)
         try:
-            if self.plan.ranks == 1:
-                return self._local(args, kwargs)
-            return self._lead(number, args, kwargs)
+            return self._run(self.plan, number, args, kwargs)
         finally:
             self._recorder.end()
 
@@ -99,7 +100,7 @@ class DistributedTransformer(nn.Module):
         With a plan of embed="each" the arguments are the leader's own; else there are none. Raises ExchangeError for
         a batch of another group or version, PeerLostError where the leader is lost.
         """
-        header = parse(self._exchange.start({}, {0: FRAME}, "header", -1).wait()[0])
+        header = self._header()
         if header.epoch != self._epoch:
             raise ExchangeError(f"a batch of epoch {header.epoch} came to a group of epoch {self._epoch}")
         if header.probe:
@@ -114,6 +115,10 @@ class DistributedTransformer(nn.Module):
         finally:
             self._recorder.end()
 
+    def _header(self) -> BatchHeader:
+        header: BatchHeader = decode(self._exchange.start({}, {0: FRAME}, "header", -1).wait()[0], BatchHeader)
+        return header
+
     def _await_next(self) -> bool:
         self._exchange.flush()
         with contextlib.suppress(PeerLostError):  # the wait for the next batch will raise it
@@ -123,7 +128,9 @@ class DistributedTransformer(nn.Module):
     def _take_part(
         self, header: BatchHeader, plan: ExecutionPlan, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
-        if plan.embed == "each":
+        if plan.replicas > 1:
+            self._serve_replica(header, plan, args, kwargs)
+        elif plan.embed == "each":
             self._recorder.switch("compute", "embed", -1)
             x_BND, mask_BN, rows = self._embed_only(args, kwargs)
             self._pass(plan, *x_BND.shape[:2]).run_embedded(x_BND, mask_BN, rows)
@@ -133,9 +140,54 @@ class DistributedTransformer(nn.Module):
             pass_ = self._pass(plan, header.batch, header.tokens)
             pass_.run_scattered(header.padded, getattr(torch, header.dtype), header.rows)
 
+    def _serve_replica(
+        self, header: BatchHeader, plan: ExecutionPlan, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """Lead or follow in this rank's replica. One without samples has nothing to do."""
+        if not header.batch:
+            return
+        place, arguments = plan.place(self._exchange.rank), bind(self.model, args, kwargs) if args or kwargs else {}
+        if place == (place.replica, 0, 0):
+            self._replicas.join(
+                header, plan, arguments, lambda own: self._run_replica(plan, place.replica, header.number, own)
+            )
+            return
+        group = self._group(plan, place.replica)
+        inner = group._header()
+        if inner.plan is None or inner.epoch != self._epoch:
+            raise ExchangeError("a replica's batch has no plan; run the same version of Prism on every device")
+        group._take_part(inner, inner.plan, (), share_of(plan, arguments, self._exchange.rank) if arguments else {})
+
+    def _run(self, plan: ExecutionPlan, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a batch on the leader in the plan's way."""
+        if plan.ranks == 1:
+            return self._local(args, kwargs)
+        if plan.replicas == 1:
+            return self._lead(number, args, kwargs)
+        arguments = {**self._adapter.forced, **bind(self.model, args, kwargs)}
+        self._adapter.padding(arguments)  # refuses arguments that no rank may be given
+        header = BatchHeader(number=number, epoch=self._epoch)
+        output = self._replicas.lead(
+            header, plan, arguments, self._adapter.pixels, lambda own: self._run_replica(plan, 0, number, own)
+        )
+        self._exchange.flush()
+        return output
+
+    def _run_replica(self, plan: ExecutionPlan, replica: int, number: int, arguments: dict[str, Any]) -> Any:
+        """Run one replica's samples, as its first rank."""
+        inner = plan.replica(replica)
+        if inner.ranks == 1:
+            return self._local((), arguments)
+        return self._group(plan, replica)._lead(number, (), arguments)
+
+    def _group(self, plan: ExecutionPlan, replica: int) -> "DistributedTransformer":
+        """The model on the ranks of one replica alone."""
+        inner = plan.replica(replica)
+        exchange = Subgroup(self._exchange, replica * inner.ranks, inner.ranks)
+        return DistributedTransformer(self.model, inner, exchange, self._recorder, self._epoch, self._adapter)
+
     def _pass(self, plan: ExecutionPlan, batch: int, tokens: int) -> Pass:
-        device = next(self.model.parameters()).device
-        return Pass(self._adapter, self._blocks, plan, self._exchange, self._recorder, device, batch, tokens)
+        return Pass(self._adapter, self._blocks, plan, self._exchange, self._recorder, self._device, batch, tokens)
 
     def probe(self, size: int) -> None:
         """On the leader, have rank 1 send `size` bytes: the time that it takes measures the link."""
@@ -157,7 +209,7 @@ class DistributedTransformer(nn.Module):
         self._exchange.flush()
 
     def _announce(self, header: BatchHeader, ranks: int) -> None:
-        self._exchange.start(dict.fromkeys(range(1, ranks), pack(header)), {}, "header", -1)
+        self._exchange.start(dict.fromkeys(range(1, ranks), encode(header)), {}, "header", -1)
 
     def _local(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if isinstance(self._recorder, NullRecorder):

@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from prism.errors import PeerLostError
+from prism.errors import ExchangeError, PeerLostError
 
 Expected = tuple[tuple[int, ...], torch.dtype]  # shape and type of a tensor that is to arrive
 T = TypeVar("T")
@@ -59,6 +59,48 @@ class Exchange(Protocol):
     def flush(self) -> None:
         """Block until everything that was sent has left."""
         ...
+
+
+class Subgroup:
+    """Consecutive ranks of an exchange as an exchange of their own, the first of them its rank 0. It has no ring."""
+
+    def __init__(self, exchange: Exchange, first: int, ranks: int) -> None:
+        self._exchange, self._first, self._ranks = exchange, first, ranks
+
+    @property
+    def rank(self) -> int:
+        return self._exchange.rank - self._first
+
+    @property
+    def world_size(self) -> int:
+        return self._ranks
+
+    def start(self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Expected], op: str, block: int) -> Pending:
+        pending = self._exchange.start(self._outside(outgoing), self._outside(incoming), op, block)
+        return _Renumbered(pending, self._first)
+
+    def expect(self, incoming: Mapping[int, Expected], op: str, block: int) -> None:
+        self._exchange.expect(self._outside(incoming), op, block)
+
+    def start_ring(self, own: Tensor, incoming: Mapping[int, Expected], op: str, block: int) -> Pending:
+        """Raise ExchangeError: gloo's collectives are of the whole group."""
+        raise ExchangeError("a subgroup has no ring; use collective mesh")
+
+    def flush(self) -> None:
+        self._exchange.flush()
+
+    def _outside(self, by_rank: Mapping[int, T]) -> dict[int, T]:
+        return {self._first + rank: value for rank, value in by_rank.items()}
+
+
+class _Renumbered:
+    """Messages of a subgroup, by its own ranks."""
+
+    def __init__(self, pending: Pending, first: int) -> None:
+        self._pending, self._first = pending, first
+
+    def wait(self) -> dict[int, Tensor]:
+        return {rank - self._first: tensor for rank, tensor in self._pending.wait().items()}
 
 
 class InProcessExchange:

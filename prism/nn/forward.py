@@ -12,7 +12,7 @@ from prism.errors import PlanError
 from prism.nn.codecs import payload_like, stream_of
 from prism.nn.exchange import Exchange, Expected, Pending
 from prism.nn.families.base import Adapter, Block
-from prism.nn.frame import BatchHeader, pack
+from prism.nn.frame import BatchHeader, encode
 from prism.nn.recorder import Recorder
 from prism.nn.segment_means import attention_bias, segment_counts, segment_means, segment_positions
 from prism.partition import Rows, receivers, returned_rows
@@ -86,7 +86,7 @@ class Pass:
             dtype=str(x_BND.dtype).removeprefix("torch."),
         )
         peers = range(1, self._plan.ranks)
-        self._exchange.start(dict.fromkeys(peers, pack(header)), {}, "header", -1)
+        self._exchange.start(dict.fromkeys(peers, encode(header)), {}, "header", -1)
         if mask_BN is not None:
             self._exchange.start(dict.fromkeys(peers, mask_BN), {}, "mask", -1)
         parts = {p: x_BND[:, slice(*self._partition.bounds(p))].contiguous() for p in peers}

@@ -1,6 +1,6 @@
 """Announce a batch: one small message of fixed size from the leader to every follower."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import torch
@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from prism.errors import ExchangeError, PlanError
 from prism.nn.exchange import Expected
+from prism.nn.inputs import Inputs
 from prism.partition import HEADER_BYTES, Rows
 from prism.plan import ExecutionPlan
 
@@ -21,7 +22,10 @@ class BatchHeader(msgspec.Struct, frozen=True, kw_only=True):
     """The leader's announcement of a batch. Without a plan: stop, or answer with `probe` bytes.
 
     epoch: of the group, so that no message of another group is taken for one of this.
-    batch, tokens, rows, padded, dtype: set when the leader embeds; else each rank knows them.
+    batch, tokens, rows, padded, dtype: set when the leader embeds; else each rank knows them. With replicas, batch is
+    the samples of the receiver's replica.
+    inputs: the arguments that are sent to it, where it is its replica's first rank.
+    describe: whether the answer's layout goes ahead of the answer.
     """
 
     number: int
@@ -33,22 +37,27 @@ class BatchHeader(msgspec.Struct, frozen=True, kw_only=True):
     rows: Rows | None = None
     padded: bool = False
     dtype: str = "float32"
+    inputs: Inputs | None = None
+    describe: bool = False
 
 
-def pack(header: BatchHeader) -> Tensor:
-    """Encode a header as FRAME_BYTES bytes. Raises PlanError where it doesn't fit."""
-    packed = msgspec.msgpack.encode(header)
+def encode(message: Any) -> Tensor:
+    """Encode a header, or the layout of an answer, as FRAME_BYTES bytes. Raises PlanError where it doesn't fit."""
+    packed = msgspec.msgpack.encode(message)
     if len(packed) > FRAME_BYTES - 2:
-        raise PlanError(f"the plan takes {len(packed)} bytes, the limit is {FRAME_BYTES - 2}; use fewer devices")
+        raise PlanError(
+            f"the batch's announcement takes {len(packed)} bytes, the limit is {FRAME_BYTES - 2}; use fewer devices, "
+            f"arguments or outputs"
+        )
     raw = bytearray(len(packed).to_bytes(2, "little") + packed)
     return F.pad(torch.frombuffer(raw, dtype=torch.uint8), (0, FRAME_BYTES - len(raw)))
 
 
-def parse(frame: Tensor) -> BatchHeader:
-    """Decode a header from FRAME_BYTES bytes. Raises ExchangeError where it is of another version."""
+def decode(frame: Tensor, kind: Any) -> Any:
+    """Decode what `encode` made. Raises ExchangeError where it is of another version."""
     raw = frame.cpu().numpy().tobytes()
     size = int.from_bytes(raw[:2], "little")
     try:
-        return msgspec.msgpack.decode(raw[2 : 2 + size], type=BatchHeader)
+        return msgspec.msgpack.decode(raw[2 : 2 + size], type=kind)
     except msgspec.DecodeError as error:
         raise ExchangeError(f"a batch header can't be read ({error}); run the same version on every device") from None

@@ -159,6 +159,7 @@ def _timm_folder(folder: Path, config: dict[str, Any], weights: str | None, seed
     args = {**config.get("model_args", {}), "num_classes": config.get("num_classes", 1000)}
     model = timm.create_model(config["architecture"], pretrained=False, **args)
     cfg = config.get("pretrained_cfg", {})
+    model.pretrained_cfg = {**model.pretrained_cfg, **cfg}
     if weights is None:
         _load_file(model, folder / "model.safetensors")
     return Loaded(

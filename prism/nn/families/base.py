@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from prism.errors import UnsupportedModelError
 from prism.families import Family
+from prism.nn.inputs import Pixels
 from prism.partition import Rows
 from prism.spec import ModelSpec
 
@@ -55,6 +56,11 @@ class Adapter(ABC):
 
     def __init__(self, model: Any, family: Family) -> None:
         self._model, self._family, self._name = model, family, type(model).__name__
+
+    @property
+    def pixels(self) -> Pixels | None:
+        """How the model's preprocessing makes values of an image's bytes; None where it takes no images."""
+        return None
 
     @property
     def causal(self) -> bool:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from prism.errors import UnsupportedModelError
 from prism.families import Family
 from prism.nn.families.base import Adapter, Positions, parameter_count, refuse, split_heads
+from prism.nn.inputs import Pixels
 from prism.partition import Rows
 from prism.spec import ModelSpec
 
@@ -55,6 +56,11 @@ class TimmViT(Adapter):
             head={"token": "first", "mean": "mean", "all": "all"}[self._head()],  # type: ignore[arg-type]
             parameters=parameter_count(model),
         )
+
+    @property
+    def pixels(self) -> Pixels | None:
+        config = self._model.__dict__.get("pretrained_cfg", {})
+        return Pixels(tuple(config["mean"]), tuple(config["std"])) if config.get("mean") else None
 
     def _head(self) -> str:
         model = self._model
