@@ -102,7 +102,9 @@ class GlooExchange:
         receives = self._expected.setdefault((op, block), {})
         for peer, expected in incoming.items():
             if peer not in receives:
-                buffer = self._stager.buffer(("in", op, peer, block % 2), expected)
+                # answers of several batches may be under way, so each gets memory of its own
+                key = None if op == "answer" else ("in", op, peer, block % 2)
+                buffer = self._stager.buffer(key, expected)
                 with lost_peer(peer, op, block):
                     receives[peer] = (_work(dist.irecv(buffer, peer)), buffer)
 

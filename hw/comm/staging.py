@@ -26,8 +26,8 @@ class Stager(Protocol):
         """Copy arrived tensors to memory that the model can compute on."""
         ...
 
-    def buffer(self, key: tuple[object, ...], expected: Expected) -> Tensor:
-        """Provide host memory for a tensor to arrive in: the same memory for the same key and shape."""
+    def buffer(self, key: tuple[object, ...] | None, expected: Expected) -> Tensor:
+        """Provide host memory for a tensor to arrive in: the same for the same key and shape, new without a key."""
         ...
 
 
@@ -49,11 +49,13 @@ class HostStager:
     def to_device(self, arrived: dict[int, Tensor], op: str, block: int) -> dict[int, Tensor]:
         return arrived
 
-    def buffer(self, key: tuple[object, ...], expected: Expected) -> Tensor:
+    def buffer(self, key: tuple[object, ...] | None, expected: Expected) -> Tensor:
         shape, dtype = expected
-        buffer = self._buffers.get(key)
+        buffer = self._buffers.get(key) if key else None
         if buffer is None or tuple(buffer.shape) != shape or buffer.dtype != dtype:
-            buffer = self._buffers[key] = torch.empty(shape, dtype=dtype, pin_memory=self._pin)
+            buffer = torch.empty(shape, dtype=dtype, pin_memory=self._pin)
+        if key:
+            self._buffers[key] = buffer
         return buffer
 
 
@@ -66,7 +68,7 @@ class CudaStager:
         self._before = torch.cuda.Event(enable_timing=True)
         self._after = torch.cuda.Event(enable_timing=True)
 
-    def buffer(self, key: tuple[object, ...], expected: Expected) -> Tensor:
+    def buffer(self, key: tuple[object, ...] | None, expected: Expected) -> Tensor:
         return self._host.buffer(key, expected)
 
     def to_host(self, tensor: Tensor, op: str, block: int) -> Tensor:

@@ -22,7 +22,7 @@ from prism.nn.families.base import Adapter, bind
 from prism.nn.forward import Pass
 from prism.nn.frame import FRAME, BatchHeader, decode, encode
 from prism.nn.recorder import NullRecorder, Recorder
-from prism.nn.replicas import Replicas, share_of
+from prism.nn.replicas import Answer, Replicas, share_of
 from prism.partition import Rows
 from prism.plan import ExecutionPlan
 
@@ -85,14 +85,24 @@ class DistributedTransformer(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the model, on the leader. Raises PlanError elsewhere, PeerLostError where a follower is lost."""
-        if self._exchange.rank != 0:
-            raise PlanError(f"rank {self._exchange.rank} is not the leader (rank 0); call follow() there")
+        self._check_leads()
         number, self._number = self._number, self._number + 1
         self._recorder.begin(number)
         try:
-            return self._run(self.plan, number, args, kwargs)
+            output = self._begin(self.plan, number, args, kwargs).wait()
+            self._exchange.flush()
+            return output
         finally:
             self._recorder.end()
+
+    def start(self, *args: Any, **kwargs: Any) -> Answer:
+        """Begin a batch on the leader and do the leader's own part; further ones may be begun before it is answered.
+
+        So replicas and stages work on different batches at the same time. Nothing is recorded. Raises as calling does.
+        """
+        self._check_leads()
+        number, self._number = self._number, self._number + 1
+        return self._begin(self.plan, number, args, kwargs)
 
     def follow(self, *args: Any, **kwargs: Any) -> bool:
         """Take part in one batch as a follower; False when the leader has stopped.
@@ -158,20 +168,21 @@ class DistributedTransformer(nn.Module):
             raise ExchangeError("a replica's batch has no plan; run the same version of Prism on every device")
         group._take_part(inner, inner.plan, (), share_of(plan, arguments, self._exchange.rank) if arguments else {})
 
-    def _run(self, plan: ExecutionPlan, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run a batch on the leader in the plan's way."""
-        if plan.ranks == 1:
-            return self._local(args, kwargs)
+    def _check_leads(self) -> None:
+        if self._exchange.rank != 0:
+            raise PlanError(f"rank {self._exchange.rank} is not the leader (rank 0); call follow() there")
+
+    def _begin(self, plan: ExecutionPlan, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Answer:
+        """Begin a batch on the leader in the plan's way."""
         if plan.replicas == 1:
-            return self._lead(number, args, kwargs)
+            output = self._local(args, kwargs) if plan.ranks == 1 else self._lead(number, args, kwargs)
+            return Answer(lambda: output)
         arguments = {**self._adapter.forced, **bind(self.model, args, kwargs)}
         self._adapter.padding(arguments)  # refuses arguments that no rank may be given
         header = BatchHeader(number=number, epoch=self._epoch)
-        output = self._replicas.lead(
+        return self._replicas.lead(
             header, plan, arguments, self._adapter.pixels, lambda own: self._run_replica(plan, 0, number, own)
         )
-        self._exchange.flush()
-        return output
 
     def _run_replica(self, plan: ExecutionPlan, replica: int, number: int, arguments: dict[str, Any]) -> Any:
         """Run one replica's samples, as its first rank."""
@@ -242,9 +253,7 @@ class DistributedTransformer(nn.Module):
             return self._adapter.place(read, x_BND.shape[1])
 
         shell = _with_stack(self.model, self._adapter.stack_path, run)
-        output = shell(*args, **{**self._adapter.forced, **kwargs})
-        self._exchange.flush()
-        return output
+        return shell(*args, **{**self._adapter.forced, **kwargs})
 
     def _embed_only(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor | None, Rows]:
         arguments = bind(self.model, args, kwargs)

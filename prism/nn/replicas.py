@@ -1,14 +1,14 @@
 """Split a batch over replicas: each runs the whole model, or its own stages and parts, on its samples."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import torch
 from torch import Tensor
 
 from prism.nn import inputs, outputs
-from prism.nn.exchange import Exchange, Expected
+from prism.nn.exchange import Exchange, Expected, Pending
 from prism.nn.frame import FRAME, BatchHeader, decode, encode
 from prism.nn.inputs import Pixels
 from prism.nn.outputs import Layout
@@ -17,6 +17,12 @@ from prism.plan import ExecutionPlan, Place
 
 Arguments = dict[str, Any]
 Run = Callable[[Arguments], Any]  # a replica's own way from its samples to their output
+
+
+class Answer(NamedTuple):
+    """A batch that was begun. wait: finishes it and returns the model's output; once, in the order of batches."""
+
+    wait: Callable[[], Any]
 
 
 class Replicas:
@@ -32,8 +38,8 @@ class Replicas:
 
     def lead(
         self, header: BatchHeader, plan: ExecutionPlan, arguments: Arguments, pixels: Pixels | None, run: Run
-    ) -> Any:
-        """Hand out the samples, run the leader's own, and join the answers in order.
+    ) -> Answer:
+        """Hand out the samples, and run the leader's own. The answer joins all in order.
 
         header: number and epoch. Raises UnsupportedModelError for arguments that can't be split, before anything is
         sent.
@@ -44,8 +50,7 @@ class Replicas:
         layout = self._layouts.get(kind)
         header = msgspec.structs.replace(header, plan=plan, describe=layout is None and not shares[0])
         self._hand_out(header, plan, shares, pieces, pixels)
-        if layout is not None:
-            self._exchange.expect(_expected(layout, counts), "answer", self._blocks)
+        pending = self._await_answers(layout, counts) if layout is not None else None
         found = []
         if shares[0]:
             output = run(pieces[0])
@@ -55,10 +60,22 @@ class Replicas:
             frames = self._exchange.start({}, dict.fromkeys(counts, FRAME), "layout", self._blocks).wait()
             layout = decode(next(iter(frames.values())), Layout)
         self._layouts[kind] = layout
-        arrived = self._exchange.start({}, _expected(layout, counts), "answer", self._blocks).wait()
-        self._recorder.switch("compute", "head", self._blocks)
-        found += [outputs.unpacked(layout, arrived[rank], counts[rank], self._device) for rank in counts]
-        return outputs.joined(layout, found)
+        pending = pending or self._await_answers(layout, counts)
+
+        def joined() -> Any:
+            arrived = pending.wait()
+            self._recorder.switch("compute", "head", self._blocks)
+            others = [outputs.unpacked(layout, arrived[rank], counts[rank], self._device) for rank in counts]
+            return outputs.joined(layout, found + others)
+
+        return Answer(joined)
+
+    def _await_answers(self, layout: Layout, counts: dict[int, int]) -> Pending:
+        """Post the receives of the answers. counts: samples, by the rank that answers for them."""
+        expected: dict[int, Expected] = {
+            rank: ((outputs.size_of(layout, count),), torch.uint8) for rank, count in counts.items()
+        }
+        return self._exchange.start({}, expected, "answer", self._blocks)
 
     def _hand_out(
         self,
@@ -108,7 +125,3 @@ def share_of(plan: ExecutionPlan, arguments: Arguments, rank: int) -> Arguments:
 
 def _first(plan: ExecutionPlan, replica: int) -> int:
     return plan.rank_of(Place(replica, 0, 0))
-
-
-def _expected(layout: Layout, counts: dict[int, int]) -> dict[int, Expected]:
-    return {rank: ((outputs.size_of(layout, count),), torch.uint8) for rank, count in counts.items()}

@@ -70,6 +70,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     padding: str = ""  # "right" or "left"
     seed: int = 0
     tokens: int = TOKENS  # of a text
+    under_way: int = 0  # batches that are begun before the first is answered; their samples are rolled
 
     @property
     def causal(self) -> bool:
@@ -139,9 +140,21 @@ def run_rank(case: Case, exchange: Exchange, whole: nn.Module, call: dict[str, A
     if exchange.rank >= case.plan.ranks:
         return None
     if exchange.rank:
-        model.follow(**(call if case.plan.embed == "each" else {}))
+        for _ in range(case.under_way or 1):
+            model.follow(**(call if case.plan.embed == "each" else {}))
         return None
+    if case.under_way:
+        answers = [model.start(**each) for each in _rolled(case, call)]
+        return torch.cat([main_tensor(answer.wait()) for answer in answers])
     return main_tensor(model(**call))
+
+
+def _rolled(case: Case, call: dict[str, Any]) -> list[dict[str, Any]]:
+    """The batches that are under way together."""
+    return [
+        {name: value.roll(k, 0) if isinstance(value, Tensor) else value for name, value in call.items()}
+        for k in range(case.under_way)
+    ]
 
 
 def in_process(case: Case) -> Tensor:
@@ -154,7 +167,8 @@ def in_process(case: Case) -> Tensor:
 
 @torch.no_grad()
 def local(case: Case) -> Tensor:
-    return main_tensor(build(case.family, case.seed)(**inputs(case)))
+    model, call = build(case.family, case.seed), inputs(case)
+    return torch.cat([main_tensor(model(**each)) for each in (_rolled(case, call) if case.under_way else [call])])
 
 
 def relative_error(case: Case, out: Tensor) -> float:
