@@ -63,7 +63,8 @@ class ExecutionPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     overlap: project the own part while the exchange is under way.
     replicas: groups of devices that share the batch's samples (data parallel).
     stages: groups of devices that share the blocks (pipeline).
-    microbatch: samples that pass through the stages together; None for one at a time.
+    microbatch: samples that a replica computes together before their answer leaves; None for one at a time through
+    stages, else for all at once.
     boundaries: first block of each stage but the first; None splits the blocks by weight.
     """
 
@@ -115,8 +116,10 @@ class ExecutionPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             raise PlanError(f"collective ring: {what} are no single group; use mesh or auto")
 
     def _check_stages(self) -> None:
-        if self.stages == 1 and (self.microbatch is not None or self.boundaries is not None):
-            raise PlanError("microbatch and boundaries are for stages; pass --stages 2, or leave them out")
+        if self.stages == self.replicas == 1 and self.microbatch is not None:
+            raise PlanError("microbatch is for stages and replicas; pass --stages 2, or leave --microbatch out")
+        if self.stages == 1 and self.boundaries is not None:
+            raise PlanError("boundaries are for stages; pass --stages 2, or leave --boundaries out")
         if self.stages > 1 and self.embed == "each":
             raise PlanError("embed each: a stage's rows come from the one before; use --embed terminal")
         if self.boundaries is None:
@@ -171,7 +174,10 @@ class ExecutionPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         """What one replica does with its samples: a plan of one replica, on its own devices."""
         if self.replicas == 1:
             return self
-        return self._cut(replica * self.stages * self.parts, self.stages * self.parts, replicas=1)
+        microbatch = self.microbatch if self.stages > 1 else None
+        return self._cut(
+            replica * self.stages * self.parts, self.stages * self.parts, replicas=1, microbatch=microbatch
+        )
 
     def stage(self, stage: int) -> "ExecutionPlan":
         """What one stage of one replica does with its blocks: a plan of its parts alone."""
@@ -211,8 +217,8 @@ class ExecutionPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         return tuple(itertools.pairwise(edges))
 
     def microbatches(self, batch: int) -> tuple[int, ...]:
-        """Samples of each microbatch; the last one may be smaller. One of all where there are no stages."""
-        size = batch if self.stages == 1 else self.microbatch or 1
+        """Samples of each microbatch of a replica's share of `batch`; the last one may be smaller."""
+        size = self.microbatch or (batch if self.stages == 1 else 1)
         return tuple(min(size, batch - start) for start in range(0, batch, size))
 
     def _weights_of(self, count: int) -> tuple[float, ...]:

@@ -46,7 +46,7 @@ class Replicas:
         """
         shares, kind = plan.shares(inputs.samples_of(arguments)), inputs.kind_of(arguments)
         pieces = [inputs.piece(arguments, sum(shares[:r]), sum(shares[: r + 1])) for r in range(plan.replicas)]
-        counts = {_first(plan, r): share for r, share in enumerate(shares) if r and share}
+        counts = {_first(plan, r): _answers(plan, share) for r, share in enumerate(shares) if r and share}
         layout = self._layouts.get(kind)
         header = msgspec.structs.replace(header, plan=plan, describe=layout is None and not shares[0])
         self._hand_out(header, plan, shares, pieces, pixels)
@@ -63,19 +63,22 @@ class Replicas:
         pending = pending or self._await_answers(layout, counts)
 
         def joined() -> Any:
-            arrived = pending.wait()
-            self._recorder.switch("compute", "head", self._blocks)
-            others = [outputs.unpacked(layout, arrived[rank], counts[rank], self._device) for rank in counts]
+            others = []
+            for rank, count, message in pending:
+                arrived = message.wait()[rank]
+                self._recorder.switch("compute", "head", self._blocks)
+                others.append(outputs.unpacked(layout, arrived, count, self._device))
             return outputs.joined(layout, found + others)
 
         return Answer(joined)
 
-    def _await_answers(self, layout: Layout, counts: dict[int, int]) -> Pending:
-        """Post the receives of the answers. counts: samples, by the rank that answers for them."""
-        expected: dict[int, Expected] = {
-            rank: ((outputs.size_of(layout, count),), torch.uint8) for rank, count in counts.items()
-        }
-        return self._exchange.start({}, expected, "answer", self._blocks)
+    def _await_answers(self, layout: Layout, counts: dict[int, tuple[int, ...]]) -> list[tuple[int, int, Pending]]:
+        """Post the receives of all answers. counts: samples of each one, by the rank that gives it."""
+        posted = []
+        for rank, count in ((rank, count) for rank, answers in counts.items() for count in answers):
+            expected: Expected = ((outputs.size_of(layout, count),), torch.uint8)
+            posted.append((rank, count, self._exchange.start({}, {rank: expected}, "answer", self._blocks)))
+        return posted
 
     def _hand_out(
         self,
@@ -109,11 +112,14 @@ class Replicas:
             own = inputs.unpacked(header.inputs, raw, self._device)
         else:
             own = share_of(plan, arguments, self._exchange.rank)
-        output = run(own)
-        layout = outputs.layout_of(output, header.batch)
-        if header.describe:
-            self._exchange.start({0: encode(layout)}, {}, "layout", self._blocks)
-        self._exchange.start({0: outputs.packed(output)}, {}, "answer", self._blocks)
+        start, describe = 0, header.describe
+        for count in _answers(plan, header.batch):
+            output = run(inputs.piece(own, start, start + count))
+            layout = outputs.layout_of(output, count)
+            if describe:
+                self._exchange.start({0: encode(layout)}, {}, "layout", self._blocks)
+            self._exchange.start({0: outputs.packed(output)}, {}, "answer", self._blocks)
+            start, describe = start + count, False
 
 
 def share_of(plan: ExecutionPlan, arguments: Arguments, rank: int) -> Arguments:
@@ -121,6 +127,11 @@ def share_of(plan: ExecutionPlan, arguments: Arguments, rank: int) -> Arguments:
     replica, shares = plan.place(rank).replica, plan.shares(inputs.samples_of(arguments))
     start = sum(shares[:replica])
     return inputs.piece(arguments, start, start + shares[replica])
+
+
+def _answers(plan: ExecutionPlan, share: int) -> tuple[int, ...]:
+    """Samples of each answer that a replica gives: stages take their microbatches by themselves."""
+    return plan.microbatches(share) if plan.stages == 1 else (share,)
 
 
 def _first(plan: ExecutionPlan, replica: int) -> int:

@@ -59,6 +59,13 @@ def test_replicas_of_two_parts(run, family, embed):
     assert relative_error(case, run(case)) < COMBINED
 
 
+@pytest.mark.parametrize(("weights", "microbatch"), [((1.0, 1.0), 1), ((0.0, 1.0), 2), ((1.0, 1.0, 2.0), 3)])
+@pytest.mark.parametrize("family", ["vit", "bert_lm"])
+def test_answers_may_leave_one_after_another(run, family, weights, microbatch):
+    case = Case(family=family, plan=replicas(len(weights), weights=weights, microbatch=microbatch), batch=7)
+    assert relative_error(case, run(case)) < EXACT
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("weights", [None, (0.0, 1.0)])
 @pytest.mark.parametrize("family", ["bert_lm", "gpt2", "llama_lm"])

@@ -49,7 +49,8 @@ def test_compression_rates_are_the_published_ones():
         (dict(mode=Mode.FULL, devices=4, replicas=2, stages=2), "leave 1 part; use --mode local"),
         (dict(mode=Mode.LOCAL, devices=2, replicas=2, wire="int8"), "leave --wire out"),
         (dict(mode=Mode.FULL, devices=4, replicas=2, collective="ring"), "no single group"),
-        (dict(mode=Mode.LOCAL, devices=2, replicas=2, microbatch=1), "--stages 2"),
+        (dict(mode=Mode.LOCAL, devices=2, replicas=2, boundaries=(3,)), "--stages 2"),
+        (dict(mode=Mode.FULL, devices=2, microbatch=1), "--stages 2"),
         (dict(mode=Mode.LOCAL, devices=2, stages=2, embed="each"), "--embed terminal"),
         (dict(mode=Mode.LOCAL, devices=3, stages=3, boundaries=(4,)), "1 boundaries for 3 stages"),
         (dict(mode=Mode.LOCAL, devices=3, stages=3, boundaries=(4, 4)), "don't ascend"),
@@ -151,6 +152,7 @@ def test_microbatches():
     assert composite(devices=2, stages=2).microbatches(3) == (1, 1, 1)
     assert composite(devices=2, stages=2, microbatch=2).microbatches(5) == (2, 2, 1)
     assert composite(devices=2, replicas=2).microbatches(5) == (5,)
+    assert composite(devices=2, replicas=2, microbatch=2).microbatches(5) == (2, 2, 1)
 
 
 @pytest.mark.parametrize(
