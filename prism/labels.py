@@ -12,11 +12,22 @@ def plan_label(plan: ExecutionPlan) -> str:
     """Name a plan by what sets it apart from others of a map; defaults are left out."""
     if plan.ranks == 1:
         return "local"
-    kind = "first+means" if plan.mode is Mode.FIRST_AND_MEANS else "means"
-    parts = [f"{kind} L={plan.segments}" if plan.segments else plan.mode.value, plan.wire, f"P={plan.devices}"]
+    counts = {"replicas": plan.replicas, "stages": plan.stages, "parts": plan.parts}
+    split = " x ".join(f"{count} {name}" for name, count in counts.items() if count > 1)
+    habits = [_exchanged(plan)] if plan.parts > 1 else []
+    habits += [plan.wire] if plan.wire != "fp32" else []
     if plan.weights:
-        parts.append("weights " + ":".join(f"{weight:g}" for weight in plan.weights))
-    parts += [plan.collective] if plan.collective != "auto" else []
-    parts += ["embed each"] if plan.embed == "each" else []
-    parts += [] if plan.overlap else ["no overlap"]
-    return " ".join(parts)
+        habits.append("weights " + ":".join(f"{weight:g}" for weight in plan.weights))
+    if plan.boundaries:
+        habits.append("from blocks " + ",".join(map(str, plan.boundaries)))
+    habits += [f"microbatch {plan.microbatch}"] if plan.microbatch else []
+    habits += [plan.collective] if plan.collective != "auto" else []
+    habits += ["embed each"] if plan.embed == "each" else []
+    habits += [] if plan.overlap else ["no overlap"]
+    return f"{split}, {' '.join(habits)}" if habits else split
+
+
+def _exchanged(plan: ExecutionPlan) -> str:
+    """What the parts of a plan exchange."""
+    kind = "first+means" if plan.mode is Mode.FIRST_AND_MEANS else "means"
+    return f"{kind} L={plan.segments}" if plan.segments else plan.mode.value

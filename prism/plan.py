@@ -6,9 +6,9 @@ the answer.
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from enum import Enum
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -279,15 +279,94 @@ class ExecutionPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 LOCAL = ExecutionPlan(mode=Mode.LOCAL)
 
 
-def combinations(
-    tokens: int, devices: Iterable[int], wires: Sequence[Wire], modes: Sequence[Mode], segments: Sequence[int]
-) -> tuple[list[ExecutionPlan], list[str]]:
-    """Combine modes, devices, codecs and L into the plans that fit so many tokens; also say why others don't."""
-    kinds = [(mode, rows) for mode in modes for rows in (segments if mode.averages else (None,))]
+def completed(words: Mapping[str, Any]) -> dict[str, Any]:
+    """Complete the fields of a plan that somebody wrote down, with `parts` among them or not.
+
+    L alone asks for segment means. Replicas and stages alone are of one part each; without them there are 2 parts. A
+    local plan has as many devices as replicas and stages, whatever stands beside it. Raises PlanError for devices that
+    aren't the product of the counts.
+    """
+    replicas, stages, parts = (_count(words, name) for name in ("replicas", "stages", "parts"))
+    groups = (replicas or 1) * (stages or 1)
+    mode = words.get("mode") or _mode(words, groups, parts)
+    local = mode == Mode.LOCAL.value
+    fields = {name: value for name, value in words.items() if name != "parts"} | {"mode": mode}
+    if local and groups == 1:
+        return {**fields, "devices": 1, "weights": None}
+    devices = fields.get("devices") if parts is None else groups * parts
+    if parts is not None and fields.get("devices") not in (None, devices):
+        raise PlanError(
+            f"devices {fields['devices']}: {replicas or 1} replicas of {stages or 1} stages of {parts} parts are "
+            f"{devices}; leave --devices out"
+        )
+    return {**fields, "devices": groups * (1 if local else 2) if devices is None else devices}
+
+
+def _mode(words: Mapping[str, Any], groups: int, parts: int | None) -> str:
+    if words.get("segments") is not None:
+        return Mode.SEGMENT_MEANS.value
+    alone = (parts or 1) == 1 and words.get("devices") in (None, groups)
+    return Mode.LOCAL.value if groups > 1 and alone else Mode.FULL.value
+
+
+def _count(words: Mapping[str, Any], name: str) -> int | None:
+    """A count, where it is one; anything else is refused with the plan."""
+    value = words.get(name)
+    return value if isinstance(value, int) and value > 0 else None
+
+
+class Choices(msgspec.Struct, frozen=True, kw_only=True):
+    """The values that plans are combined of. microbatches: beside the default."""
+
+    devices: tuple[int, ...]
+    modes: tuple[Mode, ...]
+    segments: tuple[int, ...] = ()
+    wires: tuple[Wire, ...] = ("fp32",)
+    replicas: tuple[int, ...] = ()
+    stages: tuple[int, ...] = ()
+    microbatches: tuple[int, ...] = ()
+
+    def kinds(self) -> list[tuple[Mode, int | None]]:
+        """Each way in which parts exchange, with its L."""
+        modes = [mode for mode in self.modes if mode is not Mode.LOCAL]
+        return [(mode, rows) for mode in modes for rows in (self.segments if mode.averages else (None,))]
+
+    def grouped(self, **habits: Any) -> Iterator[ExecutionPlan]:
+        """Make every plan of several replicas or stages. habits: of the parts' exchanges, where there are parts."""
+        counts = itertools.product((1, *self.replicas), (1, *self.stages), self.devices)
+        for replicas, stages, devices in counts:
+            groups = replicas * stages
+            if groups == 1 or devices % groups:
+                continue
+            alone = devices == groups
+            kinds = [(Mode.LOCAL, None)] if alone else self.kinds()
+            wires = self.wires if stages > 1 or not alone else ("fp32",)
+            for (mode, rows), wire, size in itertools.product(kinds, wires, (None, *self.microbatches)):
+                yield ExecutionPlan(
+                    mode=mode,
+                    devices=devices,
+                    segments=rows,
+                    wire=wire,
+                    replicas=replicas,
+                    stages=stages,
+                    microbatch=size,
+                    **({} if alone else habits),
+                )
+
+
+def combinations(tokens: int, choices: Choices) -> tuple[list[ExecutionPlan], list[str]]:
+    """Combine the choices to the plans that fit so many tokens, local left out; also say why others don't."""
     plans, misfits = list[ExecutionPlan](), dict[str, None]()
-    for count, wire, (mode, rows) in itertools.product(devices, wires, kinds):
+    for devices, wire, (mode, rows) in itertools.product(choices.devices, choices.wires, choices.kinds()):
         try:
-            plan = ExecutionPlan(mode=mode, devices=count, segments=rows, wire=wire)
+            plan = ExecutionPlan(mode=mode, devices=devices, segments=rows, wire=wire)
+            plan.partition(tokens)
+        except PlanError as error:
+            misfits[str(error)] = None
+        else:
+            plans.append(plan)
+    for plan in choices.grouped():
+        try:
             plan.partition(tokens)
         except PlanError as error:
             misfits[str(error)] = None

@@ -7,7 +7,7 @@ import msgspec
 from prism.codecs import Wire
 from prism.config import Positive
 from prism.errors import ConfigError
-from prism.plan import LOCAL, ExecutionPlan, Mode, combinations
+from prism.plan import LOCAL, Choices, ExecutionPlan, Mode, combinations
 from prism.units import parse_rate
 
 
@@ -56,6 +56,7 @@ class EvalConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     def plans(self, tokens: int) -> tuple[list[ExecutionPlan], list[str]]:
         """List local first, then every combination that fits so many tokens; also the reasons why others don't."""
-        modes = [mode for mode in self.modes if mode is not Mode.LOCAL]
-        plans, misfits = combinations(tokens, self.devices, self.wires, modes, self.segments)
+        plans, misfits = combinations(
+            tokens, Choices(devices=self.devices, modes=self.modes, segments=self.segments, wires=self.wires)
+        )
         return [LOCAL, *plans], misfits

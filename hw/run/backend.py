@@ -31,7 +31,7 @@ class GlooBackend:
                 f"the workload is of {workload.model.name}, this backend runs {self._spec.name}; "
                 f"make one for each model"
             )
-        plan.partition(self._config.tokens or workload.model.tokens)
+        plan.check(workload.model, workload.batch, self._config.tokens)
         with scratch() as folder:
             trace = folder / "trace.jsonl"
             config = msgspec.structs.replace(

@@ -8,7 +8,7 @@ import msgspec
 from prism.config import NonNegative, Port, Positive, PositiveNumber
 from prism.errors import ConfigError
 from prism.link import LinkSpec
-from prism.plan import LOCAL, ExecutionPlan, Mode
+from prism.plan import LOCAL, ExecutionPlan, Mode, completed
 from prism.trace import MeterName
 
 USUAL = ExecutionPlan(mode=Mode.FULL, devices=2)
@@ -45,18 +45,14 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     def upgraded(data: Any) -> Any:
         """Put a plan's fields that stand beside the others into [plan], over what it says, and complete it.
 
-        Flags are such fields, and so are those of files from before there was a [plan] table. L alone asks for segment
-        means; a local plan has one device, whatever stands beside it.
+        Flags are such fields, and so are those of files from before there was a [plan] table.
         """
         if not isinstance(data, dict) or not isinstance(data.get("plan", {}), dict):
             return data
-        beside = {field: data[flag] for field, flag in FLAG_OF_FIELD.items() if flag in data}
-        plan = {**data.get("plan", {}), **beside}
-        means = plan.get("segments") is not None
-        plan = {"mode": Mode.SEGMENT_MEANS.value if means else USUAL.mode.value, "devices": USUAL.devices, **plan}
-        if plan["mode"] == Mode.LOCAL.value and plan.get("replicas", 1) == plan.get("stages", 1) == 1:
-            plan = {**plan, "devices": 1, "weights": None}
-        return {**{key: value for key, value in data.items() if key not in FLAG_OF_FIELD.values()}, "plan": plan}
+        flags = {**FLAG_OF_FIELD, "parts": "parts"}
+        beside = {field: data[flag] for field, flag in flags.items() if flag in data}
+        plan = completed({**data.get("plan", {}), **beside})
+        return {**{key: value for key, value in data.items() if key not in flags.values()}, "plan": plan}
 
     def flat(self) -> dict[str, Any]:
         """The configuration with its plan's fields beside the others, as trace headers have it.
@@ -64,7 +60,7 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         Hashes and names of sweep files rest on it: beside mode local stands the usual number of devices, as ever.
         """
         fields = flattened(msgspec.to_builtins(self))
-        return {**fields, "devices": USUAL.devices} if self.plan.mode is Mode.LOCAL else fields
+        return {**fields, "devices": USUAL.devices} if self.plan.ranks == 1 else fields
 
     def link_spec(self) -> LinkSpec:
         """Parse the link. Raises ConfigError."""

@@ -81,4 +81,4 @@ def outcome(header: TraceHeader, summary: Summary, tally: Tally, memory: dict[in
 def _route(header: TraceHeader, spec: ModelSpec) -> str:
     plan = header.plan
     size = plan.message_bytes(header.batch, header.tokens, spec.width)
-    return "none" if plan.ranks == 1 else "ring" if plan.uses_ring(size, spec.causal) else "mesh"
+    return "none" if plan.parts == 1 else "ring" if plan.uses_ring(size, spec.causal) else "mesh"

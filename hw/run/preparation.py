@@ -48,7 +48,7 @@ class Preparation:
         if not isinstance(step, RunStep):
             return
         piece = self.workpiece(step.config)
-        step.config.plan.partition(piece.tokens)
+        step.config.plan.check(piece.spec, step.config.batch, piece.tokens)
         if self._job.meter_covers and self._sampler is None:
             self._start_sampling(step.config)
 

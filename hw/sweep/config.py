@@ -11,10 +11,13 @@ from prism.codecs import Wire
 from prism.config import NonNegative, Positive, PositiveNumber
 from prism.errors import ConfigError, PlanError
 from prism.link import LinkKind, LinkSpec
-from prism.plan import Collective, ExecutionPlan, Mode
+from prism.plan import Choices, Collective, ExecutionPlan, Mode
 from prism.spec import ModelSpec
 from prism.trace import MeterName
 from prism.workload import build
+
+GROUPS = ("replicas", "stages", "microbatches")
+Several = Annotated[int, msgspec.Meta(ge=2, le=64)]
 
 
 class SweepConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -25,6 +28,7 @@ class SweepConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     rates: of the link's medium; empty with link "loopback", and with "network", the devices' own.
     share: of each model's distributed lines (a batch and a plan, over all rates) that are measured; the seed draws
     which. Local cells are all kept.
+    replicas, stages, microbatches: besides parts alone, every combination whose product divides the devices.
     """
 
     models: tuple[str, ...]
@@ -35,7 +39,10 @@ class SweepConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     rates: tuple[str, ...] = ()
     wires: tuple[Wire, ...] = ("fp32",)
     share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
-    devices: tuple[Annotated[int, msgspec.Meta(ge=2, le=64)], ...] = (2,)
+    devices: tuple[Several, ...] = (2,)
+    replicas: tuple[Several, ...] = ()
+    stages: tuple[Several, ...] = ()
+    microbatches: tuple[Positive, ...] = ()
     link: LinkKind = "testbed"
     latency: str = "0s"
     jitter: str = "0s"
@@ -56,9 +63,9 @@ class SweepConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     seed: NonNegative = 0
 
     def __post_init__(self) -> None:
-        for name in ("models", "modes", "batches", "wires", "devices"):
+        for name in ("models", "modes", "batches", "wires", "devices", "replicas", "stages", "microbatches"):
             values = getattr(self, name)
-            if not values:
+            if not values and name not in GROUPS:
                 raise ValueError(f"{name} is empty: nothing would be measured; name at least one")
             if len(set(values)) < len(values):
                 raise ValueError(f"{name} {list(values)} names one twice")
@@ -66,7 +73,7 @@ class SweepConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         if averaging and not self.segments:
             raise ValueError(f"segments is empty; mode {averaging.value} needs at least one, as in segments = [10]")
         shaped = self.link in ("shaper", "testbed")
-        if self.distributed and shaped and not self.rates:
+        if self.linked and shaped and not self.rates:
             raise ValueError(f'rates is empty; link {self.link} needs at least one, as in rates = ["100Mbps"]')
         if self.rates and not shaped:
             raise ValueError(f"rates {list(self.rates)}: the {self.link} has none; use link testbed or shaper")
@@ -75,6 +82,15 @@ class SweepConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def distributed(self) -> tuple[Mode, ...]:
         """The modes that need several devices."""
         return tuple(mode for mode in self.modes if mode is not Mode.LOCAL)
+
+    @property
+    def linked(self) -> bool:
+        """Whether some cell needs a link."""
+        return bool(self.distributed or self.replicas or self.stages)
+
+    def choices(self) -> Choices:
+        """The values that plans are combined of."""
+        return Choices(**{name: getattr(self, name) for name in Choices.__struct_fields__})
 
     def links(self) -> tuple[str, ...]:
         """Spell out the link of each rate. Raises ConfigError for a rate or time that can't be read."""
@@ -86,7 +102,11 @@ class SweepConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def digest(self) -> str:
         """Hash all that makes two sweeps the same; more repeats of one may be added later."""
         same = msgspec.structs.replace(self, repeats=1)
-        return hashlib.blake2b(msgspec.json.encode(same), digest_size=6).hexdigest()
+        counted = {**msgspec.to_builtins(same)}
+        for name in GROUPS:  # so that folders from before resume
+            if not counted[name]:
+                del counted[name]
+        return hashlib.blake2b(msgspec.json.encode(counted), digest_size=6).hexdigest()
 
 
 class Visit(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,7 +134,10 @@ def cells(sweep: SweepConfig) -> list[tuple[RunConfig, int]]:
 
 
 def _lines(sweep: SweepConfig, model: str) -> list[tuple[int, ExecutionPlan]]:
-    """List batch and plan of each of a model's distributed lines that `share` keeps."""
+    """List batch and plan of each of a model's distributed lines that `share` keeps.
+
+    A batch that can't fill the replicas of a plan has no line.
+    """
     lines = [
         (batch, _plan(sweep, mode, devices=ranks, segments=segments, wire=wire))
         for batch in sweep.batches
@@ -122,6 +145,10 @@ def _lines(sweep: SweepConfig, model: str) -> list[tuple[int, ExecutionPlan]]:
         for mode in sweep.distributed
         for segments in (sweep.segments if mode.averages else (None,))
         for wire in sweep.wires
+    ]
+    habits = {"overlap": sweep.overlap, "collective": sweep.collective}
+    lines += [
+        (batch, plan) for batch in sweep.batches for plan in sweep.choices().grouped(**habits) if plan.replicas <= batch
     ]
     kept = round(max(1, sweep.share * len(lines))) if lines else 0
     places = sorted(random.Random(f"{sweep.seed}-{model}").sample(range(len(lines)), kept))
@@ -178,7 +205,9 @@ def file_name(config: RunConfig, repeat: int) -> str:
     """Name a visit's trace: readable, and different for every cell and repeat. Sweeps resume by these names."""
     model, plan = config.model.rstrip("/").rsplit("/", 1)[-1], config.plan
     name = plan.mode.value + (f"{plan.segments}" if plan.segments else "")
-    if plan.mode is not Mode.LOCAL:
+    name += f"_R{plan.replicas}" if plan.replicas > 1 else ""
+    name += f"_S{plan.stages}" if plan.stages > 1 else ""
+    if plan.ranks > 1:
         link = config.link.replace(":", "-").replace(",", "-").replace("%", "pc")
         name += f"_{plan.wire}_P{plan.devices}_{link}"
     return f"{model}_B{config.batch}_{name}_{config.digest()}.{repeat}.jsonl"
@@ -190,8 +219,7 @@ def check(sweep: SweepConfig, specs: dict[str, ModelSpec]) -> None:
         config.check()
         spec = specs[config.model]
         try:
-            config.plan.partition(sweep.tokens or spec.tokens)
-            config.plan.uses_ring(0, spec.causal)
+            config.plan.check(spec, config.batch, sweep.tokens)
         except PlanError as error:
             raise ConfigError(f"{config.model}: {error}") from None
 

@@ -32,12 +32,21 @@ def numbers(text: str | None, kind: Callable[[str], N], flag: str, example: str)
         raise ConfigError(f"{flag} {text!r} are no {what}; write them like {example}") from None
 
 
+def _boundaries(text: str | None) -> list[int] | None:
+    return numbers(text, int, "boundaries", "4,8, one for each stage but the first")
+
+
 def _weights(text: str | None) -> list[float] | None:
     return numbers(text, float, "device weights", "2,1, one a device")
 
 
 MODE = option("What crosses in each block.", PLAN_PANEL)
-DEVICES = option("P, the devices.", PLAN_PANEL, min=1, max=64)
+DEVICES = option("P, the devices: replicas x stages x parts.", PLAN_PANEL, min=1, max=64)
+REPLICAS = option("Groups of devices that share the batch.", PLAN_PANEL, min=1, max=64)
+STAGES = option("Groups of devices that share the blocks.", PLAN_PANEL, min=1, max=64)
+PARTS = option("Devices that share the tokens.", PLAN_PANEL, min=1, max=64)
+MICROBATCH = option("Samples that are computed together before their answer leaves.", PLAN_PANEL, min=1)
+BOUNDARIES = option("First block of each stage but the first, as in 4,8.", PLAN_PANEL, callback=_boundaries)
 SEGMENTS = option("L, means per part, in the modes that average.", PLAN_PANEL, min=1)
 WIRE = option("What a value is sent as.", PLAN_PANEL)
 WEIGHTS = option("Relative speeds, as in 2,1.", PLAN_PANEL, "--device-weights", callback=_weights)
@@ -45,7 +54,7 @@ EMBED = option("Who embeds the input: the first device, or each.", PLAN_PANEL)
 COLLECTIVE = option("How a block's rows go round.", PLAN_PANEL)
 OVERLAP = option("Project the own part while the exchange is under way.", PLAN_PANEL)
 
-# by the flag that names a plan's field (device_weights: weights)
+# by the flag that names a plan's field (device_weights: weights); parts, which follow from the others, beside them
 PLAN: dict[str, Any] = {
     "mode": Annotated[Mode | None, MODE],
     "devices": Annotated[int | None, DEVICES],
@@ -55,6 +64,11 @@ PLAN: dict[str, Any] = {
     "embed": Annotated[Embed | None, EMBED],
     "collective": Annotated[Collective | None, COLLECTIVE],
     "overlap": Annotated[bool | None, OVERLAP],
+    "replicas": Annotated[int | None, REPLICAS],
+    "stages": Annotated[int | None, STAGES],
+    "parts": Annotated[int | None, PARTS],
+    "microbatch": Annotated[int | None, MICROBATCH],
+    "boundaries": Annotated[str | None, BOUNDARIES],
 }
 
 Command = Callable[..., None]

@@ -203,6 +203,15 @@ def plan_of(profile: CalibratedProfile, mode: Mode, devices: int, **fields: Any)
     return ExecutionPlan(mode=mode, devices=devices, **{**defaults, **given})
 
 
+def as_taken(profile: CalibratedProfile, plan: ExecutionPlan) -> ExecutionPlan:
+    """The plan with parts that exchange as those behind the profile's data."""
+    if plan.parts == 1:
+        return plan
+    if plan.replicas * plan.stages == 1:
+        return plan_of(profile, plan.mode, plan.devices, segments=plan.segments, wire=plan.wire)
+    return msgspec.structs.replace(plan, overlap=profile.taken.overlap)
+
+
 PointAxis = Literal["bandwidth", "batch", "devices", "tokens", "segments"]
 AXES: tuple[PointAxis, ...] = ("bandwidth", "batch", "devices", "tokens", "segments")
 

@@ -21,10 +21,10 @@ from prism.files import write_file
 from prism.link import LinkSpec
 from prism.perfmap import PerformanceMap, build_map
 from prism.perfmap.pooling import TraceFile, TraceSet
-from prism.plan import LOCAL, ExecutionPlan, Mode, combinations
+from prism.plan import LOCAL, Choices, ExecutionPlan, Mode, combinations
 from prism.spec import ModelSpec
 from prism.units import parse_rate
-from sim.ask.point import Point, outside_of, plan_of, simulated
+from sim.ask.point import Point, as_taken, outside_of, simulated
 from sim.cli import options
 from sim.cli.options import OUTPUT, whole_numbers
 
@@ -42,18 +42,19 @@ class CellOptions(OptionGroup, frozen=True, kw_only=True):
     modes: Annotated[str, option("As in full,segment_means,first_and_means.", CELLS)] = "full,segment_means"
     segments: Annotated[str, option("Means per part, as in 5,10,20.", CELLS)] = "10"
     wires: Annotated[str, option(f"Of {', '.join(WIRES)}.", CELLS)] = "fp32"
+    replicas: Annotated[str, option("Groups that share the batch, as in 2,4.", CELLS)] = ""
+    stages: Annotated[str, option("Groups that share the blocks, as in 2,4.", CELLS)] = ""
+    microbatches: Annotated[str, option("Samples computed together there, as in 1,2.", CELLS)] = ""
 
     def plans(self, profile: CalibratedProfile, model: ModelSpec) -> tuple[list[ExecutionPlan], list[str]]:
         """Make local and every distributed plan, and a line for each combination that the model can't run."""
-        fitting, misfits = combinations(
-            model.tokens,
-            whole_numbers("devices", self.devices),
-            _named("wire", self.wires, WIRES),
-            _named("mode", self.modes, MODES),
-            whole_numbers("segments", self.segments),
-        )
-        plans = [plan_of(profile, plan.mode, plan.ranks, segments=plan.segments, wire=plan.wire) for plan in fitting]
-        return [LOCAL, *plans], misfits
+        counts = {
+            name: tuple(whole_numbers(name, text)) if (text := getattr(self, name)) else ()
+            for name in ("devices", "segments", "replicas", "stages", "microbatches")
+        }
+        wires, modes = tuple(_named("wire", self.wires, WIRES)), tuple(_named("mode", self.modes, MODES))
+        fitting, misfits = combinations(model.tokens, Choices(modes=modes, wires=wires, **counts))
+        return [LOCAL, *(as_taken(profile, plan) for plan in fitting)], misfits
 
     def points(self, model: ModelSpec, plans: Sequence[ExecutionPlan], seed: int) -> list[Point]:
         """Place every plan at every batch and rate; a local plan has no rate. Raises ConfigError."""
@@ -61,6 +62,7 @@ class CellOptions(OptionGroup, frozen=True, kw_only=True):
         return [
             Point(model=model, plan=plan, batch=batch, link=LinkSpec(kind="testbed", rate_bps=rate), seed=seed)
             for plan, batch in itertools.product(plans, whole_numbers("batches", self.batches))
+            if plan.replicas <= batch
             for rate in (rates if plan.ranks > 1 else rates[:1])
         ]
 

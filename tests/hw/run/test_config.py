@@ -122,7 +122,7 @@ def test_a_bad_plan_names_what_is_wrong(tmp_path, text, words):
 
 
 def test_every_field_is_a_flag_of_run():
-    assert set(RUN) == set(RunConfig().flat())
+    assert set(RUN) - {"parts"} == set(RunConfig().flat())  # parts follow from the other counts
 
 
 @pytest.mark.parametrize(

@@ -303,8 +303,8 @@ def test_compare_counts_what_agrees_within_the_spread(tmp_path):
     assert [row.agrees for row in found.differences] == [False, True]
     assert found.differences[0].relative == pytest.approx(0.2)
     assert found.differences[1].first_spread_ms == (100, 104) and found.differences[1].first_ms == 102
-    assert found.only_first == ("vit B=1 means L=10 fp32 P=2, testbed:100Mbps",)
-    assert found.only_second == ("vit B=1 full fp32 P=2, testbed:200Mbps",)
+    assert found.only_first == ("vit B=1 2 parts, means L=10, testbed:100Mbps",)
+    assert found.only_second == ("vit B=1 2 parts, full, testbed:200Mbps",)
     assert found.machines == ()
     same = compare_maps(map_of(first), map_of(first))
     assert same.share == 1 and all(row.relative == 0 for row in same.differences)
@@ -362,8 +362,8 @@ def test_plan_labels_name_what_is_not_default():
     plan = ExecutionPlan(
         mode=Mode.FULL, devices=3, wire="int8", weights=(2, 1, 1), collective="ring", embed="each", overlap=False
     )
-    assert plan_label(plan) == "full int8 P=3 weights 2:1:1 ring embed each no overlap"
-    assert plan_label(LOCAL) == "local" and plan_label(MEANS) == "means L=10 fp32 P=2"
+    assert plan_label(plan) == "3 parts, full int8 weights 2:1:1 ring embed each no overlap"
+    assert plan_label(LOCAL) == "local" and plan_label(MEANS) == "2 parts, means L=10"
 
 
 def test_provenance(tmp_path):

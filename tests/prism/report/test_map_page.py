@@ -43,7 +43,7 @@ def test_heat_maps_hold_every_ratio_and_the_best_plan(map_):
     shown = words(svgs(map_page(map_))[0])
     assert [shown.count(value) for value in ("1.50x", "0.50x", "6.00x", "2.00x")] == [2, 4, 2, 2]
     assert shown.count("M10") == 2 and shown.count("local") == 2
-    assert "means L=10 fp32 P=2: latency over local" in shown
+    assert "2 parts, means L=10: latency over local" in shown
 
 
 def test_lines_have_a_panel_for_each_batch_and_rings_at_crossovers(map_):

@@ -40,14 +40,14 @@ def map_(tmp_path):
 def test_ratios_stand_by_batch_and_rate(map_):
     shown = text(map_view(map_))
     assert "vit, 197 tokens, testbed" in shown
-    assert row(shown, "full fp32 P=2: latency over local", 1) == ["1", "102.0", "3.92x", "1.08x", "~1.01x"]
-    assert row(shown, "means L=10 fp32 P=2: latency", 8) == ["8", "816.0", "1.47x", "0.59x", "0.57x"]
+    assert row(shown, "2 parts, full: latency over local", 1) == ["1", "102.0", "3.92x", "1.08x", "~1.01x"]
+    assert row(shown, "2 parts, means L=10: latency", 8) == ["8", "816.0", "1.47x", "0.59x", "0.57x"]
 
 
 def test_the_best_plan_of_each_place(map_):
     shown = text(map_view(map_))
     assert row(shown, "best plan", 1) == ["1", "local", "M10", "M10"]
-    assert "M10: means L=10 fp32 P=2" in shown
+    assert "M10: 2 parts, means L=10" in shown
 
 
 def test_crossovers_are_shown_with_never_and_always(map_):
@@ -141,4 +141,4 @@ def test_comparison_shows_the_largest_differences_first(map_, tmp_path):
     shown = text(comparison_view(compare_maps(map_, build_map(read_traces([other])))))
     assert "1 of 2 cells agree within their spread (50%)" in shown
     assert shown.index("+25.0%") < shown.index("+1.0%")
-    assert "only in the first: vit B=1 means L=10 fp32 P=2, testbed:50Mbps" in shown
+    assert "only in the first: vit B=1 2 parts, means L=10, testbed:50Mbps" in shown
