@@ -17,7 +17,7 @@ from sim.engine.collectives import SimProcess
 from sim.engine.device import SimulatedDevice
 from sim.engine.network import Network
 from sim.engine.ranks import RankGroup
-from sim.engine.script import script
+from sim.engine.script import Script, script
 from sim.engine.topology import Topology, known_routes, topology
 
 EPOCH = "1970-01-01T00:00:00Z"  # virtual time begins here, so that a seed's trace is the same bytes
@@ -55,10 +55,10 @@ class Machines(msgspec.Struct, frozen=True, kw_only=True):
             env.process(network.replay([(point.at_s, point.rate_bps / rates[0].rate_bps) for point in rates]))
         return network
 
-    def devices(self, ranks: int) -> list[SimulatedDevice]:
-        """Make the devices, one entry for each rank."""
+    def devices(self, ranks: int, together: int) -> list[SimulatedDevice]:
+        """Make the devices, one entry for each rank. together: ranks that compute at the same time."""
         count = min(ranks, len(self.costs))
-        costs = [cost.together() if ranks > 1 else cost for cost in self.costs[:count]]
+        costs = [cost.together() if together > 1 else cost for cost in self.costs[:count]]
         made = [
             SimulatedDevice(cost, self.profile.staged, shared=ranks > index + count) for index, cost in enumerate(costs)
         ]
@@ -92,10 +92,11 @@ class SimBackend:
         if workload.batch < 1 or workload.batches < 1:
             raise PlanError(f"{workload.batches} batches of {workload.batch}: at least 1 of 1 is needed; raise --batch")
         env = simpy.Environment()
-        machines = self._machines
-        group = RankGroup(env, machines.devices(plan.ranks), machines.network(env, plan.ranks, workload.seed), record)
+        machines, work = self._machines, script(workload.model, plan, workload.batch)
+        devices = machines.devices(plan.ranks, work.together)
+        group = RankGroup(env, devices, machines.network(env, plan.ranks, workload.seed), record)
         batches: list[Batch] = []
-        env.run(until=env.process(_batches(env, group, plan, workload, batches)))
+        env.run(until=env.process(_batches(env, group, work, workload, batches)))
         return group, batches
 
     def header(self, plan: ExecutionPlan, workload: Workload) -> TraceHeader:
@@ -124,12 +125,11 @@ class SimBackend:
 
 
 def _batches(
-    env: simpy.Environment, group: RankGroup, plan: ExecutionPlan, workload: Workload, done: list[Batch]
+    env: simpy.Environment, group: RankGroup, work: Script, workload: Workload, done: list[Batch]
 ) -> SimProcess:
-    work = script(workload.model, plan, workload.batch)
     for number in range(workload.warmups + workload.batches):
         start = int(env.now)
-        yield from group.batch(number, plan, work)
+        yield from group.batch(number, work)
         done.append(
             Batch(
                 batch=number, size=workload.batch, start_ns=start, end_ns=int(env.now), warmup=number < workload.warmups

@@ -8,9 +8,11 @@ import simpy
 
 from sim.engine.network import Network
 
-Key = tuple[int, int, str, int]  # batch, receiving rank, op, block
+Key = tuple[int, int, str, int, int]  # batch, receiving rank, op, block, microbatch
+Position = tuple[float, float, float]  # batch, microbatch, block: how far a rank is
 SimProcess = Generator[simpy.Event, Any, Any]
 HALVES = 2  # gloo's ring cuts a chunk in two
+BEFORE: Position = (-1, 0, 0)  # any batch
 
 
 class Mailboxes:
@@ -58,9 +60,9 @@ class Mesh:
 
     def post(self, key: Key, peers: tuple[int, ...], size: int) -> None:
         """Send to every peer."""
-        number, source, op, block = key
+        number, source, op, block, micro = key
         for target in peers:
-            self.send(source, (number, target, op, block), size)
+            self.send(source, (number, target, op, block, micro), size)
 
     def messages(self, peers: int) -> int:
         """One from each."""
@@ -75,29 +77,37 @@ class RendezvousMesh(Mesh):
     """A mesh in which a message leaves when its receiver can take it, as gloo sends.
 
     The parts of a causal model wait for earlier ones only. One that runs ahead of a later one must not fill the link
-    with what nobody takes yet.
+    with what nobody takes yet. Nor must a device that has begun with the next batch.
+    free: up to this block a message leaves at once.
     """
 
-    def __init__(self, network: Network, mailboxes: Mailboxes) -> None:
+    def __init__(self, network: Network, mailboxes: Mailboxes, free: float) -> None:
         super().__init__(network, mailboxes)
-        self._ready: dict[tuple[int, int], int] = {}  # batch, rank: the last block whose messages it can take
-        self._held: dict[Key, list[tuple[int, int]]] = {}  # source and bytes of messages that wait for that
+        self._free = free
+        self._ready: dict[int, Position] = {}  # by rank: the last messages that it can take
+        self._held: dict[int, list[tuple[Position, int, Key, int]]] = {}  # by rank: with source and bytes
 
     def post(self, key: Key, peers: tuple[int, ...], size: int) -> None:
         """Send to every peer that can take the block; hold the other messages."""
-        number, source, op, block = key
+        number, source, op, block, micro = key
+        at = (number, micro, block)
         for target in peers:
-            to = (number, target, op, block)
-            if block > self._ready.get((number, target), 0):
-                self._held.setdefault(to, []).append((source, size))
+            to = (number, target, op, block, micro)
+            if block > self._free and at > self._ready.get(target, BEFORE):
+                self._held.setdefault(target, []).append((at, source, to, size))
             else:
                 self.send(source, to, size)
 
-    def enter(self, number: int, rank: int, block: int) -> None:
-        """Note that a rank can take the messages of a block, and send those that were held."""
-        self._ready[number, rank] = block
-        for source, size in self._held.pop((number, rank, "exchange", block), ()):
-            self.send(source, (number, rank, "exchange", block), size)
+    def enter(self, rank: int, ready: Position) -> None:
+        """Note how far a rank can take messages, and send those that were held."""
+        self._ready[rank] = ready
+        held = self._held.pop(rank, ())
+        later = [message for message in held if message[0] > ready]
+        if later:
+            self._held[rank] = later
+        for at, source, to, size in held:
+            if at <= ready:
+                self.send(source, to, size)
 
 
 class RingGather:
@@ -109,10 +119,10 @@ class RingGather:
 
     def post(self, key: Key, peers: tuple[int, ...], size: int) -> None:
         """Enter the ring of the block; it is forgotten when all have."""
-        number, rank, op, block = key
+        number, rank, op, block, micro = key
         ring = self._rings.get((number, block))
         if ring is None:
-            deliver = functools.partial(self._deliver, number, op, block)
+            deliver = functools.partial(self._deliver, number, op, block, micro)
             ring = self._rings[number, block] = Ring(self._network, len(peers) + 1, deliver)
         if ring.enter(rank, size):
             del self._rings[number, block]
@@ -121,8 +131,8 @@ class RingGather:
         """Half chunks of every peer."""
         return HALVES * peers
 
-    def _deliver(self, number: int, op: str, block: int, rank: int) -> None:
-        self._mailboxes.deliver((number, rank, op, block))
+    def _deliver(self, number: int, op: str, block: int, micro: int, rank: int) -> None:
+        self._mailboxes.deliver((number, rank, op, block, micro))
 
 
 class Ring:

@@ -1,155 +1,194 @@
 """Turn a WorkloadGraph into the steps of each rank, in order, with seconds from a cost model.
 
-All blocks are alike, so the graph of one block is built and walked as often as the model has blocks.
+The blocks of a stage are alike, so the graph of one is built and walked as often as the stage has blocks.
 An arrival is waited for where its rows are first needed, as the hardware's ranks do.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
+from operator import itemgetter
 from typing import Literal
 
 import msgspec
 
-from prism.codecs import payload_bytes
 from prism.cost import CostModel
 from prism.plan import ExecutionPlan
 from prism.spec import ModelSpec
 from prism.trace import Kind
-from prism.workload import Operation, WorkloadGraph, build
+from prism.workload import Kernel, Operation, WorkloadGraph, outline
 
 StepKind = Literal["work", "post", "await"]
+OF_A_BLOCK = ("compress", "exchange", "project", "attend")  # operations that every block of a stage has
+Tag = tuple[int, int, bool]  # microbatch, block, and whether it is an operation of a block
 
 
 class ScriptStep(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that a rank does: "work" takes its own time, "post" hands messages over and goes on,
     "await" stops until `needed` messages of `op` are here.
 
-    relative: block -1, 0 (every block in turn) or 1 (after the last).
-    size: bytes of one message, or that are copied. exchanged: goes on from rows of other ranks. moved: bytes of the
-    block's exchange that the rank's host sends and receives, on the step that follows it.
+    size: bytes of one message, or that are copied; copies: of each message that is copied. exchanged: goes on from rows
+    of other ranks. moved: bytes of the block's exchange that the rank's host sends and receives, on the step that
+    follows it.
     """
 
     kind: StepKind
     span: Kind
     op: str
-    relative: int
-    operations: tuple[Operation, ...] = ()
+    kernels: tuple[Kernel, ...] = ()
+    copies: tuple[int, ...] = ()
     size: int = 0
     exchanged: bool = False
     moved: int = 0
     peers: tuple[int, ...] = ()
 
 
-class Script(msgspec.Struct, frozen=True, kw_only=True):
-    """The steps of every rank in one batch: before the blocks, in each block, and after them.
+class Phase(msgspec.Struct, frozen=True, kw_only=True):
+    """Steps that a rank goes through for each block from `first_block` on; inside a block, or once beside the blocks.
 
-    ring: whether exchanges go round a ring. causal: later parts wait for earlier ones, and never the other way round.
+    micro: as prism.workload.Operation has it.
     """
 
+    steps: tuple[ScriptStep, ...]
+    first_block: int
     blocks: int
+    inside: bool
+    micro: int
+
+
+class Script(msgspec.Struct, frozen=True, kw_only=True):
+    """The phases of every rank in one batch.
+
+    closing: what is left to the leader when its own part is done: to take the other ranks' answers.
+    ring: whether exchanges go round a ring. causal: later parts wait for earlier ones, and never the other way round.
+    together: ranks that compute at the same time.
+    """
+
     ring: bool
     causal: bool
-    steps: tuple[tuple[tuple[ScriptStep, ...], tuple[ScriptStep, ...], tuple[ScriptStep, ...]], ...]
+    together: int
+    phases: tuple[tuple[Phase, ...], ...]
+    closing: tuple[Phase, ...] = ()
 
     def posted_bytes(self) -> int:
         """Count the payload that all ranks hand to the link in one batch, without headers."""
-        weights = (1, self.blocks, 1)
         return sum(
-            weight * step.size * len(step.peers)
-            for phases in self.steps
-            for weight, phase in zip(weights, phases, strict=True)
-            for step in phase
+            phase.blocks * step.size * len(step.peers)
+            for phases in self.phases
+            for phase in phases
+            for step in phase.steps
             if step.kind == "post"
         )
 
 
 @lru_cache(maxsize=512)
 def script(model: ModelSpec, plan: ExecutionPlan, batch: int) -> Script:
-    """Write the script of one batch. Raises PlanError where the plan doesn't fit the model's tokens."""
-    graph = build(msgspec.structs.replace(model, blocks=1), plan, batch)
-    size = payload_bytes(plan.wire, batch * plan.sent_rows(model.tokens)[0] * model.width)
-    ring = plan.ranks > 1 and plan.uses_ring(size, model.causal)
-    by_rank = [_by_phase(_ordered(graph, rank, plan.ranks == 1)) for rank in range(plan.ranks)]
-    return Script(blocks=model.blocks, ring=ring, causal=model.causal, steps=tuple(by_rank))
+    """Write the script of one batch. Raises PlanError where the plan doesn't fit the model or the samples."""
+    graph = outline(model, plan, batch)
+    size = plan.message_bytes(batch, model.tokens, model.width)
+    blocks = _stage_blocks(model, plan)
+    places = _by_rank(graph, plan.ranks)
+    whole = plan.parts == 1
+    phases = [
+        tuple(_phases(_ordered(graph, mine), blocks[rank // plan.parts], whole)) for rank, mine in enumerate(places)
+    ]
+    return Script(
+        ring=plan.parts > 1 and plan.uses_ring(size, model.causal),
+        causal=model.causal,
+        together=_together(plan, batch, blocks),
+        phases=tuple(phases),
+        closing=tuple(_phases(_closing(graph, places[0]), 1, whole)),
+    )
 
 
 def sides(step: ScriptStep, cost: CostModel) -> tuple[float, float]:
     """Compute the seconds of work on the host and, at its full clock, on the device; a copy is the host's alone."""
     if step.span == "stage_d2h" or step.span == "stage_h2d":
-        return sum(cost.copy_s(step.span, op.wire_bytes) for op in step.operations), 0.0
-    kernels = [kernel for op in step.operations for kernel in op.kernels]
+        return sum(cost.copy_s(step.span, size) for size in step.copies), 0.0
     launch = cost.launch_s(
-        len(kernels), block=step.op in ("attend", "block"), exchanged=step.exchanged, moved=step.moved
+        len(step.kernels), block=step.op in ("attend", "block"), exchanged=step.exchanged, moved=step.moved
     )
-    return launch, sum(cost.device_s(kernel) for kernel in kernels)
+    return launch, sum(cost.device_s(kernel) for kernel in step.kernels)
 
 
-def _by_phase(
-    steps: Sequence[ScriptStep],
-) -> tuple[tuple[ScriptStep, ...], tuple[ScriptStep, ...], tuple[ScriptStep, ...]]:
-    before, inside, after = (tuple(s for s in steps if s.relative == phase) for phase in (-1, 0, 1))
-    return before, inside, after
+def _stage_blocks(model: ModelSpec, plan: ExecutionPlan) -> list[int]:
+    """Count the blocks of every stage of every replica, in the order of the ranks."""
+    stages = (plan.replica(replica).stage_blocks(model.blocks) for replica in range(plan.replicas))
+    return [stop - start for replica in stages for start, stop in replica]
 
 
-def _ordered(graph: WorkloadGraph, rank: int, local: bool) -> list[ScriptStep]:
-    steps: list[ScriptStep] = []
-    arriving: list[int] = []
-    exchanged, moved = False, graph.moved_bytes(rank)
+def _together(plan: ExecutionPlan, batch: int, blocks: Sequence[int]) -> int:
+    """Count the ranks that compute at the same time: the stages of a replica do on different microbatches."""
+    ranks = 0
+    for replica, share in enumerate(plan.shares(batch)):
+        stages = blocks[replica * plan.stages : (replica + 1) * plan.stages]
+        ranks += plan.parts * min(sum(map(bool, stages)), len(plan.microbatches(share)))
+    return ranks
+
+
+def _by_rank(graph: WorkloadGraph, ranks: int) -> list[list[int]]:
+    """List the places of each rank's operations."""
+    places: list[list[int]] = [[] for _ in range(ranks)]
     for place, op in enumerate(graph.nodes):
-        if op.rank != rank:
-            continue
+        places[op.rank].append(place)
+    return places
+
+
+def _phases(tagged: Iterable[tuple[Tag, ScriptStep]], blocks: int, whole: bool) -> Iterator[Phase]:
+    """Group steps by their tags. whole: join the steps of a block to one, as hardware records it on one device."""
+    for (micro, block, inside), group in itertools.groupby(tagged, key=itemgetter(0)):
+        steps = tuple(step for _, step in group)
+        if whole and inside:
+            kernels = tuple(kernel for step in steps for kernel in step.kernels)
+            steps = (ScriptStep(kind="work", span="compute", op="block", kernels=kernels),)
+        yield Phase(steps=steps, first_block=block, blocks=blocks if inside else 1, inside=inside, micro=micro)
+
+
+def _ordered(graph: WorkloadGraph, places: Sequence[int]) -> Iterator[tuple[Tag, ScriptStep]]:
+    """Yield the steps of a rank, an arrival where the first operation needs it."""
+    arriving: dict[int, Operation] = {}
+    exchanged, moved = False, Counter[tuple[int, int]]()
+    for place in places:
+        op = graph.nodes[place]
+        if op.name == "exchange":
+            moved[op.micro, op.block] += op.moved_bytes
         if op.kind == "stage_h2d":
-            arriving.append(place)
+            arriving[place] = op
             continue
-        needed = [other for other in op.after if other in arriving]
-        if needed:
-            arriving = [other for other in arriving if other not in needed]
-            copies = [graph.nodes[other] for other in needed]
-            for _, group in itertools.groupby(copies, key=lambda copy: copy.block):
-                steps += _arrival(tuple(group))
-            exchanged = exchanged or any(copy.block == 0 for copy in copies)
+        needed = [arriving.pop(other) for other in op.after if other in arriving]
+        exchanged = exchanged or any(copy.name == "exchange" for copy in needed)
+        yield from _arrivals(needed)
         attends = op.name == "attend"
-        steps.append(_step(op, exchanged and attends, moved if attends else 0))
-    return _whole_blocks(steps) if local else steps
+        yield _tag(op), _step(op, exchanged and attends, moved[op.micro, op.block] if attends else 0)
 
 
-def _arrival(copies: tuple[Operation, ...]) -> tuple[ScriptStep, ScriptStep]:
-    """Wait for the messages, then copy them up."""
-    name, relative = copies[0].name, copies[0].block
-    sources = tuple(copy.source for copy in copies)
-    size = sum(copy.wire_bytes for copy in copies)
-    return (
-        ScriptStep(kind="await", span="wire", op=name, relative=relative, size=size, peers=sources),
-        ScriptStep(kind="work", span="stage_h2d", op=name, relative=relative, operations=copies, size=size),
-    )
+def _closing(graph: WorkloadGraph, places: Sequence[int]) -> Iterator[tuple[Tag, ScriptStep]]:
+    """Yield the arrivals at a rank that none of its operations needs."""
+    needed = {other for place in places for other in graph.nodes[place].after}
+    unneeded = [place for place in places if graph.nodes[place].kind == "stage_h2d" and place not in needed]
+    yield from _arrivals([graph.nodes[place] for place in unneeded])
+
+
+def _arrivals(copies: Sequence[Operation]) -> Iterator[tuple[Tag, ScriptStep]]:
+    """Wait for the messages of a name, then copy them up."""
+    for (name, _), group in itertools.groupby(copies, key=lambda copy: (copy.name, copy.micro)):
+        arrived = tuple(group)
+        tag, sizes = _tag(arrived[0]), tuple(copy.wire_bytes for copy in arrived)
+        sources = tuple(copy.source for copy in arrived)
+        yield tag, ScriptStep(kind="await", span="wire", op=name, size=sum(sizes), peers=sources)
+        yield tag, ScriptStep(kind="work", span="stage_h2d", op=name, copies=sizes, size=sum(sizes))
+
+
+def _tag(op: Operation) -> Tag:
+    return op.micro, op.block, op.name in OF_A_BLOCK
 
 
 def _step(op: Operation, exchanged: bool, moved: int) -> ScriptStep:
-    name = op.name
     if op.kind == "send":
-        return ScriptStep(kind="post", span="wire", op=name, relative=op.block, size=op.wire_bytes, peers=op.peers)
-    span: Kind = "stage_d2h" if op.kind == "stage_d2h" else "compute"
+        return ScriptStep(kind="post", span="wire", op=op.name, size=op.wire_bytes, peers=op.peers)
+    if op.kind == "stage_d2h":
+        return ScriptStep(kind="work", span="stage_d2h", op=op.name, copies=(op.wire_bytes,), size=op.wire_bytes)
     return ScriptStep(
-        kind="work",
-        span=span,
-        op=name,
-        relative=op.block,
-        operations=(op,),
-        size=op.wire_bytes,
-        exchanged=exchanged,
-        moved=moved,
+        kind="work", span="compute", op=op.name, kernels=op.kernels, exchanged=exchanged, moved=moved
     )
-
-
-def _whole_blocks(steps: list[ScriptStep]) -> list[ScriptStep]:
-    """Join the steps of a block to one, as hardware records it on one device."""
-    inside = [step for step in steps if step.relative == 0]
-    whole = ScriptStep(
-        kind="work",
-        span="compute",
-        op="block",
-        relative=0,
-        operations=tuple(op for step in inside for op in step.operations),
-    )
-    return [*(s for s in steps if s.relative < 0), whole, *(s for s in steps if s.relative > 0)]

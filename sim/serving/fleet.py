@@ -48,7 +48,7 @@ class Fleet:
     ) -> None:
         self._env, self._machines, self._model, self._seed = env, machines, model, seed
         self._timeout_ns = round(timeout_s * 1e9) if faults else 0
-        self._devices = machines.devices(len(machines.costs))
+        self._devices = machines.devices(len(machines.costs), len(machines.costs))
         self._dead: set[int] = set()
         self._lost: set[int] = set()
         self._noticed: set[int] = set()
@@ -89,7 +89,7 @@ class Fleet:
             self._group = self._formed()
         group = self._group
         start = int(env.now)
-        done = env.process(group.batch(number, plan, script(self._model, plan, batch)))
+        done = env.process(group.batch(number, script(self._model, plan, batch)))
         if plan.ranks > 1 and self._timeout_ns:
             self._broken = env.event()
             yield done | self._broken | env.timeout(self._timeout_ns)
