@@ -127,6 +127,7 @@ class _Replica:
         nodes: list[Operation],
     ) -> None:
         self.model, self.plan, self.samples, self.tokens = model, plan.replica(number), samples, tokens
+        self.sizes = plan.microbatches(samples)
         self.nodes, self.first = nodes, plan.rank_of(Place(number, 0, 0))
         self.stages = [range(start, min(stop, start + most)) for start, stop in self.plan.stage_blocks(model.blocks)]
         self.partition = self.plan.partition(tokens)
@@ -137,7 +138,7 @@ class _Replica:
 
     def run(self) -> None:
         """Every microbatch through all stages, then the replica's answer to the leader."""
-        sizes = self.plan.microbatches(self.samples)
+        sizes = self.sizes
         kernels = {size: PartKernels(self.model, self.plan, size, self.tokens) for size in set(sizes)}
         for micro, size in enumerate(sizes):
             self.micro, self.work = micro, kernels[size]
@@ -148,9 +149,8 @@ class _Replica:
                     self._block(ranks, block)
             self._head(self._ranks(len(self.stages) - 1), size)
         self.micro = WHOLE
-        if self.first:
-            size = answer_bytes(self.model, self.samples, self.tokens)
-            self.transfer("answer", self.first, self.model.blocks, size, (0,), self.answers)
+        if self.first and self.plan.stages > 1:
+            self._answer(self.first, 0, self.samples, self.answers)
 
     def take_inputs(self) -> None:
         """The replica's samples, raw, from the leader; none where every rank has them."""
@@ -173,13 +173,7 @@ class _Replica:
         """Append kernels of a rank, on which its rows then depend, and return their place."""
         place = self.add(
             Operation(
-                name=name,
-                kind="compute",
-                rank=rank,
-                block=block,
-                micro=self.micro,
-                kernels=kernels,
-                after=tuple(after),
+                name=name, kind="compute", rank=rank, block=block, micro=self.micro, kernels=kernels, after=tuple(after)
             )
         )
         self.last[rank] = (place,)
@@ -256,9 +250,12 @@ class _Replica:
                 size = payload_bytes(PLAIN, self.work.values(back))
                 ready += self.transfer("collect", rank, blocks, size, (lead,), self.last[rank]).values()
         head = self.compute("head", lead, blocks, self.work.head, ready)
-        if lead == self.first:
-            self.answers = (head,)
-        else:
-            size = answer_bytes(self.model, samples, self.tokens)
-            arrived = self.transfer("answer", lead, blocks, size, (self.first,), (head,))
-            self.answers = (*self.answers, *arrived.values())
+        if lead != self.first:
+            self.answers += self._answer(lead, self.first, samples, (head,))
+        elif self.first:
+            self._answer(lead, 0, samples, (head,))
+
+    def _answer(self, sender: int, receiver: int, samples: int, after: Places) -> Places:
+        """What the head returns for some samples."""
+        size = answer_bytes(self.model, samples, self.tokens)
+        return tuple(self.transfer("answer", sender, self.model.blocks, size, (receiver,), after).values())

@@ -1,6 +1,5 @@
 """List the kernels of each part of a stage: of a block, of the embedding and of the head."""
 
-
 from prism.partition import receivers
 from prism.plan import ExecutionPlan
 from prism.spec import ModelSpec

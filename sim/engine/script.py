@@ -189,6 +189,4 @@ def _step(op: Operation, exchanged: bool, moved: int) -> ScriptStep:
         return ScriptStep(kind="post", span="wire", op=op.name, size=op.wire_bytes, peers=op.peers)
     if op.kind == "stage_d2h":
         return ScriptStep(kind="work", span="stage_d2h", op=op.name, copies=(op.wire_bytes,), size=op.wire_bytes)
-    return ScriptStep(
-        kind="work", span="compute", op=op.name, kernels=op.kernels, exchanged=exchanged, moved=moved
-    )
+    return ScriptStep(kind="work", span="compute", op=op.name, kernels=op.kernels, exchanged=exchanged, moved=moved)

@@ -85,8 +85,8 @@ def test_what_is_missing_shows_as_missing(tmp_path):
     visit(tmp_path, FULL, "testbed:200Mbps", [[15]], batch=2)
     (tmp_path / "bad.jsonl").write_text("?\n")
     shown = text(map_view(build_map(read_traces([tmp_path]))))
-    assert row(shown, "full fp32", 1) == ["1", "10.0", "2.00x", "-"]
-    assert row(shown, "full fp32", 2) == ["2", "-", "-", "-"]
+    assert row(shown, "2 parts, full", 1) == ["1", "10.0", "2.00x", "-"]
+    assert row(shown, "2 parts, full", 2) == ["2", "-", "-", "-"]
     assert row(shown, "best plan", 1) == ["1", "local", "-"]
     assert "vit at batch 2 has no local cell" in shown
     assert "left out: bad.jsonl: line 1" in shown
