@@ -49,8 +49,12 @@ class SpanRecorder:
         self._open, self._since = (kind, op, block), now
 
     def handed_over(self, op: str, block: int, sent_bytes: int) -> None:
-        """Note when this rank posted its own message, for the wire span of the same op and block."""
-        self._handed[op, block] = (time.monotonic_ns(), sent_bytes)
+        """Note when this rank posted its own message, for the wire span of the same op and block.
+
+        Messages of several microbatches add up until such a span ends.
+        """
+        _, before = self._handed.get((op, block), (0, 0))
+        self._handed[op, block] = (time.monotonic_ns(), before + sent_bytes)
 
     def received(self, sources: tuple[int, ...], received_bytes: int) -> None:
         """Note what the running wire span waited for. sources: ranks."""

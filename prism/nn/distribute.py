@@ -8,21 +8,22 @@ Shapes: B batch, N tokens, D width.
 """
 
 import contextlib
-import copy
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from prism.errors import ExchangeError, PeerLostError, PlanError
+from prism.nn.answers import Answer, Answers
 from prism.nn.exchange import Exchange, Expected, Subgroup
 from prism.nn.families import adapter_for
 from prism.nn.families.base import Adapter, bind
+from prism.nn.families.shell import with_replaced
 from prism.nn.forward import Pass
 from prism.nn.frame import FRAME, BatchHeader, decode, encode
 from prism.nn.recorder import NullRecorder, Recorder
-from prism.nn.replicas import Answer, Replicas, share_of
+from prism.nn.replicas import Replicas, share_of
+from prism.nn.stages import Stages
 from prism.partition import Rows
 from prism.plan import ExecutionPlan
 
@@ -80,7 +81,10 @@ class DistributedTransformer(nn.Module):
         self._blocks = list(self._adapter.blocks())
         self._number = 0
         self._device = next(model.parameters()).device
-        self._replicas = Replicas(exchange, recorder, self._device, len(self._blocks))
+        answers = Answers(exchange, recorder, self._device, len(self._blocks))
+        self._replicas = Replicas(exchange, recorder, self._device, answers)
+        self._stages = Stages(adapter, self._blocks, exchange, recorder, self._device, answers)
+        self._groups: dict[tuple[int, int], DistributedTransformer] = {}
         plan.uses_ring(0, self._adapter.causal)  # refuses what the family can't do
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -89,7 +93,7 @@ class DistributedTransformer(nn.Module):
         number, self._number = self._number, self._number + 1
         self._recorder.begin(number)
         try:
-            output = self._begin(self.plan, number, args, kwargs).wait()
+            output = self.begin(self.plan, number, args, kwargs).wait()
             self._exchange.flush()
             return output
         finally:
@@ -102,7 +106,7 @@ class DistributedTransformer(nn.Module):
         """
         self._check_leads()
         number, self._number = self._number, self._number + 1
-        return self._begin(self.plan, number, args, kwargs)
+        return self.begin(self.plan, number, args, kwargs)
 
     def follow(self, *args: Any, **kwargs: Any) -> bool:
         """Take part in one batch as a follower; False when the leader has stopped.
@@ -140,9 +144,11 @@ class DistributedTransformer(nn.Module):
     ) -> None:
         if plan.replicas > 1:
             self._serve_replica(header, plan, args, kwargs)
+        elif plan.stages > 1:
+            self._stages.join(header, plan)
         elif plan.embed == "each":
             self._recorder.switch("compute", "embed", -1)
-            x_BND, mask_BN, rows = self._embed_only(args, kwargs)
+            x_BND, mask_BN, rows = self._embedded(args, kwargs)
             self._pass(plan, *x_BND.shape[:2]).run_embedded(x_BND, mask_BN, rows)
         elif header.rows is None:
             raise ExchangeError("the batch header names no rows; run the same version of Prism on every device")
@@ -162,24 +168,33 @@ class DistributedTransformer(nn.Module):
                 header, plan, arguments, lambda own: self._run_replica(plan, place.replica, header.number, own)
             )
             return
-        group = self._group(plan, place.replica)
-        inner = group._header()
-        if inner.plan is None or inner.epoch != self._epoch:
+        own = share_of(plan, arguments, self._exchange.rank) if arguments else {}
+        self._group(plan, place.replica).join(**own)
+
+    def join(self, *args: Any, **kwargs: Any) -> None:
+        """Take part in one batch as a follower, as a piece of a larger batch that the caller records.
+
+        Arguments as for `follow`. Raises ExchangeError, PeerLostError.
+        """
+        header = self._header()
+        if header.plan is None or header.epoch != self._epoch:
             raise ExchangeError("a replica's batch has no plan; run the same version of Prism on every device")
-        group._take_part(inner, inner.plan, (), share_of(plan, arguments, self._exchange.rank) if arguments else {})
+        self._take_part(header, header.plan, args, kwargs)
 
     def _check_leads(self) -> None:
         if self._exchange.rank != 0:
             raise PlanError(f"rank {self._exchange.rank} is not the leader (rank 0); call follow() there")
 
-    def _begin(self, plan: ExecutionPlan, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Answer:
-        """Begin a batch on the leader in the plan's way."""
-        if plan.replicas == 1:
-            output = self._local(args, kwargs) if plan.ranks == 1 else self._lead(number, args, kwargs)
+    def begin(self, plan: ExecutionPlan, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Answer:
+        """Begin a batch on the leader in a plan's way, without recording it. Raises as calling does."""
+        if plan.replicas == plan.stages == 1:
+            output = self._local(args, kwargs) if plan.ranks == 1 else self._lead(plan, number, args, kwargs)
             return Answer(lambda: output)
         arguments = {**self._adapter.forced, **bind(self.model, args, kwargs)}
         self._adapter.padding(arguments)  # refuses arguments that no rank may be given
         header = BatchHeader(number=number, epoch=self._epoch)
+        if plan.replicas == 1:
+            return self._stages.lead(header, plan, arguments, lambda own: self._embedded((), own)[0])
         return self._replicas.lead(
             header, plan, arguments, self._adapter.pixels, lambda own: self._run_replica(plan, 0, number, own)
         )
@@ -189,13 +204,18 @@ class DistributedTransformer(nn.Module):
         inner = plan.replica(replica)
         if inner.ranks == 1:
             return self._local((), arguments)
-        return self._group(plan, replica)._lead(number, (), arguments)
+        return self._group(plan, replica).begin(inner, number, (), arguments).wait()
 
     def _group(self, plan: ExecutionPlan, replica: int) -> "DistributedTransformer":
         """The model on the ranks of one replica alone."""
         inner = plan.replica(replica)
-        exchange = Subgroup(self._exchange, replica * inner.ranks, inner.ranks)
-        return DistributedTransformer(self.model, inner, exchange, self._recorder, self._epoch, self._adapter)
+        place = replica * inner.ranks, inner.ranks
+        if place not in self._groups:
+            exchange = Subgroup(self._exchange, *place)
+            self._groups[place] = DistributedTransformer(
+                self.model, inner, exchange, self._recorder, self._epoch, self._adapter
+            )
+        return self._groups[place]
 
     def _pass(self, plan: ExecutionPlan, batch: int, tokens: int) -> Pass:
         return Pass(self._adapter, self._blocks, plan, self._exchange, self._recorder, self._device, batch, tokens)
@@ -236,57 +256,34 @@ class DistributedTransformer(nn.Module):
             return x_BND
 
         self._recorder.switch("compute", "embed", -1)
-        return _with_stack(self.model, self._adapter.stack_path, run)(*args, **kwargs)
+        return with_replaced(self.model, {self._adapter.stack_path: run})(*args, **kwargs)
 
-    def _lead(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _lead(self, plan: ExecutionPlan, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         arguments = bind(self.model, args, kwargs)
         mask_BN = self._adapter.padding(arguments)
-        each = self.plan.embed == "each"
+        each = plan.embed == "each"
         self._recorder.switch("compute", "embed", -1)
         if each:
-            self._announce(BatchHeader(number=number, epoch=self._epoch, plan=self.plan), self.plan.ranks)
+            self._announce(BatchHeader(number=number, epoch=self._epoch, plan=plan), plan.ranks)
 
         def run(x_BND: Tensor, *_: Any, **__: Any) -> Tensor:
             rows = self._adapter.rows(arguments, x_BND.shape[1])
-            pass_ = self._pass(self.plan, *x_BND.shape[:2])
+            pass_ = self._pass(plan, *x_BND.shape[:2])
             read = pass_.run_leader(x_BND, mask_BN, rows, number, self._epoch, scatter=not each)
             return self._adapter.place(read, x_BND.shape[1])
 
-        shell = _with_stack(self.model, self._adapter.stack_path, run)
+        shell = with_replaced(self.model, {self._adapter.stack_path: run})
         return shell(*args, **{**self._adapter.forced, **kwargs})
 
-    def _embed_only(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor | None, Rows]:
+    def _embedded(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor | None, Rows]:
         arguments = bind(self.model, args, kwargs)
 
         def run(x_BND: Tensor, *_: Any, **__: Any) -> Tensor:
             raise _Embedded(x_BND)
 
         try:
-            _with_stack(self.model, self._adapter.stack_path, run)(*args, **{**self._adapter.forced, **kwargs})
+            with_replaced(self.model, {self._adapter.stack_path: run})(*args, **{**self._adapter.forced, **kwargs})
         except _Embedded as done:
             rows = self._adapter.rows(arguments, done.x_BND.shape[1])
             return done.x_BND, self._adapter.padding(arguments), rows
         raise PlanError(f"{type(self.model).__name__} never ran its blocks; pass a whole input")
-
-
-def _with_stack(model: nn.Module, path: str, run: Callable[..., Tensor]) -> nn.Module:
-    """A copy of the model that shares every parameter, with the modules at `path` replaced by one that
-    calls `run`. Only the modules on the way to it are new, so a call costs no weights."""
-    name, _, rest = path.partition(".")
-    shell = copy.copy(model)
-    shell._modules = dict(model._modules)
-    child = model._modules[name]
-    if not rest:
-        shell._modules[name] = nn.Sequential(_Stack(run))
-    elif child is not None:
-        shell._modules[name] = _with_stack(child, rest, run)
-    return shell
-
-
-class _Stack(nn.Module):
-    def __init__(self, run: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self._run = run
-
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        return self._run(*args, **kwargs)

@@ -20,7 +20,9 @@ from prism.plan import ExecutionPlan
 
 
 class Pass:
-    """A plan applied to a batch of B samples of N tokens, on one rank.
+    """A plan of parts applied to a batch of B samples of N tokens, on one rank.
+
+    first: number of the first of `blocks`, where they are a stage's.
 
     Receives are posted as early as their sizes are known: gloo sends by rendezvous, so a message
     leaves only when its receiver is ready, and being ready late costs a latency.
@@ -36,7 +38,9 @@ class Pass:
         device: torch.device,
         batch: int,
         tokens: int,
+        first: int = 0,
     ) -> None:
+        self._first = first
         self._plan, self._exchange, self._recorder, self._blocks = plan, exchange, recorder, blocks
         self._causal, self._width, self._device = adapter.causal, adapter.spec.width, device
         self._rotation = adapter.rotation
@@ -62,16 +66,50 @@ class Pass:
         """Hand out the rows, run the leader's part, and join what the head reads: [B, R, D]."""
         if scatter:
             self._scatter(x_BND, mask_BN, rows, number, epoch)
-        back: dict[int, Expected] = {}
-        for peer in range(1, self._plan.ranks):
-            if count := returned_rows(rows, *self._partition.bounds(peer)):
-                back[peer] = ((self._batch, count, self._width), x_BND.dtype)
+        back = self._returned(rows, x_BND.dtype)
         self._expect(0)
         own_BnD = self._run_blocks(self._own(x_BND), mask_BN, self._bias(mask_BN, x_BND.dtype), back)
-        last = len(self._blocks)
+        return self._collect(own_BnD, rows, back)
+
+    def _collect(self, own_BnD: Tensor, rows: Rows, back: dict[int, Expected]) -> Tensor:
+        """On the first part, join what the head reads: [B, R, D]."""
+        last = self._first + len(self._blocks)
         arrived = self._exchange.start({}, back, "collect", last).wait() if back else {}
         self._recorder.switch("compute", "head", last)
         return _joined(_selected(own_BnD, rows, 0), [arrived[p] for p in sorted(arrived)], rows, self._tokens)
+
+    # -- as a stage -----------------------------------------------------------------------------------
+
+    def hand_out(self, x_BND: Tensor) -> Tensor:
+        """Send the rows of the other parts; return the first part's own."""
+        if self._plan.parts > 1:
+            parts = {p: x_BND[:, slice(*self._partition.bounds(p))].contiguous() for p in range(1, self._plan.parts)}
+            self._exchange.start(parts, {}, "scatter", -1)
+        return self._own(x_BND)
+
+    def receive(self, dtype: torch.dtype) -> Tensor:
+        """Wait for the rows that the first part hands out."""
+        start, stop = self._partition.bounds(self._rank)
+        expected: Expected = ((self._batch, stop - start, self._width), dtype)
+        return self._exchange.start({}, {0: expected}, "scatter", -1).wait()[0]
+
+    def run(self, x_BnD: Tensor, mask_BN: Tensor | None) -> Tensor:
+        """Run the blocks on own rows."""
+        if self._plan.parts > 1:
+            self._expect(0)
+        return self._run_blocks(x_BnD, mask_BN, self._bias(mask_BN, x_BnD.dtype), {})
+
+    def gather(self, own_BnD: Tensor, rows: Rows) -> Tensor | None:
+        """Join what the head reads on the first part, [B, R, D]; another part sends what it has of it."""
+        if self._rank:
+            self._return(own_BnD, rows)
+            return None
+        return self._collect(own_BnD, rows, self._returned(rows, own_BnD.dtype))
+
+    def _returned(self, rows: Rows, dtype: torch.dtype) -> dict[int, Expected]:
+        """What the other parts send back, by part."""
+        counts = {p: returned_rows(rows, *self._partition.bounds(p)) for p in range(1, self._plan.ranks)}
+        return {p: ((self._batch, count, self._width), dtype) for p, count in counts.items() if count}
 
     def _scatter(self, x_BND: Tensor, mask_BN: Tensor | None, rows: Rows, number: int, epoch: int) -> None:
         """Header, mask and rows to each rank, posted at once."""
@@ -115,7 +153,7 @@ class Pass:
     def _return(self, x_BnD: Tensor, rows: Rows) -> None:
         selected = _selected(x_BnD, rows, self._partition.bounds(self._rank)[0])
         if selected.shape[1]:
-            self._exchange.start({0: selected.contiguous()}, {}, "collect", len(self._blocks))
+            self._exchange.start({0: selected.contiguous()}, {}, "collect", self._first + len(self._blocks))
 
     def _own(self, x_BND: Tensor) -> Tensor:
         return x_BND[:, slice(*self._partition.bounds(self._rank))]
@@ -154,12 +192,15 @@ class Pass:
         last = len(self._blocks) - 1
         _, _, segments, first_alone = self._segments_of(self._rank)
         for index, block in enumerate(self._blocks):
-            self._recorder.switch("compute", "compress", index)
+            if self._plan.parts == 1:
+                x_BnD = self._alone(block, index, x_BnD, bias, at[0])
+                continue
+            self._recorder.switch("compute", "compress", self._first + index)
             pending = self._send(segment_means(x_BnD, segments, mask_Bn, first_alone), index)
             if index < last:
                 self._expect(index + 1)
             else:
-                self._exchange.expect(back, "collect", len(self._blocks))
+                self._exchange.expect(back, "collect", self._first + len(self._blocks))
             x_BnD = self._block(block, index, x_BnD, pending, bias, at)
         return x_BnD
 
@@ -170,12 +211,13 @@ class Pass:
         """One payload to all peers, by mesh or ring."""
         payload = self._outgoing.encode(z_BLD) if self._peers else z_BLD
         if self._ring:
-            return self._exchange.start_ring(payload, self._incoming, "exchange", index)
-        return self._exchange.start(dict.fromkeys(self._peers, payload), self._incoming, "exchange", index)
+            return self._exchange.start_ring(payload, self._incoming, "exchange", self._first + index)
+        messages = dict.fromkeys(self._peers, payload)
+        return self._exchange.start(messages, self._incoming, "exchange", self._first + index)
 
     def _expect(self, index: int) -> None:
         if not self._ring:
-            self._exchange.expect(self._incoming, "exchange", index)
+            self._exchange.expect(self._incoming, "exchange", self._first + index)
 
     def _block(
         self,
@@ -187,18 +229,27 @@ class Pass:
         at: tuple[Tensor | None, Tensor | None],
     ) -> Tensor:
         arrived = None if self._plan.overlap else pending.wait()
-        self._recorder.switch("compute", "project", index)
+        self._recorder.switch("compute", "project", self._first + index)
         query, key, value = block.project(x_BnD, at[0])
         arrived = pending.wait() if arrived is None else arrived
-        self._recorder.switch("compute", "attend", index)
+        self._recorder.switch("compute", "attend", self._first + index)
         if arrived:
             parts = [stream.decode(arrived[p], x_BnD.dtype) for p, stream in self._streams.items()]
             key_z, value_z = block.project_kv(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1), at[1])
             key, value = torch.cat([key, key_z], dim=2), torch.cat([value, value_z], dim=2)
-        mixed = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=bias, dropout_p=block.dropout, scale=block.scale
-        )
-        return block.finish(x_BnD, mixed.transpose(1, 2).flatten(2))
+        return _attended(block, x_BnD, query, key, value, bias)
+
+    def _alone(self, block: Block, index: int, x_BnD: Tensor, bias: Tensor | None, at: Tensor | None) -> Tensor:
+        """One block where a single part has all tokens."""
+        self._recorder.switch("compute", "block", self._first + index)
+        return _attended(block, x_BnD, *block.project(x_BnD, at), bias)
+
+
+def _attended(block: Block, x_BnD: Tensor, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+    mixed = F.scaled_dot_product_attention(
+        query, key, value, attn_mask=bias, dropout_p=block.dropout, scale=block.scale
+    )
+    return block.finish(x_BnD, mixed.transpose(1, 2).flatten(2))
 
 
 def _selected(x_BnD: Tensor, rows: Rows, first: int) -> Tensor:

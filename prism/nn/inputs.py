@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from prism.errors import UnsupportedModelError
+from prism.nn.exchange import Exchange, Expected
+from prism.nn.recorder import Recorder
 
 Scalar = bool | int | float | str | None
 
@@ -120,7 +122,17 @@ def packed(arguments: Mapping[str, Any], pixels: Pixels | None) -> tuple[Inputs,
                 f"argument {name} is a {type(value).__name__}, which can't be sent to a replica; pass tensors and "
                 f"plain values, or use one replica"
             )
-    return Inputs(tuple(fields), scalars), torch.cat(tensors)
+    return Inputs(tuple(fields), scalars), torch.cat(tensors) if tensors else torch.empty(0, dtype=torch.uint8)
+
+
+def received(inputs: Inputs, exchange: Exchange, recorder: Recorder, device: torch.device) -> dict[str, Any]:
+    """Receive a call's arguments from rank 0."""
+    if not inputs.bytes:
+        return dict(inputs.scalars)
+    expected: Expected = ((inputs.bytes,), torch.uint8)
+    raw = exchange.start({}, {0: expected}, "inputs", -1).wait()[0]
+    recorder.switch("compute", "embed", -1)
+    return unpacked(inputs, raw, device)
 
 
 def unpacked(inputs: Inputs, raw: Tensor, device: torch.device) -> dict[str, Any]:

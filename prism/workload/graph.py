@@ -113,7 +113,7 @@ def _graph(model: ModelSpec, plan: ExecutionPlan, batch: int, tokens: int | None
 class _Replica:
     """Appends the operations of one replica, at most `most` blocks of each stage.
 
-    last: each rank's latest places, on which its rows depend. answers: of the microbatches, at the replica's first rank.
+    last: each rank's latest places, on which its rows depend. answers: of the microbatches, at the first rank.
     """
 
     def __init__(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from prism.errors import UnsupportedModelError
 from prism.families import Family
+from prism.nn.families.shell import with_replaced
 from prism.nn.inputs import Pixels
 from prism.partition import Rows
 from prism.spec import ModelSpec
@@ -92,6 +93,14 @@ class Adapter(ABC):
     def rows(self, arguments: Mapping[str, Any], tokens: int) -> Rows:
         """The rows of the last block that this call's head reads."""
 
+    def head_arguments(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What of a call `head` needs."""
+        return arguments
+
+    @abstractmethod
+    def head(self, x_BRD: Tensor, arguments: Mapping[str, Any]) -> Any:
+        """The model's output from what `place` gives, by the model's own code and without its embedding."""
+
     def place(self, rows_BRD: Tensor, tokens: int) -> Tensor:
         """Put the rows where the head looks for them."""
         return rows_BRD
@@ -102,6 +111,7 @@ class TransformersAdapter(Adapter):
 
     plain: the class without a head. pretrained: the base of every class with one.
     layers: path of the blocks inside the plain model. block: wraps one of them.
+    embeddings: paths of the modules that turn ids and positions into rows, inside the plain model.
     refused: arguments that must be unset, with the remedy.
     """
 
@@ -109,6 +119,7 @@ class TransformersAdapter(Adapter):
     pretrained: ClassVar[type[nn.Module]]
     layers: ClassVar[str]
     block: ClassVar[type[Any]]
+    embeddings: ClassVar[tuple[str, ...]]
     refused: ClassVar[Mapping[str, str]]
 
     def __init__(self, model: Any, family: Family) -> None:
@@ -128,6 +139,17 @@ class TransformersAdapter(Adapter):
     def blocks(self) -> Sequence[Block]:
         """Every block, in order."""
         return [self.block(layer) for layer in self._inner.get_submodule(self.layers)]
+
+    def head(self, x_BRD: Tensor, arguments: Mapping[str, Any]) -> Any:
+        """Call the model with stand-ins for its embedding and its blocks."""
+
+        def embedded(*args: Any, **kwargs: Any) -> Tensor:
+            ids = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
+            return x_BRD.new_zeros(1).expand(*ids.shape[:2], x_BRD.shape[-1])
+
+        prefix = self.stack_path.removesuffix(self.layers)
+        stand_ins: dict[str, Callable[..., Tensor]] = {f"{prefix}{path}": embedded for path in self.embeddings}
+        return with_replaced(self._model, {**stand_ins, self.stack_path: lambda *_, **__: x_BRD})(**arguments)
 
     def padding(self, arguments: Mapping[str, Any]) -> Tensor | None:
         """The call's attention_mask as [B, N]; refuses what is in `refused` and masks of single logits."""

@@ -41,6 +41,7 @@ class Bert(TransformersAdapter):
     """Adapter of a BertModel or of a model that has one."""
 
     plain, pretrained, layers, block = BertModel, BertPreTrainedModel, "encoder.layer", BertBlock
+    embeddings = ("embeddings",)
     refused: ClassVar[Mapping[str, str]] = {
         "past_key_values": "pass whole texts",
         "cache": "pass whole texts",  # its name since transformers 5.24

@@ -46,6 +46,7 @@ class GPT2(TransformersAdapter):
     """Adapter of a GPT2Model or of a model that has one. Outputs carry no past_key_values."""
 
     plain, pretrained, layers, block = GPT2Model, GPT2PreTrainedModel, "h", GPT2Block
+    embeddings = ("wte", "wpe")
     forced: ClassVar[Mapping[str, Any]] = {"use_cache": False}
     refused: ClassVar[Mapping[str, str]] = {
         "past_key_values": "pass whole prompts",

@@ -50,6 +50,7 @@ class Llama(TransformersAdapter):
     """Adapter of a LlamaModel or of a model that has one. Outputs carry no past_key_values."""
 
     plain, pretrained, layers, block = LlamaModel, LlamaPreTrainedModel, "layers", LlamaBlock
+    embeddings = ("embed_tokens",)
     forced: ClassVar[Mapping[str, Any]] = {"use_cache": False}
     refused: ClassVar[Mapping[str, str]] = {
         "past_key_values": "pass whole prompts",

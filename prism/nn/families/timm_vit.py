@@ -57,6 +57,12 @@ class TimmViT(Adapter):
             parameters=parameter_count(model),
         )
 
+    def head_arguments(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {}
+
+    def head(self, x_BRD: Tensor, arguments: Mapping[str, Any]) -> Any:
+        return self._model.forward_head(self._model.norm(x_BRD))
+
     @property
     def pixels(self) -> Pixels | None:
         config = self._model.__dict__.get("pretrained_cfg", {})
