@@ -22,6 +22,7 @@ Embed = Literal["terminal", "each"]
 Collective = Literal["auto", "mesh", "ring"]
 Route = Literal["mesh", "ring"]  # what "auto" chooses from
 RING_FROM_BYTES = 262_144  # from here on the ring beats the mesh for P >= 3 (measured; docs/decisions)
+FIRST_FIELDS = 8  # of a plan: those that the first files had
 
 
 class Mode(str, Enum):
@@ -164,6 +165,12 @@ class ExecutionPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         """The rank at a place."""
         return (place.replica * self.stages + place.stage) * self.parts + place.part
 
+    def hashed(self) -> dict[str, Any]:
+        """The fields for a hash or a seed. One that came later counts where it isn't its default, so that those stay."""
+        fields = msgspec.to_builtins(self)
+        later = self.__struct_fields__[FIRST_FIELDS:]
+        return {name: value for name, value in fields.items() if name not in later or value != LATER[name]}
+
     def on(self, devices: int) -> "ExecutionPlan":
         """The same plan on another number of devices; a local one stays on its own. Raises PlanError."""
         return self if self.ranks == 1 else msgspec.structs.replace(self, devices=devices)
@@ -277,6 +284,7 @@ class ExecutionPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 LOCAL = ExecutionPlan(mode=Mode.LOCAL)
+LATER = {name: getattr(LOCAL, name) for name in ExecutionPlan.__struct_fields__[FIRST_FIELDS:]}
 
 
 def completed(words: Mapping[str, Any]) -> dict[str, Any]:

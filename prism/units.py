@@ -8,7 +8,8 @@ from prism.errors import ConfigError
 _PREFIX = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
 _RATE = {f"{prefix}{unit}": factor for prefix, factor in _PREFIX.items() for unit in ("bps", "bit/s")}
 _TIME = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
-_UNITS = {"rate": "bps, kbps, Mbps or Gbps", "time": "s, ms, us or ns"}
+_SIZE = {**{f"{prefix}b": factor for prefix, factor in _PREFIX.items()}, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30}
+_UNITS = {"rate": "bps, kbps, Mbps or Gbps", "time": "s, ms, us or ns", "memory": "B, kB, MB, GB or MiB, GiB"}
 _QUANTITY = re.compile(r"\s*(-?[0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([a-zµ/]*)\s*", re.IGNORECASE)
 
 
@@ -45,6 +46,14 @@ def parse_seconds(text: str) -> float:
     if seconds < 0:
         raise ConfigError(f"time {text!r} must not be negative; write it like 2ms")
     return seconds
+
+
+def parse_bytes(text: str) -> float:
+    """Read bytes from "8GB" or "512 MiB". Raises ConfigError for a bare number, and for what is not above 0."""
+    size = _quantity(text, "memory", "8GB", _SIZE)
+    if size <= 0:
+        raise ConfigError(f"memory {text!r} must be above 0; write it like 8GB")
+    return size
 
 
 def parse_share(text: str) -> float:

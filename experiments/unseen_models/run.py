@@ -12,7 +12,6 @@ of a held-out model enters the fit. Predictions that are older than the first me
 predictions.json to see a changed model of cost, which the summary then says. The model of cost was changed after set-1
 and set-2 had been measured; set-3 and set-4 were chosen after its last change."""
 
-import subprocess
 from pathlib import Path
 from typing import Annotated
 
@@ -21,12 +20,11 @@ import typer
 from calibration import report as pages
 from calibration.fit import Calibration, calibrate
 from calibration.validate import ComparisonReport
-from experiments.lib.places import PRISM_HW
+from experiments.lib.profiling import hw, measure
 from experiments.unseen_models.publish import pretty, publish
 from experiments.unseen_models.scores import described, held_against, left_out, predicted, summary
 from experiments.unseen_models.sets import CONFIGS, NEWEST, SWEEPS, HeldOut
 from prism.cli.entry import run
-from prism.errors import PrismError
 from prism.perfmap.pooling import read_traces
 from prism.trace import read_trace
 from sim.ask.for_calibration import simulator_of
@@ -38,22 +36,6 @@ ABOUT = {
     "saw none of them.",
 }
 LINK = "testbed:250Mbps"  # of the probes
-
-
-def hw(*arguments: str) -> None:
-    """Run a command of prism-hw, whose output goes to the terminal. Raises PrismError if it fails."""
-    ended = subprocess.run([PRISM_HW, *arguments]).returncode
-    if ended:
-        raise PrismError(
-            f"prism-hw {arguments[0]} ended with {ended}, see above; the same command continues where it stopped"
-        )
-
-
-def measure(config: Path, folder: Path) -> Path:
-    """Run a sweep; one that was interrupted continues."""
-    traces = folder / config.stem
-    hw("profile", "--config", str(config), "--output", str(traces))
-    return traces
 
 
 def fitted(folder: Path) -> Calibration:

@@ -32,10 +32,12 @@ RUN: dict[str, Any] = {
     "batch": Annotated[int | None, option("Samples per batch.", MEASURE_PANEL)],
     "batches": Annotated[int | None, option("Measured batches; 0 goes once over all inputs.", MEASURE_PANEL)],
     "warmups": Annotated[int | None, option("Batches before the measured ones.", MEASURE_PANEL)],
+    "in_flight": Annotated[int | None, option("Batches under way together, as in a stream.", MEASURE_PANEL, min=1)],
     "link": Annotated[
         str | None, option("loopback, shaper:RATE[,LATENCY] or testbed:RATE[,LATENCY[,JITTER[,LOSS]]].", LINK_PANEL)
     ],
     "threads": Annotated[int | None, option("Cores and threads of each rank.", LINK_PANEL)],
+    "memory": Annotated[str | None, option("Of each device, as in 8GB; refuses plans that need more.", LINK_PANEL)],
     "timeout_s": Annotated[float | None, option("Seconds to wait for a silent peer.", LINK_PANEL, "--timeout")],
     "interface": Annotated[str | None, option("Network interface; default: the route to the leader.", LINK_PANEL)],
     "port": Annotated[int | None, option("Port where the ranks meet; default: a free one.", LINK_PANEL)],

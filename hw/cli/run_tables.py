@@ -66,12 +66,18 @@ def _facts(outcome: Outcome) -> Table:
     bandwidth = outcome.effective_bandwidth_mbps
     top1 = f"{outcome.top1:.1%} of {outcome.samples}" if outcome.top1 is not None else "no labels of this model"
     table.add_row("top-1 against the labels", top1)
-    table.add_row(f"agreement with local ({outcome.agreement_kind})", f"{outcome.agreement:.4f}")
-    table.add_row("largest error over largest value", f"{outcome.max_rel_error:.2e}")
+    if outcome.agreement is None:
+        table.add_row("agreement with local", "not compared: each device holds its stage alone")
+    else:
+        table.add_row(f"agreement with local ({outcome.agreement_kind})", f"{outcome.agreement:.4f}")
+        table.add_row("largest error over largest value", f"{outcome.max_rel_error:.2e}")
+    table.add_row("samples per second", f"{outcome.samples_per_s:.3g}")
     exchange = format_bytes(outcome.bytes_per_exchange) if outcome.plan.ranks > 1 else "nothing is exchanged"
     table.add_row("bytes per exchange (a rank, a block)", exchange)
     table.add_row("effective bandwidth", "no exchange" if bandwidth is None else f"{bandwidth:.1f} Mbps")
     table.add_row("energy", energy_line(outcome.energy, outcome.energy_note).removeprefix("energy "))
+    peaks = ", ".join(f"rank {rank} {format_bytes(size)}" for rank, size in outcome.peak_memory_bytes.items())
+    table.add_row("peak memory", peaks)
     table.add_row("weights", outcome.weights)
     table.add_row("inputs", outcome.inputs or "the user's")
     return table

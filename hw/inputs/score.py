@@ -14,22 +14,27 @@ def score(
     tally: Tally, output: Any, reference: Any, call: dict[str, Any], samples: Sequence[Sample], labels: tuple[str, ...]
 ) -> None:
     """Add one batch to the tally, at real tokens only: agreement with the reference, top-1 against the labels, and the
-    largest error over the reference's largest value."""
-    ours, theirs = (_real(main_tensor(out), call) for out in (output, reference))
+    largest error over the reference's largest value.
+
+    reference: None where no device holds the whole model; nothing is compared with it then.
+    """
+    main = main_tensor(output)
+    tally.samples += len(samples)
+    tally.kind = ("top-1" if main.ndim == 2 else "token") if _has_logits(output) else "cosine"
+    if reference is not None:
+        _compare(tally, _real(main, call), _real(main_tensor(reference), call))
+    _predict(tally, main, call, samples, labels)
+
+
+def _compare(tally: Tally, ours: Tensor, theirs: Tensor) -> None:
     error = (ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-30)
     tally.max_rel_error = max(tally.max_rel_error, float(error))
-    tally.samples += len(samples)
-    if _has_logits(output):
-        same = ours.argmax(-1) == theirs.argmax(-1)
-        tally.compared += same.numel()
-        tally.agreeing += float(same.sum())
-        tally.kind = "top-1" if ours.ndim == 2 and main_tensor(output).ndim == 2 else "token"
+    if tally.kind == "cosine":
+        same = torch.nn.functional.cosine_similarity(ours.flatten(0, -2), theirs.flatten(0, -2), dim=-1)
     else:
-        cosine = torch.nn.functional.cosine_similarity(ours.flatten(0, -2), theirs.flatten(0, -2), dim=-1)
-        tally.compared += cosine.numel()
-        tally.agreeing += float(cosine.sum())
-        tally.kind = "cosine"
-    _predict(tally, main_tensor(output), call, samples, labels)
+        same = (ours.argmax(-1) == theirs.argmax(-1)).float()
+    tally.compared += same.numel()
+    tally.agreeing += float(same.sum())
 
 
 def main_tensor(output: Any) -> Tensor:

@@ -8,18 +8,22 @@ import msgspec
 from prism.config import NonNegative, Port, Positive, PositiveNumber
 from prism.errors import ConfigError
 from prism.link import LinkSpec
-from prism.plan import LOCAL, ExecutionPlan, Mode, completed
+from prism.plan import ExecutionPlan, Mode, completed
 from prism.trace import MeterName
+from prism.units import parse_bytes
 
 USUAL = ExecutionPlan(mode=Mode.FULL, devices=2)
 MOST_DEVICES = 64
-ALWAYS_HASHED = 8  # of a plan's fields; a later one counts where it is not its default, so that old folders resume
 # a plan's fields as flags name them, and run files that have no [plan] table
 FLAG_OF_FIELD = {name: "device_weights" if name == "weights" else name for name in ExecutionPlan.__struct_fields__}
 
 
 class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`prism-hw run` as one file: every field is a flag of the same name, and so is every field of its plan."""
+    """`prism-hw run` as one file: every field is a flag of the same name, and so is every field of its plan.
+
+    in_flight: batches that are begun before the first of them is answered.
+    memory: of each device, as in 8GB; a plan that is predicted to need more is refused.
+    """
 
     model: str = "fashion-vit"
     images: str | None = None
@@ -35,6 +39,8 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     link: str = "loopback"
     threads: Positive = 1
     timeout_s: PositiveNumber = 60.0
+    in_flight: Positive = 1
+    memory: str | None = None
     interface: str = ""
     port: Port | None = None
     meter: MeterName = "auto"
@@ -66,17 +72,24 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         """Parse the link. Raises ConfigError."""
         return LinkSpec.parse(self.link)
 
+    def memory_limit(self) -> float | None:
+        """Parse the bytes of a device. Raises ConfigError."""
+        return None if self.memory is None else parse_bytes(self.memory)
+
     def digest(self) -> str:
         """Hash all that matters to what is measured."""
         same = {**self.flat(), "trace": None, "port": None}
-        for field in ExecutionPlan.__struct_fields__[ALWAYS_HASHED:]:
-            if getattr(self.plan, field) == getattr(LOCAL, field):
-                del same[FLAG_OF_FIELD[field]]
+        for later, default in (("in_flight", 1), ("memory", None)):
+            if same[later] == default:
+                del same[later]
+        for field in set(FLAG_OF_FIELD) - set(self.plan.hashed()):
+            del same[FLAG_OF_FIELD[field]]
         return hashlib.blake2b(msgspec.json.encode(same), digest_size=6).hexdigest()
 
     def check(self) -> None:
         """Refuse what can be refused without loading the model. Raises ConfigError."""
         self.link_spec()
+        self.memory_limit()
         if self.plan.devices > MOST_DEVICES:
             raise ConfigError(f"devices {self.plan.devices}: at most {MOST_DEVICES} run together; use fewer")
         if self.images and self.text:

@@ -4,6 +4,7 @@ import functools
 import logging
 import resource
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from hw.run.preparation import PERIOD_S, Preparation
 from hw.run.workpiece import Workpiece
 from prism.cli.progress import Progress
 from prism.errors import InputError, PrismError
+from prism.nn.answers import Answer
 from prism.nn.distribute import DistributedTransformer, distribute
 from prism.nn.exchange import Exchange
 from prism.trace import Batch, Idle, Record, Span, Trace, TraceWriter, aligned, aligned_power
@@ -87,7 +89,7 @@ class Executor:
 
         metered: some device samples power, so the leader goes on until an energy figure has samples enough.
         """
-        piece = self._preparation.workpiece(step.config)
+        piece = self._preparation.workpiece(step.config, step.shares)
         model = distribute(piece.loaded.model, step.config.plan, self._exchange, self._recorder, adapter=piece.adapter)
         task = _Task(step, piece, model, metered)
         self._preparation.power()  # what was sampled between steps belongs to none
@@ -104,6 +106,8 @@ class Executor:
             self._clocks.refresh(ranks)
         while task.model.follow(**(task.piece.call(next(schedule, (0, False, ()))[2]) if schedule else {})):
             spans, _, _ = self._recorder.take()
+            if config.in_flight > 1:
+                continue  # the leader is at another batch
             control.send(msgspec.msgpack.encode(spans), 0)
             self._clocks.refresh(ranks)
         pace += self._paced(config)
@@ -150,9 +154,8 @@ class Executor:
         total = config.warmups + _measured(config, task.piece)
         unscored: list[_Answered] = []
         log.info("%d batches of %d in mode %s", total, config.batch, config.plan.mode.value)
-        for number, warmup, samples in self._schedule(task):
-            call = task.piece.call(samples)
-            output = self._measure(task.model, call, len(samples), warmup, keep)
+        answered = self._stream(task, keep) if config.in_flight > 1 else self._one_by_one(task, keep)
+        for number, warmup, (output, call, samples) in answered:
             key = samples[0].name
             if task.step.score and not warmup and key not in scored:
                 scored.add(key)
@@ -161,6 +164,31 @@ class Executor:
                 _score(task.piece, tally, unscored)
             self._emit(Progress(done=number + 1, total=max(total, number + 1)))
         _score(task.piece, tally, unscored)
+
+    def _one_by_one(self, task: _Task, keep: Keep) -> Iterator[tuple[int, bool, "_Answered"]]:
+        """Run each batch when the one before is answered."""
+        for number, warmup, samples in self._schedule(task):
+            call = task.piece.call(samples)
+            output = self._measure(task.model, call, len(samples), warmup, keep)
+            yield number, warmup, _Answered(output, call, samples)
+
+    def _stream(self, task: _Task, keep: Keep) -> Iterator[tuple[int, bool, "_Answered"]]:
+        """Begin further batches before the first is answered. Their spans are not recorded: they would overlap."""
+        begun: deque[tuple[int, bool, dict[str, Any], tuple[Sample, ...], int, Answer]] = deque()
+        schedule = self._schedule(task)
+        while True:
+            step = next(schedule, None)
+            if step is not None:
+                number, warmup, samples = step
+                call, start = task.piece.call(samples), time.monotonic_ns()
+                begun.append((number, warmup, call, samples, start, task.model.start(**call)))
+            if not begun:
+                return
+            if step is None or len(begun) == task.config.in_flight:
+                number, warmup, call, samples, start, answer = begun.popleft()
+                output, end = answer.wait(), time.monotonic_ns()
+                keep([Batch(batch=number, size=len(samples), start_ns=start, end_ns=end, warmup=warmup)])
+                yield number, warmup, _Answered(output, call, samples)
 
     def _idle(self) -> Idle:
         start = time.monotonic_ns()

@@ -106,7 +106,7 @@ def run_local(config: RunConfig, command: str, on_progress: Callable[[Progress],
     config.check()
     with Site(config.link_spec(), config.plan.ranks, config) as site, Ranks(site.jobs(command), site.folder) as ranks:
         site.play()
-        return ranks.perform(RunStep(config=config), on_progress)
+        return ranks.perform(RunStep(config=config, shares=config.plan.stages > 1), on_progress)
 
 
 def cluster_job(spec: ClusterSpec, rank: int, threads: int, timeout_s: float, command: str) -> RankJob:
@@ -145,7 +145,7 @@ def run_cluster(config: RunConfig, spec: ClusterSpec, command: str, on_progress:
         return run_local(config, command, on_progress)
     job = cluster_job(spec, 0, config.threads, config.timeout_s, command)
     with scratch() as folder, Ranks([job], folder) as ranks:
-        outcome = ranks.perform(RunStep(config=config), on_progress)
+        outcome = ranks.perform(RunStep(config=config, shares=config.plan.stages > 1), on_progress)
         ranks.finish()  # the leader tells the other devices' ranks to end
         return outcome
 

@@ -41,10 +41,15 @@ class RankJob(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunStep(msgspec.Struct, frozen=True, kw_only=True, tag="run"):
-    """Run batches of one configuration. `score` compares each input's output with the local model's."""
+    """Run batches of one configuration.
+
+    score: compare each input's output with the local model's, and with its label. shares: each rank of a pipeline loads
+    its stage's weights alone, so that nothing is compared with the local model.
+    """
 
     config: RunConfig
     score: bool = True
+    shares: bool = False
 
 
 class LinkStep(msgspec.Struct, frozen=True, kw_only=True, tag="link"):
@@ -104,6 +109,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, tag="outcome"):
     top1: float | None
     samples: int
     max_rel_error: float | None
+    samples_per_s: float
     peak_memory_bytes: dict[int, int]
     predictions: tuple[PredictedLabel, ...]
     seed: int

@@ -64,6 +64,7 @@ def outcome(header: TraceHeader, summary: Summary, tally: Tally, memory: dict[in
         energy_j=summary.energy_j,
         energy=summary.energy,
         energy_note=summary.energy_note,
+        samples_per_s=summary.samples_per_s,
         agreement=tally.agreement if scored else None,
         agreement_kind=tally.kind,
         top1=tally.top1,

@@ -15,7 +15,9 @@ from hw.energy.sampler import PowerSampler
 from hw.run.config import RunConfig
 from hw.run.messages import RankJob, RunStep, Work
 from hw.run.workpiece import Workpiece
+from prism.nn.zoo import describe
 from prism.trace import Record
+from prism.workload.memory import check_memory
 
 PERIOD_S = 0.01  # between two power samples
 
@@ -47,17 +49,23 @@ class Preparation:
         """Load what a step needs, and start its power meter. Raises PrismError for what can't be had."""
         if not isinstance(step, RunStep):
             return
-        piece = self.workpiece(step.config)
+        limit = step.config.memory_limit()
+        if limit is not None:  # before weights are loaded that may not fit
+            config = step.config
+            check_memory(describe(config.model), config.plan, config.batch, config.tokens, [limit] * config.plan.ranks)
+        piece = self.workpiece(step.config, step.shares)
         step.config.plan.check(piece.spec, step.config.batch, piece.tokens)
         if self._job.meter_covers and self._sampler is None:
             self._start_sampling(step.config)
 
-    def workpiece(self, config: RunConfig) -> Workpiece:
-        """Return the loaded workpiece where it fits the configuration, else load another."""
-        key = Workpiece.key(config)
+    def workpiece(self, config: RunConfig, shares: bool = False) -> Workpiece:
+        """Return the loaded workpiece where it fits the configuration, else load another. shares: as in RunStep."""
+        stage = config.plan.stages > 1 and shares and self._job.rank < config.plan.ranks
+        key = (*Workpiece.key(config), config.plan if stage else None)
         if self._piece is None or self._key != key:
             self._piece = None  # two models need not fit at once
-            self._piece = Workpiece(config, self.device, self._job.rank == 0 or config.plan.embed == "each")
+            with_inputs = self._job.rank == 0 or config.plan.embed == "each"
+            self._piece = Workpiece(config, self.device, with_inputs, self._job.rank if stage else None)
             self._key = key
         return self._piece
 

@@ -11,6 +11,7 @@ from hw.inputs.samples import Inputs, Sample, load_images, load_text
 from hw.run.config import RunConfig
 from prism.errors import InputError
 from prism.nn.families import adapter_for
+from prism.nn.weights.share import load_share
 from prism.nn.zoo import Loaded, fingerprint, load_model
 from prism.spec import ModelSpec
 
@@ -18,12 +19,18 @@ from prism.spec import ModelSpec
 class Workpiece:
     """A model loaded for one configuration, with its adapter and inputs.
 
+    stage_of: the rank whose stage's weights are all that is loaded; None for the whole model.
     inputs: None on a rank that receives its rows. tokens: of the first input, or the model's own where there is none.
     """
 
-    def __init__(self, config: RunConfig, device: torch.device, with_inputs: bool) -> None:
-        self._device = device
-        self.loaded: Loaded = load_model(config.model, config.weights, config.seed, str(device))
+    def __init__(self, config: RunConfig, device: torch.device, with_inputs: bool, stage_of: int | None = None) -> None:
+        self._device, self._whole = device, stage_of is None
+        if stage_of is None:
+            self.loaded: Loaded = load_model(config.model, config.weights, config.seed, str(device))
+        else:
+            self.loaded, self.fingerprint = load_share(
+                config.model, config.weights, config.seed, device, config.plan, stage_of
+            )
         self.adapter = adapter_for(self.loaded.model)
         self.spec: ModelSpec = self.adapter.spec
         self.inputs: Inputs | None = _load_inputs(config, self.loaded) if with_inputs else None
@@ -60,7 +67,9 @@ class Workpiece:
         return {name: tensor.to(self._device) for name, tensor in self.inputs.collate(samples).items()}
 
     def reference(self, call: dict[str, Any]) -> Any:
-        """Run the model as it is, on this device alone."""
+        """Run the model as it is, on this device alone; None where it holds a stage alone."""
+        if not self._whole:
+            return None
         return self.loaded.model(**call, **self.adapter.forced)
 
 

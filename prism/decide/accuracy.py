@@ -90,15 +90,28 @@ def load_accuracy(path: Path) -> AccuracyTable:
 
 
 def answers_alike(plan: ExecutionPlan) -> ExecutionPlan:
-    """Drop what doesn't change a plan's answers: who embeds, the collective, overlap."""
+    """Drop what doesn't change a plan's answers: replicas, who embeds, the collective, overlap, microbatches.
+
+    Stages change them where a codec is lossy: rows between stages cross in it too.
+    """
+    one = plan.replica(0)
+    lossless = CODECS[one.wire].lossless
+    plain = one.stage(0) if lossless else one
     return ExecutionPlan(
-        mode=plan.mode, devices=plan.ranks, segments=plan.segments, wire=plan.wire, weights=plan.weights
+        mode=plain.mode,
+        devices=plain.ranks,
+        segments=plain.segments,
+        wire=plain.wire,
+        weights=plain.weights,
+        stages=plain.stages,
+        boundaries=plain.boundaries,
     )
 
 
 def is_exact(plan: ExecutionPlan) -> bool:
     """Say whether a plan gives the uncompressed model's answers by construction: nothing is averaged or rounded."""
-    return plan.ranks == 1 or (plan.mode is Mode.FULL and CODECS[plan.wire].lossless)
+    exchanged = plan.mode in (Mode.LOCAL, Mode.FULL)
+    return plan.ranks == 1 or (exchanged and CODECS[plan.wire].lossless)
 
 
 class AnswerQuality(msgspec.Struct, frozen=True):

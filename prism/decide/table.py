@@ -119,7 +119,7 @@ class _PlanCells(NamedTuple):
 
 
 class _PlanGroup:
-    """Plans with equal axes on equally many devices: one check and one interpolation serve them all.
+    """Plans with equal axes on equally many devices and replicas: one check and one interpolation serve them all.
 
     Plan by plan, 25 plans took two fifths of a decision's time.
     """
@@ -127,7 +127,7 @@ class _PlanGroup:
     def __init__(self, members: Sequence[tuple[int, _PlanCells]]) -> None:
         self.indices = [index for index, _ in members]
         self.plans = [cells for _, cells in members]
-        self.ranks = self.plans[0].plan.ranks
+        self.ranks, self.replicas = self.plans[0].plan.ranks, self.plans[0].plan.replicas
         figures = np.array([[_figures(row) for row in cells.rows] for cells in self.plans])
         self.costs = CostGrid(self.plans[0].axes, figures.transpose(1, 2, 0))
 
@@ -156,7 +156,7 @@ class View:
         """
         costs: list[tuple[float, int]] = []
         for group in self._table.groups:
-            if _can_run(group.ranks, self._observation):
+            if _can_run(group.ranks, group.replicas, self._observation):
                 costs += zip(self._costs_of(group).costs, group.indices, strict=True)
         for _, index in sorted(costs):
             yield self._made(index)
@@ -210,9 +210,9 @@ class Table:
         shared_axes: dict[CellAxes, CellAxes] = {}
         self._cells = [_plan_cells(plan, rows, shared_axes) for plan, rows in by_plan.items()]
         self._indices = {cells.plan: index for index, cells in enumerate(self._cells)}
-        alike: dict[tuple[CellAxes, int], list[tuple[int, _PlanCells]]] = {}
+        alike: dict[tuple[CellAxes, int, int], list[tuple[int, _PlanCells]]] = {}
         for index, cells in enumerate(self._cells):
-            alike.setdefault((cells.axes, cells.plan.ranks), []).append((index, cells))
+            alike.setdefault((cells.axes, cells.plan.ranks, cells.plan.replicas), []).append((index, cells))
         self.groups = [_PlanGroup(members) for members in alike.values()]
         self.homes = {index: (group, member) for group in self.groups for member, index in enumerate(group.indices)}
 
@@ -227,7 +227,7 @@ class Table:
 
     def index_of(self, plan: ExecutionPlan, observation: Observation) -> int | None:
         """Find a plan in `plans`, None where it isn't, or where its devices or its link are missing."""
-        return self._indices.get(plan) if _can_run(plan.ranks, observation) else None
+        return self._indices.get(plan) if _can_run(plan.ranks, plan.replicas, observation) else None
 
     def batch_costs(self, plan: ExecutionPlan, batch: int) -> tuple[BatchCosts, int] | None:
         """Find a batch's costs over the rate, and the plan's index in their last axis. None for an unknown plan."""
@@ -333,8 +333,11 @@ def _figures(row: TableRow) -> tuple[float, ...]:
     return row.ms, row.p95_ms, math.nan if row.joules is None else row.joules, row.wire_ms, row.deviation
 
 
-def _can_run(ranks: int, observation: Observation) -> bool:
-    return ranks == 1 or (ranks <= observation.devices and bool(observation.bandwidth_bps))
+def _can_run(ranks: int, replicas: int, observation: Observation) -> bool:
+    """Whether there are devices, a known link, and a sample for each replica."""
+    if ranks == 1:
+        return True
+    return ranks <= observation.devices and replicas <= observation.batch and bool(observation.bandwidth_bps)
 
 
 def _per_bit(observation: Observation) -> float:

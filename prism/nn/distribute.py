@@ -80,7 +80,8 @@ class DistributedTransformer(nn.Module):
         self._adapter = adapter
         self._blocks = list(self._adapter.blocks())
         self._number = 0
-        self._device = next(model.parameters()).device
+        # a stage's model has parameters of other stages that are nowhere
+        self._device = next(p.device for p in model.parameters() if p.device.type != "meta")
         answers = Answers(exchange, recorder, self._device, len(self._blocks))
         self._replicas = Replicas(exchange, recorder, self._device, answers)
         self._stages = Stages(adapter, self._blocks, exchange, recorder, self._device, answers)
@@ -106,7 +107,7 @@ class DistributedTransformer(nn.Module):
         """
         self._check_leads()
         number, self._number = self._number, self._number + 1
-        return self.begin(self.plan, number, args, kwargs)
+        return self.begin(self.plan, number, args, kwargs, turn=number)
 
     def follow(self, *args: Any, **kwargs: Any) -> bool:
         """Take part in one batch as a follower; False when the leader has stopped.
@@ -168,7 +169,7 @@ class DistributedTransformer(nn.Module):
                 header, plan, arguments, lambda own: self._run_replica(plan, place.replica, header.number, own)
             )
             return
-        own = share_of(plan, arguments, self._exchange.rank) if arguments else {}
+        own = share_of(plan, arguments, self._exchange.rank, header.turn) if arguments else {}
         self._group(plan, place.replica).join(**own)
 
     def join(self, *args: Any, **kwargs: Any) -> None:
@@ -185,14 +186,19 @@ class DistributedTransformer(nn.Module):
         if self._exchange.rank != 0:
             raise PlanError(f"rank {self._exchange.rank} is not the leader (rank 0); call follow() there")
 
-    def begin(self, plan: ExecutionPlan, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Answer:
-        """Begin a batch on the leader in a plan's way, without recording it. Raises as calling does."""
+    def begin(
+        self, plan: ExecutionPlan, number: int, args: tuple[Any, ...], kwargs: dict[str, Any], turn: int = 0
+    ) -> Answer:
+        """Begin a batch on the leader in a plan's way, without recording it. Raises as calling does.
+
+        turn: as in BatchHeader.
+        """
         if plan.replicas == plan.stages == 1:
             output = self._local(args, kwargs) if plan.ranks == 1 else self._lead(plan, number, args, kwargs)
             return Answer(lambda: output)
         arguments = {**self._adapter.forced, **bind(self.model, args, kwargs)}
         self._adapter.padding(arguments)  # refuses arguments that no rank may be given
-        header = BatchHeader(number=number, epoch=self._epoch)
+        header = BatchHeader(number=number, epoch=self._epoch, turn=turn)
         if plan.replicas == 1:
             return self._stages.lead(header, plan, arguments, lambda own: self._embedded((), own)[0])
         return self._replicas.lead(

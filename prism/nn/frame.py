@@ -24,6 +24,7 @@ class BatchHeader(msgspec.Struct, frozen=True, kw_only=True):
     epoch: of the group, so that no message of another group is taken for one of this.
     batch, tokens, rows, padded, dtype: set when the leader embeds; else each rank knows them. With replicas, batch is
     the samples of the receiver's replica.
+    turn: how many replicas on the first share goes, so that streams of small batches use all of them.
     samples: of the batch, where there are stages; a sample may have several rows in the batch, as choices have.
     inputs: the arguments that are sent to it, where it is its replica's first rank, or runs the head of stages.
     describe: whether the answer's layout goes ahead of the answer.
@@ -38,6 +39,7 @@ class BatchHeader(msgspec.Struct, frozen=True, kw_only=True):
     rows: Rows | None = None
     padded: bool = False
     dtype: str = "float32"
+    turn: int = 0
     samples: int = 0
     inputs: Inputs | None = None
     describe: bool = False

@@ -30,10 +30,10 @@ class Replicas:
     ) -> Answer:
         """Hand out the samples, and run the leader's own. The answer joins all in order.
 
-        header: number and epoch. Raises UnsupportedModelError for arguments that can't be split, before anything is
-        sent.
+        header: number, epoch and turn. Raises UnsupportedModelError for arguments that can't be split, before anything
+        is sent.
         """
-        shares, kind = plan.shares(inputs.samples_of(arguments)), inputs.kind_of(arguments)
+        shares, kind = _shares(plan, arguments, header.turn), inputs.kind_of(arguments)
         pieces = [inputs.piece(arguments, sum(shares[:r]), sum(shares[: r + 1])) for r in range(plan.replicas)]
         counts = {_first(plan, r): _answers(plan, share) for r, share in enumerate(shares) if r and share}
         layout = self._answers.layouts.get(kind)
@@ -77,7 +77,7 @@ class Replicas:
         if header.inputs is not None:
             own = inputs.received(header.inputs, self._exchange, self._recorder, self._device)
         else:
-            own = share_of(plan, arguments, self._exchange.rank)
+            own = share_of(plan, arguments, self._exchange.rank, header.turn)
         start = 0
         for count in _answers(plan, header.batch):
             output = run(inputs.piece(own, start, start + count))
@@ -85,11 +85,18 @@ class Replicas:
             start += count
 
 
-def share_of(plan: ExecutionPlan, arguments: Arguments, rank: int) -> Arguments:
+def share_of(plan: ExecutionPlan, arguments: Arguments, rank: int, turn: int) -> Arguments:
     """Cut the samples of a rank's replica out of the whole batch."""
-    replica, shares = plan.place(rank).replica, plan.shares(inputs.samples_of(arguments))
+    replica, shares = plan.place(rank).replica, _shares(plan, arguments, turn)
     start = sum(shares[:replica])
     return inputs.piece(arguments, start, start + shares[replica])
+
+
+def _shares(plan: ExecutionPlan, arguments: Arguments, turn: int) -> tuple[int, ...]:
+    """Samples of each replica. Equal replicas take the larger shares in turn."""
+    shares = plan.shares(inputs.samples_of(arguments))
+    turn = 0 if plan.weights else turn % plan.replicas
+    return (*shares[-turn:], *shares[:-turn]) if turn else shares
 
 
 def _answers(plan: ExecutionPlan, share: int) -> tuple[int, ...]:

@@ -248,10 +248,40 @@ def _load_file(model: nn.Module, path: Path) -> None:
         raise InputError(f"{path}: weights don't fit {type(model).__name__} ({first}); give this model's own") from None
 
 
+def safetensors_of(name: str, weights: str | None) -> list[Path]:
+    """Find the safetensors files of a model's weights; none where they are random or of another kind."""
+    if weights is not None:
+        return [Path(weights)] if weights.endswith(".safetensors") else []
+    folder = ASSETS / BUNDLED if name == BUNDLED else Path(name)
+    if folder.is_dir():
+        return _shards(folder)
+    if name in TRANSFORMERS:
+        from huggingface_hub import try_to_load_from_cache
+
+        path = try_to_load_from_cache(name, "model.safetensors")
+        return [Path(path)] if isinstance(path, str) else []
+    path = _cached_by_timm(name)
+    return [Path(path)] if path.endswith(".safetensors") else []
+
+
+def _shards(folder: Path) -> list[Path]:
+    """A folder's safetensors files: the one, or those that an index names."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        return [folder / file for file in sorted(set(msgspec.json.decode(index.read_bytes())["weight_map"].values()))]
+    single = folder / "model.safetensors"
+    return [single] if single.is_file() else []
+
+
+def described(name: str, value: torch.Tensor) -> bytes:
+    """What a fingerprint takes of a tensor beside its values."""
+    return f"{name}{tuple(value.shape)}{value.dtype}".encode()
+
+
 def fingerprint(model: nn.Module) -> str:
     """Hash every parameter's name, shape and values."""
     digest = hashlib.blake2b(digest_size=8)
     for name, parameter in model.state_dict().items():
-        digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
+        digest.update(described(name, parameter))
         digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -74,6 +74,8 @@ def read_traces(paths: Iterable[Path]) -> TraceSet:
             left_out.append(f"{path.name}: the same bytes as {by_digest[file.digest].name}")
         elif not whole_batches(file.trace):
             left_out.append(f"{path.name}: holds no complete measured batch")
+        elif file.trace.header.config.get("in_flight", 1) > 1:
+            left_out.append(f"{path.name}: its batches were in flight together, so their latencies are a queue's")
         else:
             by_digest[file.digest] = file
     files = sorted(by_digest.values(), key=order)

@@ -1,7 +1,8 @@
 """Reduce a Trace to a Summary: medians over the batches that are neither warm-up nor failed."""
 
+import itertools
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -24,6 +25,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     split_ms: the leader's, and adds up to the batch. bytes_per_exchange: one message of the leader in one block.
     coverage: share of the batches' time that the leader's spans account for.
     energy_note: why energy is not measured; empty where it is.
+    samples_per_s: what a stream sustains.
     """
 
     batches: int
@@ -35,6 +37,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     coverage: float
     energy: Energy | None = None
     energy_note: str = ""
+    samples_per_s: float = 0.0
 
     @property
     def energy_j(self) -> float | None:
@@ -58,12 +61,26 @@ def summarise(trace: Trace) -> Summary:
         latency_ms=Latency(p50=median(total_ms), p95=quantile(total_ms, 95)),
         split_ms=per_rank.get(0, dict.fromkeys(KINDS, 0.0)),
         split_per_rank_ms=per_rank,
-        bytes_per_exchange=_exchange_bytes(spans, trace.header.plan.ranks),
+        bytes_per_exchange=_exchange_bytes(spans, trace.header.plan.parts),
         effective_bandwidth_mbps=median(rates) if rates else None,
         coverage=_coverage(done, spans),
         energy=energy,
         energy_note=note,
+        samples_per_s=samples_per_s(done),
     )
+
+
+def samples_per_s(batches: Sequence[Batch]) -> float:
+    """Samples per second that a stream sustains.
+
+    Of batches in flight together, counted from the first one's answer to the last one's. Of batches one after another,
+    over the time that they took: pauses between them are the measurement's.
+    """
+    first, *others = sorted(batches, key=lambda batch: batch.end_ns)
+    together = any(later.start_ns < earlier.end_ns for earlier, later in itertools.pairwise([first, *others]))
+    if together:
+        return sum(batch.size for batch in others) * 1e9 / (others[-1].end_ns - first.end_ns)
+    return sum(batch.size for batch in batches) * 1e9 / sum(batch.end_ns - batch.start_ns for batch in batches)
 
 
 def pace_ms(trace: Trace) -> dict[int, float]:
@@ -104,9 +121,9 @@ def _exchanges(spans: list[Span]) -> list[Span]:
     return [span for span in spans if span.kind == "wire" and span.op == "exchange"]
 
 
-def _exchange_bytes(spans: list[Span], ranks: int) -> int:
+def _exchange_bytes(spans: list[Span], parts: int) -> int:
     """Payload of one message of the leader's block exchange."""
-    sent = [span.sent_bytes // (ranks - 1) for span in _exchanges(spans) if span.rank == 0]
+    sent = [span.sent_bytes // (parts - 1) for span in _exchanges(spans) if span.rank == 0]
     return int(median(sent)) if sent else 0
 
 

@@ -1,8 +1,8 @@
-"""Find where a distributed plan breaks even with one device, and which terms the answer depends on."""
+"""Find where a distributed plan breaks even with one device or with another plan, and which terms the answer depends on."""
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -22,7 +22,7 @@ WHOLE: dict[str, tuple[float, ...]] = {"batch": (1, 2, 3, 4, 6, 8, 12, 16, 24, 3
 
 
 class PlanBreakEven(msgspec.Struct, frozen=True, kw_only=True):
-    """Break-even of a distributed plan with one device along `over`.
+    """Break-even of a distributed plan with another one, which mostly is local, along `over`.
 
     kind: "at" a value, or distributed "always" or "never" wins over all of `values`.
     value: the first whole number at which the winner has changed, or the Mbps of the break-even. wins: on which side
@@ -43,6 +43,7 @@ class PlanBreakEven(msgspec.Struct, frozen=True, kw_only=True):
     local_ms: tuple[float, ...]
     distributed_ms: tuple[float, ...]
     plan: ExecutionPlan
+    against: ExecutionPlan = LOCAL
 
 
 def grid_of(axis: PointAxis, point: Point) -> tuple[float, ...]:
@@ -67,21 +68,25 @@ def find_break_even(
     values: Sequence[float] = (),
     draws: int = 32,
     seed: int = 0,
+    against: ExecutionPlan = LOCAL,
 ) -> PlanBreakEven:
-    """Find where point.plan becomes as fast as one device. Raises PlanError, ConfigError."""
+    """Find where point.plan becomes as fast as another plan. Raises PlanError, ConfigError."""
     if point.plan.ranks == 1:
-        raise PlanError("a crossover compares a distributed plan with local; use --devices 2 or more")
-    grid = tuple(sorted(values or grid_of(axis, point)))
+        raise PlanError("a crossover compares a distributed plan with another; use --devices 2 or more")
+    if point.plan == against:
+        raise PlanError("a crossover compares two plans, and both are the same; choose another with --against")
+    grid = tuple(sorted(values or _possible(grid_of(axis, point), axis, (point.plan, against))))
+    pair = _Pair(point, msgspec.structs.replace(point, plan=against))
     nominal = profile.model()
-    ours, theirs = _curves(profile, [nominal], point, axis, grid)
+    ours, theirs = _curves(profile, [nominal], pair, axis, grid)
     kind, place, _ = crossing(grid, list(ours[0] / theirs[0] - 1.0))
 
     def excess(value: float) -> float:
-        distributed, local = _curves(profile, [nominal], point, axis, [value])
+        distributed, local = _curves(profile, [nominal], pair, axis, [value])
         return float(distributed[0, 0] / local[0, 0]) - 1.0
 
     value = None if place is None else _refined(excess, axis, grid, ours[0] / theirs[0] - 1.0, place)
-    places, wins_here = _drawn(profile, point, axis, grid, draws, seed)
+    places, wins_here = _drawn(profile, pair, axis, grid, draws, seed)
     covered = grid if value is None else [value]  # always and never hold for the whole grid
     outside = list(dict.fromkeys(line for v in covered for line in outside_of(profile, at(point, axis, v))))
     return PlanBreakEven(
@@ -97,19 +102,32 @@ def find_break_even(
         local_ms=tuple(map(float, theirs[0])),
         distributed_ms=tuple(map(float, ours[0])),
         plan=point.plan,
+        against=against,
     )
 
 
+class _Pair(NamedTuple):
+    """A plan's point, and that of the plan that it is compared with."""
+
+    ours: Point
+    theirs: Point
+
+
+def _possible(grid: Sequence[float], axis: PointAxis, plans: Sequence[ExecutionPlan]) -> tuple[float, ...]:
+    """The values at which both plans can run: a batch needs a sample for each replica."""
+    least = max(plan.replicas for plan in plans) if axis == "batch" else 0
+    return tuple(value for value in grid if value >= least)
+
+
 def _curves(
-    profile: CalibratedProfile, costs: Sequence[CostModel], point: Point, axis: PointAxis, grid: Sequence[float]
+    profile: CalibratedProfile, costs: Sequence[CostModel], pair: _Pair, axis: PointAxis, grid: Sequence[float]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Simulate the plan and local: milliseconds, each [costs, values]. What the axis leaves alone is simulated once."""
-    local = msgspec.structs.replace(point, plan=LOCAL)
-    ours = np.array([latencies(profile, costs, at(point, axis, value)) for value in grid]).T
-    if axis in ("bandwidth", "devices", "segments"):
-        theirs = np.repeat(latencies(profile, costs, local)[:, None], len(grid), axis=1)
+    """Simulate both plans: milliseconds, each [costs, values]. What the axis leaves alone is simulated once."""
+    ours = np.array([latencies(profile, costs, at(pair.ours, axis, value)) for value in grid]).T
+    if axis in ("bandwidth", "devices", "segments") and pair.theirs.plan.ranks == 1:
+        theirs = np.repeat(latencies(profile, costs, pair.theirs)[:, None], len(grid), axis=1)
     else:
-        theirs = np.array([latencies(profile, costs, at(local, axis, value)) for value in grid]).T
+        theirs = np.array([latencies(profile, costs, at(pair.theirs, axis, value)) for value in grid]).T
     return ours, theirs
 
 
@@ -129,22 +147,21 @@ def _refined(
 
 
 def _drawn(
-    profile: CalibratedProfile, point: Point, axis: PointAxis, grid: Sequence[float], draws: int, seed: int
+    profile: CalibratedProfile, pair: _Pair, axis: PointAxis, grid: Sequence[float], draws: int, seed: int
 ) -> tuple[list[float], float]:
     """Find break-evens over draws of the terms, and the share of draws in which the plan wins at the point.
 
     The same draws serve both plans, so that what they share cancels out.
     """
     costs = profile.draws(draws, seed)
-    ours, theirs = _curves(profile, costs, point, axis, grid)
-    local = msgspec.structs.replace(point, plan=LOCAL)
-    noise = scatter(profile, draws, point, seed) / scatter(profile, draws, local, seed)
+    ours, theirs = _curves(profile, costs, pair, axis, grid)
+    noise = scatter(profile, draws, pair.ours, seed) / scatter(profile, draws, pair.theirs, seed)
     ratios = ours / theirs * noise[:, None]
     places: list[float] = []
     for row in ratios:
         kind, place, _ = crossing(grid, list(row - 1.0))
         places.append(place if place is not None else grid[0] if kind == "always" else grid[-1])
-    here = latencies(profile, costs, point) / latencies(profile, costs, local) * noise
+    here = latencies(profile, costs, pair.ours) / latencies(profile, costs, pair.theirs) * noise
     return places, float(np.mean(here < 1.0))
 
 

@@ -51,17 +51,20 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
         One device uses no link. The number of blocks is none of them: blocks are alike and simulated one by one.
         """
         model, plan = self.model, self.plan
+        share = max(size for samples in plan.shares(self.batch) if samples for size in plan.microbatches(samples))
         features: dict[str, float] = {
-            "batch": self.batch,
+            "batch": share,
             "tokens": model.tokens,
             "width": model.width,
             "columns": columns(model),
             "devices": plan.ranks,
         }
         if plan.ranks > 1:
-            sent = max(plan.sent_rows(model.tokens)) * self.batch * model.width
             features["link_mbps"] = (self.link.rate_bps or float("inf")) / 1e6
-            features["message_bytes"] = payload_bytes(plan.wire, sent)
+        if plan.parts > 1:
+            features["message_bytes"] = payload_bytes(
+                plan.wire, max(plan.sent_rows(model.tokens)) * share * model.width
+            )
         return features
 
 
@@ -96,7 +99,9 @@ class PointPrediction(msgspec.Struct, frozen=True, kw_only=True):
 
 def plan_fields(plan: ExecutionPlan) -> dict[str, Any]:
     """Name what a plan is in the rows and the JSON of prism-sim; devices that take no part don't count."""
-    return {"mode": plan.mode.value, "segments": plan.segments, "wire": plan.wire, "devices": plan.ranks}
+    counts = {name: getattr(plan, name) for name in ("replicas", "stages", "microbatch")}
+    new = {name: count for name, count in counts.items() if count not in (1, None)}  # other plans' rows are as before
+    return {"mode": plan.mode.value, "segments": plan.segments, "wire": plan.wire, "devices": plan.ranks, **new}
 
 
 def summary(profile: CalibratedProfile, cost: CostModel, point: Point) -> Summary:
@@ -172,7 +177,9 @@ def outside_of(profile: CalibratedProfile, point: Point) -> list[str]:
         if plan.wire not in taken.wires:
             differences.append(f"wire {plan.wire} (calibrated {', '.join(taken.wires)})")
         ring = script(point.model, plan, point.batch).ring
-        if plan.overlap != taken.overlap:
+        if plan.replicas * plan.stages > 1:
+            differences.append("replicas or stages (never calibrated)")
+        if plan.parts > 1 and plan.overlap != taken.overlap:
             differences.append(f"overlap {plan.overlap} (calibrated {taken.overlap})")
         if ring != (taken.collective == "ring") and taken.collective != "auto":
             differences.append(f"collective {'ring' if ring else 'mesh'} (calibrated {taken.collective})")
@@ -187,7 +194,7 @@ def outside_of(profile: CalibratedProfile, point: Point) -> list[str]:
 def scatter(profile: CalibratedProfile, count: int, point: Point, seed: int) -> NDArray[np.float64]:
     """Draw factors for what the terms don't explain, [count]: log-normal, independent between plans."""
     spread = profile.residual_log_sd
-    salt = [seed, *msgspec.json.encode(point.plan)]
+    salt = [seed, *msgspec.json.encode(point.plan.hashed())]
     return np.exp(spread * np.random.default_rng(salt).standard_normal(count))
 
 
@@ -236,4 +243,14 @@ def at(point: Point, axis: PointAxis, value: float) -> Point:
         return point
     if axis == "segments":
         return replace(point, plan=replace(point.plan, segments=int(value)))
-    return replace(point, plan=replace(point.plan, devices=int(value)))
+    return replace(point, plan=on_devices(point.plan, int(value)))
+
+
+def on_devices(plan: ExecutionPlan, devices: int) -> ExecutionPlan:
+    """Change the number of devices. Pure replicas and stages grow with it; else the parts do. Raises PlanError."""
+    fields: dict[str, Any] = {"devices": devices}
+    if plan.parts == 1 and plan.stages == 1:
+        fields["replicas"] = devices
+    elif plan.parts == 1 and plan.replicas == 1:
+        fields["stages"] = devices
+    return msgspec.structs.replace(plan, **fields)

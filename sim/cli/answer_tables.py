@@ -6,6 +6,8 @@ from typing import Any
 import msgspec
 from rich.table import Table
 
+from prism.labels import plan_label
+from prism.plan import LOCAL
 from prism.report.page import cell_text
 from sim.ask.break_even import Influence, PlanBreakEven
 from sim.ask.point import PointPrediction, plan_fields
@@ -50,6 +52,8 @@ def name_of(cell: PointPrediction, parts: Sequence[str] = PARTS) -> str:
         "bandwidth_mbps": f"{cell.bandwidth_mbps or 0:g} Mbps",
         "batch": f"B={cell.batch}",
     }
+    if plan.replicas * plan.stages > 1:
+        return " ".join([plan_label(plan), *[words[part] for part in parts if part in ("bandwidth_mbps", "batch")]])
     mode = plan.mode.value
     mode = f"{mode.replace('segment_means', 'means')} L={plan.segments}" if plan.segments else mode
     mode += f" {':'.join(f'{weight:g}' for weight in plan.weights)}" if plan.weights else ""
@@ -80,15 +84,17 @@ def predictions_table(cells: Sequence[PointPrediction], title: str = "") -> Tabl
 
 
 def crossover_line(flip: PlanBreakEven) -> str:
-    """Say in one line where a distributed plan becomes as fast as one device."""
+    """Say in one line where a distributed plan becomes as fast as another one, which mostly is local."""
+    ours = "distributed" if flip.against == LOCAL else plan_label(flip.plan)
     unit = " Mbps" if flip.over == "bandwidth" else ""
     span = f"over {flip.over}, {flip.values[0]:g} to {flip.values[-1]:g}{unit}"
-    wins = f"distributed wins in {100 * flip.p_distributed_wins:.0f} % of the draws at the point itself"
+    span += "" if flip.against == LOCAL else f", against {plan_label(flip.against)}"
+    wins = f"{ours} wins in {100 * flip.p_distributed_wins:.0f} % of the draws at the point itself"
     if flip.kind != "at" or flip.value is None:
-        return f"{span}: distributed {flip.kind} wins; {wins}; {flip.tag}"
+        return f"{span}: {ours} {flip.kind} wins; {wins}; {flip.tag}"
     low, high = flip.interval or (flip.value, flip.value)
     side = "from" if flip.wins == "above" else "below"
-    return f"{span}: distributed wins {side} {flip.value:.4g}{unit} (90 %: {low:.4g} to {high:.4g}); {wins}; {flip.tag}"
+    return f"{span}: {ours} wins {side} {flip.value:.4g}{unit} (90 %: {low:.4g} to {high:.4g}); {wins}; {flip.tag}"
 
 
 def sensitivity_table(influences: Sequence[Influence]) -> Table:

@@ -13,7 +13,7 @@ from prism.cost import CalibratedProfile
 from prism.errors import ConfigError
 from prism.link import LinkSpec
 from prism.partition import segments_for_rate
-from prism.plan import Collective, ExecutionPlan, Mode
+from prism.plan import LOCAL, Collective, ExecutionPlan, Mode
 from prism.spec import ModelSpec, load_model_spec
 from prism.units import parse_rate, parse_seconds, parse_share
 from sim.ask.point import plan_of, with_tokens
@@ -37,7 +37,12 @@ Segments = Annotated[int | None, option("L, means per part; default: about 10 ti
 WireOf = Annotated[Wire, option("The codec that values are sent in.", PLAN)]
 Overlap = Annotated[bool | None, option("Default: as the profile's data were taken.", PLAN, "--overlap/--no-overlap")]
 CollectiveOf = Annotated[Collective | None, option("Default: as the profile's data were taken.", PLAN)]
-DistributedMode = Annotated[Literal["full", "segment_means"], option("The distributed plan.", PLAN)]
+Way = Literal["full", "segment_means", "replicas", "stages"]
+DistributedMode = Annotated[Way, option("The distributed plan.", PLAN)]
+Against = Annotated[Literal["local"] | Way, option("The plan that it is compared with, on as many devices.", PLAN)]
+Replicas = Annotated[int, option("Groups of devices that share the batch.", PLAN, min=1, max=64)]
+Stages = Annotated[int, option("Groups of devices that share the blocks.", PLAN, min=1, max=64)]
+Microbatch = Annotated[int | None, option("Samples computed together before their answer leaves.", PLAN, min=1)]
 Bandwidth = Annotated[str, option("Nominal rate of the link, as in 400Mbps.", LINK)]
 Latency = Annotated[str, option("Added to every message, as in 2ms.", LINK)]
 Jitter = Annotated[str, option("Standard deviation of the latency.", LINK)]
@@ -64,12 +69,43 @@ class PlanOptions(OptionGroup, frozen=True, kw_only=True):
     devices: Devices = 2
     segments: Segments = None
     wire: WireOf = "fp32"
+    replicas: Replicas = 1
+    stages: Stages = 1
+    microbatch: Microbatch = None
 
     def plan(self, profile: CalibratedProfile, model: ModelSpec, mode: Mode, least: int = 1) -> ExecutionPlan:
-        """Make the plan of this mode, for `least` devices or more."""
-        devices = max(self.devices, least)
-        segments = self.segments or segments_for_rate(model.tokens, devices, USUAL_RATE)
-        return plan_of(profile, mode, devices, segments=segments, wire=self.wire, **self.habits())
+        """Make the plan of this mode, for `least` devices or more; parts are what replicas and stages leave of them."""
+        groups = self.replicas * self.stages
+        devices = max(self.devices, least, groups)
+        parts = devices // groups
+        if mode is Mode.LOCAL or (parts == 1 and groups > 1):
+            return self._groups(self.replicas, self.stages) if groups > 1 else LOCAL
+        segments = self.segments or segments_for_rate(model.tokens, parts, USUAL_RATE)
+        plan = plan_of(profile, mode, parts, segments=segments, wire=self.wire, **self.habits())
+        if groups == 1:
+            return plan
+        fields = {"devices": devices, "replicas": self.replicas, "stages": self.stages, "microbatch": self.microbatch}
+        return msgspec.structs.replace(plan, embed="terminal", **fields)
+
+    def way(self, profile: CalibratedProfile, model: ModelSpec, way: str) -> ExecutionPlan:
+        """Make the plan of a mode or, by their names, that of as many replicas or stages as there are devices."""
+        devices = max(self.devices, 2)
+        if way == "replicas":
+            return self._groups(devices, 1)
+        if way == "stages":
+            return self._groups(1, devices)
+        return self.plan(profile, model, Mode(way), least=1 if way == Mode.LOCAL.value else 2)
+
+    def _groups(self, replicas: int, stages: int) -> ExecutionPlan:
+        wire = self.wire if stages > 1 else "fp32"  # replicas exchange no rows
+        return ExecutionPlan(
+            mode=Mode.LOCAL,
+            devices=replicas * stages,
+            replicas=replicas,
+            stages=stages,
+            wire=wire,
+            microbatch=self.microbatch,
+        )
 
     def habits(self) -> dict[str, Any]:
         """What of the profile's habits was overridden; None where it wasn't."""

@@ -40,7 +40,7 @@ def predict_command(
     costs, spec = load_profile(profile), model.spec()
     models = costs.draws(draws, seed) if draws else []
     place = Point(model=spec, plan=LOCAL, batch=batch, link=link.spec(), topology=link.topology, seed=seed)
-    points = [msgspec.structs.replace(place, plan=each) for each in every_mode(plan, costs, spec)]
+    points = [msgspec.structs.replace(place, plan=each) for each in every_way(plan, costs, spec, batch)]
     cells = [predict(costs, point, models, seed) for point in points]
     title = f"{spec.name}, {spec.tokens} tokens, batch {batch}, profile {costs.name}"
     _prediction_answer(cells, title, costs.name).show(output)
@@ -58,10 +58,22 @@ def _prediction_answer(cells: list[PointPrediction], title: str, profile: str) -
     )
 
 
-def every_mode(plan: options.PlanOptions, profile: CalibratedProfile, model: ModelSpec) -> list[ExecutionPlan]:
-    """Make the plans of local, full exchange and segment means; local alone for one device."""
-    distributed = (Mode.FULL, Mode.SEGMENT_MEANS) if plan.devices > 1 else ()
-    return [LOCAL, *(plan.plan(profile, model, mode) for mode in distributed)]
+def every_way(
+    plan: options.PlanOptions, profile: CalibratedProfile, model: ModelSpec, batch: int
+) -> list[ExecutionPlan]:
+    """Make the plans of local, full exchange, segment means, replicas and stages, as far as the batch and the blocks go.
+
+    Local alone for one device; with replicas or stages given, the ways of their combination.
+    """
+    given = plan.replicas * plan.stages > 1
+    if plan.devices == 1 and not given:
+        return [LOCAL]
+    plans = [plan.plan(profile, model, mode) for mode in (Mode.FULL, Mode.SEGMENT_MEANS)]
+    if not given and plan.devices <= batch:
+        plans.append(plan.way(profile, model, "replicas"))
+    if not given and plan.devices <= model.blocks:
+        plans.append(plan.way(profile, model, "stages"))
+    return [LOCAL, *dict.fromkeys(plans)]
 
 
 def trace_command(

@@ -10,7 +10,6 @@ import typer
 
 from prism.cost import load_profile
 from prism.errors import ConfigError
-from prism.plan import Mode
 from prism.report.figures import drawn
 from prism.spec import ModelSpec
 from sim.ask import study as grid
@@ -38,17 +37,19 @@ def crossover_command(
     link: options.LinkOptions,
     output: options.OutputOptions,
     mode: options.DistributedMode = "segment_means",
+    against: options.Against = "local",
     values: Annotated[str, typer.Option(help="Its values, as in 50,100,400; Mbps for bandwidth.")] = "",
     profile: options.Profile = "orin-nano",
     batch: options.BatchSize = 1,
     draws: options.Draws = 32,
     seed: options.Seed = 0,
 ) -> None:
-    """Find where the distributed plan becomes as fast as one device: a value with its interval, always, or never."""
+    """Find where a distributed plan becomes as fast as another one: a value with its interval, always, or never."""
     costs, spec = load_profile(profile), model.spec()
-    chosen = plan.plan(costs, spec, Mode(mode), least=2)
+    chosen, other = plan.way(costs, spec, mode), plan.way(costs, spec, against)
     point = Point(model=spec, plan=chosen, batch=batch, link=link.spec(), topology=link.topology, seed=seed)
-    _crossover_answer(find_break_even(costs, point, over, _numbers(values, over), draws, seed), costs.name).show(output)
+    found = find_break_even(costs, point, over, _numbers(values, over), draws, seed, against=other)
+    _crossover_answer(found, costs.name).show(output)
 
 
 def _crossover_answer(flip: PlanBreakEven, profile: str) -> Presentation:
@@ -78,6 +79,7 @@ def _crossover_json(flip: PlanBreakEven) -> dict[str, Any]:
         "local_ms": flip.local_ms,
         "distributed_ms": flip.distributed_ms,
         "plan": flip.plan,
+        "against": flip.against,
     }
 
 
@@ -107,7 +109,7 @@ def sensitivity_command(
 ) -> None:
     """Rank the profile's terms by what the answer hangs on: each is moved by its own standard deviation."""
     costs, spec = load_profile(profile), model.spec()
-    point = Point(model=spec, plan=plan.plan(costs, spec, Mode(mode), least=2), batch=batch, link=link.spec())
+    point = Point(model=spec, plan=plan.way(costs, spec, mode), batch=batch, link=link.spec())
     influences = sensitivity(costs, point)
     _sensitivity_answer(influences, costs.name, outside_of(costs, point)).show(output)
 

@@ -20,7 +20,7 @@ from prism.units import parse_seconds
 from sim.ask.point import Point, outside_of
 from sim.cli import options
 from sim.cli.answer_tables import extrapolated, facts_view, served_facts, served_row
-from sim.cli.predict import every_mode
+from sim.cli.predict import every_way
 from sim.cli.presentation import Presentation
 from sim.engine.backend import Machines, identical
 from sim.serving.fleet import Fault
@@ -123,7 +123,7 @@ def serve_command(
     machines = identical(costs, costs.model(), plan.devices, link.spec(), kind=link.topology)
     scenario = requests.scenario(spec, faults, seed)
     table = policy.table(options.map_name(model.model, spec))
-    plans = policy.plans(every_mode(plan, costs, spec), table)
+    plans = policy.plans(every_way(plan, costs, spec, batch=1), table)
     deciding = policy.policy(machines, spec, plans, table)
     served = simulate_serving(machines, scenario, deciding, table, Objective(least_agreement=policy.least_agreement))
     served = msgspec.structs.replace(served, outside=_outside(machines, spec, plans, requests.max_batch))

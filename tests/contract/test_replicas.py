@@ -104,8 +104,9 @@ def test_an_argument_that_cannot_be_split_is_refused_before_anything_is_sent():
     assert run_in_process(2, body) == [True, True]
 
 
-@pytest.mark.parametrize("weights", [(0.0, 1.0), (1.0, 1.0), (0.0, 1.0, 1.0)])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("plan", [dict(weights=(0.0, 1.0)), dict(), dict(embed="each")], ids=str)
 @pytest.mark.parametrize("family", ["vit", "bert_lm"])
-def test_several_batches_may_be_under_way(run, family, weights):
-    case = Case(family=family, plan=replicas(len(weights), weights=weights), batch=3, under_way=5)
+def test_several_batches_may_be_under_way(run, family, plan, batch):
+    case = Case(family=family, plan=replicas(2, **plan), batch=batch, under_way=5)
     assert relative_error(case, run(case)) < EXACT

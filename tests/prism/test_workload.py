@@ -186,3 +186,38 @@ class Counted(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         self.kernels += not any(word in str(function) for word in self.FREE)
         return function(*args, **(kwargs or {}))
+
+
+# -- replicas and stages ------------------------------------------------------------------------------
+
+
+def flops(model, plan, batch):
+    graph = build(model, plan, batch)
+    return [graph.flops(rank) for rank in range(plan.ranks)]
+
+
+@pytest.mark.parametrize("batch", [2, 5])
+def test_replicas_and_stages_do_the_local_work_and_no_more(batch):
+    local = sum(flops(VIT, LOCAL, batch))
+    for plan in (
+        ExecutionPlan(mode=Mode.LOCAL, devices=2, replicas=2),
+        ExecutionPlan(mode=Mode.LOCAL, devices=3, stages=3),
+        ExecutionPlan(mode=Mode.LOCAL, devices=4, stages=2, replicas=2),
+        ExecutionPlan(mode=Mode.LOCAL, devices=2, replicas=2, weights=(0.0, 1.0)),
+    ):
+        assert sum(flops(VIT, plan, batch)) == local, plan
+    assert flops(VIT, ExecutionPlan(mode=Mode.LOCAL, devices=2, replicas=2, weights=(0.0, 1.0)), batch)[0] == 0
+
+
+def test_what_crosses_for_replicas_is_pixels_and_logits():
+    graph = build(VIT, ExecutionPlan(mode=Mode.LOCAL, devices=2, replicas=2), 5)
+    assert graph.sent_bytes("inputs") == 2 * 3 * 224 * 224
+    assert graph.sent_bytes("answer") == 2 * 4 * (VIT.output_width or VIT.width)
+    assert graph.sent_bytes("exchange") == graph.sent_bytes("rows") == 0
+
+
+@pytest.mark.parametrize(("wire", "size"), [("fp32", 4), ("fp16", 2)])
+def test_what_crosses_for_stages_is_rows_and_logits(wire, size):
+    graph = build(VIT, ExecutionPlan(mode=Mode.LOCAL, devices=3, stages=3, wire=wire), 5)
+    assert graph.sent_bytes("rows") == 2 * 5 * VIT.tokens * VIT.width * size
+    assert graph.sent_bytes("answer") == 5 * 4 * (VIT.output_width or VIT.width)

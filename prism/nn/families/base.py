@@ -78,6 +78,23 @@ class Adapter(ABC):
     def spec(self) -> ModelSpec:
         """The model's shape."""
 
+    @property
+    @abstractmethod
+    def ends(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Paths of the modules and parameters before the blocks, and of those behind them."""
+
+    def owner(self, parameter: str) -> int:
+        """Whose a parameter is: -1 of what is before the blocks, a block's number, or their count for what is behind.
+
+        Raises UnsupportedModelError for a parameter that is none of these, which a pipeline can't place.
+        """
+        if parameter.startswith(f"{self.stack_path}."):
+            return int(parameter.removeprefix(f"{self.stack_path}.").partition(".")[0])
+        for paths, number in zip(self.ends, (-1, self.spec.blocks), strict=True):
+            if any(parameter == path or parameter.startswith(f"{path}.") for path in paths):
+                return number
+        raise refuse(self._name, f"the parameter {parameter}", "use a plan of one stage")
+
     @abstractmethod
     def blocks(self) -> Sequence[Block]:
         """Every block, in order."""
@@ -106,12 +123,16 @@ class Adapter(ABC):
         return rows_BRD
 
 
+HEADS = ("classifier", "cls", "qa_outputs", "lm_head", "score", "multiple_choice_head")  # of transformers' classes
+
+
 class TransformersAdapter(Adapter):
     """A plain model of transformers, or a head on top of one: what these families share.
 
     plain: the class without a head. pretrained: the base of every class with one.
     layers: path of the blocks inside the plain model. block: wraps one of them.
-    embeddings: paths of the modules that turn ids and positions into rows, inside the plain model.
+    embeddings, behind: paths of the modules that turn ids and positions into rows, and of those that follow the blocks,
+    inside the plain model.
     refused: arguments that must be unset, with the remedy.
     """
 
@@ -120,6 +141,7 @@ class TransformersAdapter(Adapter):
     layers: ClassVar[str]
     block: ClassVar[type[Any]]
     embeddings: ClassVar[tuple[str, ...]]
+    behind: ClassVar[tuple[str, ...]]
     refused: ClassVar[Mapping[str, str]]
 
     def __init__(self, model: Any, family: Family) -> None:
@@ -140,6 +162,13 @@ class TransformersAdapter(Adapter):
         """Every block, in order."""
         return [self.block(layer) for layer in self._inner.get_submodule(self.layers)]
 
+    @property
+    def ends(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Paths of the embedding's modules, and of the last norm, poolers and heads."""
+        prefix = self.stack_path.removesuffix(self.layers)
+        before, behind = (tuple(f"{prefix}{path}" for path in paths) for paths in (self.embeddings, self.behind))
+        return before, (*behind, *HEADS)
+
     def head(self, x_BRD: Tensor, arguments: Mapping[str, Any]) -> Any:
         """Call the model with stand-ins for its embedding and its blocks."""
 
@@ -147,8 +176,7 @@ class TransformersAdapter(Adapter):
             ids = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
             return x_BRD.new_zeros(1).expand(*ids.shape[:2], x_BRD.shape[-1])
 
-        prefix = self.stack_path.removesuffix(self.layers)
-        stand_ins: dict[str, Callable[..., Tensor]] = {f"{prefix}{path}": embedded for path in self.embeddings}
+        stand_ins: dict[str, Callable[..., Tensor]] = dict.fromkeys(self.ends[0], embedded)
         return with_replaced(self._model, {**stand_ins, self.stack_path: lambda *_, **__: x_BRD})(**arguments)
 
     def padding(self, arguments: Mapping[str, Any]) -> Tensor | None:

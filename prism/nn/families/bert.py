@@ -42,6 +42,7 @@ class Bert(TransformersAdapter):
 
     plain, pretrained, layers, block = BertModel, BertPreTrainedModel, "encoder.layer", BertBlock
     embeddings = ("embeddings",)
+    behind = ("pooler",)
     refused: ClassVar[Mapping[str, str]] = {
         "past_key_values": "pass whole texts",
         "cache": "pass whole texts",  # its name since transformers 5.24

@@ -47,6 +47,7 @@ class GPT2(TransformersAdapter):
 
     plain, pretrained, layers, block = GPT2Model, GPT2PreTrainedModel, "h", GPT2Block
     embeddings = ("wte", "wpe")
+    behind = ("ln_f",)
     forced: ClassVar[Mapping[str, Any]] = {"use_cache": False}
     refused: ClassVar[Mapping[str, str]] = {
         "past_key_values": "pass whole prompts",

@@ -51,6 +51,7 @@ class Llama(TransformersAdapter):
 
     plain, pretrained, layers, block = LlamaModel, LlamaPreTrainedModel, "layers", LlamaBlock
     embeddings = ("embed_tokens",)
+    behind = ("norm",)
     forced: ClassVar[Mapping[str, Any]] = {"use_cache": False}
     refused: ClassVar[Mapping[str, str]] = {
         "past_key_values": "pass whole prompts",

@@ -57,6 +57,11 @@ class TimmViT(Adapter):
             parameters=parameter_count(model),
         )
 
+    @property
+    def ends(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        before = ("cls_token", "reg_token", "pos_embed", "patch_embed", "norm_pre")
+        return before, ("norm", "fc_norm", "head", "attn_pool")
+
     def head_arguments(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
         return {}
 

@@ -139,12 +139,12 @@ def test_an_infinite_link_without_staging_leaves_the_slowest_ranks_compute(plan,
     cost, work = known.model(), script(model, plan, 2)
     compute = [
         sum(
-            weight * seconds(step, cost)
-            for weight, phase in zip((1, model.blocks, 1), phases, strict=True)
-            for step in phase
+            phase.blocks * seconds(step, cost)
+            for phase in phases
+            for step in phase.steps
             if step.kind == "work" and step.span == "compute"
         )
-        for phases in work.steps
+        for phases in work.phases
     ]
     assert summarise(trace).latency_ms.p50 / 1e3 == pytest.approx(max(compute), rel=1e-4)
 
@@ -152,8 +152,9 @@ def test_an_infinite_link_without_staging_leaves_the_slowest_ranks_compute(plan,
 def test_one_device_is_local_and_costs_no_link():
     local = ms(LOCAL)
     cost, work = profile().model(), script(SMALL, LOCAL, 2)
-    before, inside, after = ([seconds(s, cost) for s in p] for p in work.steps[0])
-    assert local == pytest.approx(1e3 * (sum(before) + SMALL.blocks * sum(inside) + sum(after)), rel=1e-4)
+    assert [phase.blocks for phase in work.phases[0]] == [1, SMALL.blocks, 1]
+    expected = sum(phase.blocks * seconds(step, cost) for phase in work.phases[0] for step in phase.steps)
+    assert local == pytest.approx(1e3 * expected, rel=1e-4)
     assert ms(LOCAL, over=link(1)) == local
     alone = run(ExecutionPlan(mode=Mode.FULL, devices=1))
     assert summarise(alone).latency_ms.p50 == local
@@ -240,7 +241,7 @@ def test_ranks_that_lie_apart_wait_for_the_slowest_in_every_block(devices):
     uneven = profile(staged=False, terms=terms(link__message_s=0.0, together__spread=0.1))
     known = profile(**even)
     model, cost = msgspec.structs.replace(SMALL, tokens=64, blocks=60), known.model()  # equal parts; ends count little
-    steps = script(model, plan, 2).steps[0][1]
+    steps = next(phase for phase in script(model, plan, 2).phases[0] if phase.inside).steps
     block = sum(seconds(step, cost) for step in steps if step.kind == "work" and step.span == "compute")
     longer = ms(plan, model, known=uneven, over=link(None)) - ms(plan, model, known=known, over=link(None))
     assert longer / 1e3 == pytest.approx(model.blocks * block * (max(uneven.model().uneven(devices)) - 1), rel=0.05)
@@ -327,3 +328,57 @@ def test_an_earlier_part_that_runs_ahead_waits_for_its_receiver():
         return max(s.end_ns for s in trace.spans if s.rank == 1 and s.op == "scatter")
 
     assert rows_there(3) == rows_there(30)
+
+
+# -- replicas and stages ------------------------------------------------------------------------------
+
+
+def composite(**fields) -> ExecutionPlan:
+    return ExecutionPlan(**{"mode": Mode.LOCAL, **fields})
+
+
+COMPOSITES = [
+    composite(devices=2, replicas=2),
+    composite(devices=2, replicas=2, microbatch=1),
+    composite(devices=3, replicas=3, weights=(0.0, 1.0, 1.0)),
+    composite(devices=2, stages=2),
+    composite(devices=2, stages=2, boundaries=(0,), wire="int4"),
+    composite(devices=4, replicas=2, stages=2),
+    composite(mode=Mode.FULL, devices=4, replicas=2),
+    composite(mode=Mode.SEGMENT_MEANS, devices=4, stages=2, segments=3),
+]
+
+
+def free(known=None):
+    """A machine on which nothing but products takes time."""
+    return known or profile(
+        staged=False, terms=terms(kernel__fixed_s=0.0, block__fixed_s=0.0, link__message_s=0.0, memory__s_per_byte=0.0)
+    )
+
+
+@pytest.mark.parametrize("plan", COMPOSITES, ids=str)
+@pytest.mark.parametrize("model", [SMALL, GPT], ids=lambda model: model.name)
+def test_every_way_ends_and_conserves_its_bytes(plan, model):
+    trace = run(plan, model, batch=4)
+    wire = [span for span in trace.spans if span.kind == "wire"]
+    sent = sum(span.sent_bytes for span in wire if span.op != "header")
+    assert sent == script(model, plan, 4).posted_bytes() > 0
+    assert sent == sum(span.received_bytes for span in wire if span.op != "header")
+    assert {span.rank for span in trace.spans} == set(range(plan.ranks))
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_replicas_divide_the_time_where_the_link_costs_nothing(count):
+    known = free()
+    whole = ms(LOCAL, known=known, batch=8, over=link(None))
+    assert ms(composite(devices=count, replicas=count), known=known, batch=8, over=link(None)) == pytest.approx(
+        whole / count, rel=0.02
+    )
+
+
+@pytest.mark.parametrize("batch", [1, 2, 8])
+def test_a_pipeline_fills_and_drains(batch):
+    known, model = free(), msgspec.structs.replace(SMALL, blocks=8)
+    whole = ms(LOCAL, model, known=known, batch=batch, over=link(None))
+    piped = ms(composite(devices=2, stages=2), model, known=known, batch=batch, over=link(None))
+    assert piped == pytest.approx(whole * (batch + 1) / (2 * batch), rel=0.1)

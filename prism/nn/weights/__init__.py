@@ -1,0 +1,1 @@
+"""Load the weights of a stage alone."""

@@ -1,0 +1,131 @@
+"""A stage loads its own weights alone, bit by bit those of the whole model, and says whose they are."""
+
+import json
+import resource
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from support import cases
+from support.cases import Case
+
+from prism.errors import InputError, UnsupportedModelError
+from prism.nn.distribute import distribute
+from prism.nn.exchange import run_in_process
+from prism.nn.families import adapter_for
+from prism.nn.weights.checkpoint import Checkpoint
+from prism.nn.weights.share import load_share
+from prism.nn.zoo import fingerprint, load_model
+from prism.plan import ExecutionPlan, Mode
+
+CPU = torch.device("cpu")
+TWO = ExecutionPlan(mode=Mode.LOCAL, devices=2, stages=2)
+TEXTS = ["bert", "bert_classifier", "bert_lm", "gpt2", "gpt2_lm", "llama_lm"]
+
+
+def saved(family, folder):
+    model = cases.build(family)
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+def alone(model) -> set[str]:
+    return {name for name, value in model.named_parameters() if value.device.type != "meta"}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", TEXTS)
+def test_two_ranks_with_their_shares_give_the_whole_models_output(tmp_path, family):
+    folder = saved(family, tmp_path / "model")
+    whole = load_model(folder)
+    call = cases.inputs(Case(family=family, plan=TWO, batch=3, padding="right"))
+    parts = [load_share(folder, None, 0, CPU, TWO, rank) for rank in range(2)]
+
+    def body(exchange):
+        wrapped = distribute(parts[exchange.rank].loaded.model, TWO, exchange)
+        return wrapped(**call) if exchange.rank == 0 else wrapped.follow()
+
+    ours = cases.main_tensor(run_in_process(2, body)[0])
+    theirs = cases.main_tensor(whole.model(**call, **adapter_for(whole.model).forced))
+    case = Case(family=family, plan=TWO, batch=3, padding="right")
+    torch.testing.assert_close(cases.real_rows(case, ours), cases.real_rows(case, theirs))
+    assert {part.fingerprint for part in parts} == {fingerprint(whole.model)}
+    first, second = (alone(part.loaded.model) for part in parts)
+    assert first and second and not first & second  # what is tied is held twice, under the second's name there
+    named = {name for name, _ in whole.model.named_parameters(remove_duplicate=False)}
+    assert named - first - second <= {
+        "lm_head.weight",
+        "cls.predictions.decoder.weight",
+        "cls.predictions.decoder.bias",
+    }
+
+
+def test_the_bundled_model_and_random_weights():
+    for weights in (None, "random"):
+        whole = load_model("fashion-vit", weights, seed=3)
+        parts = [load_share("fashion-vit", weights, 3, CPU, TWO, rank) for rank in range(2)]
+        assert {part.fingerprint for part in parts} == {fingerprint(whole.model)}
+        values = dict(whole.model.named_parameters())
+        held = [name for part in parts for name in alone(part.loaded.model)]
+        assert sorted(held) == sorted(values)
+        for part in parts:
+            for name, value in part.loaded.model.named_parameters():
+                assert value.device.type == "meta" or torch.equal(value, values[name]), name
+
+
+def test_shards_and_half_precision_on_disk(tmp_path):
+    whole = cases.build("gpt2_lm")
+    whole.half().save_pretrained(tmp_path, max_shard_size="50KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    part = load_share(str(tmp_path), None, 0, CPU, TWO, 1)
+    assert part.fingerprint == fingerprint(load_model(str(tmp_path)).model)
+    assert all(value.dtype == torch.float32 for value in part.loaded.model.parameters())
+
+
+def test_a_parameter_of_nobody_is_refused():
+    model = cases.build("vit")
+    model.extra = torch.nn.Linear(2, 2)
+    with pytest.raises(UnsupportedModelError, match="parameter extra.weight"):
+        [adapter_for(model).owner(name) for name, _ in model.named_parameters()]
+
+
+def test_files_that_do_not_fit_are_named(tmp_path):
+    bad = tmp_path / "cut.safetensors"
+    bad.write_bytes(b"\x10\0\0\0\0\0\0\0{")
+    with pytest.raises(InputError, match="cut.safetensors"):
+        Checkpoint([bad])
+    other = tmp_path / "other.safetensors"
+    save_file({**load_model("fashion-vit").model.state_dict(), "cls_token": torch.zeros(1, 1, 3)}, other)
+    with pytest.raises(InputError, match="cls_token is"):
+        load_share("fashion-vit", str(other), 0, CPU, TWO, 0)
+
+
+PEAK = """
+import resource, sys, torch
+from prism.nn.weights.share import load_share
+from prism.nn.zoo import load_model
+from prism.plan import ExecutionPlan, Mode
+import accelerate, timm
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+plan = ExecutionPlan(mode=Mode.LOCAL, devices=2, stages=2)
+kept = load_model(sys.argv[1]) if sys.argv[2] == "whole" else load_share(sys.argv[1], None, 0, torch.device("cpu"), plan, 1)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_the_peak_is_the_shares(tmp_path):
+    model = timm.create_model("vit_small_patch16_224", num_classes=10)
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    config = {"architecture": "vit_small_patch16_224", "num_classes": 10}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+
+    def peak(which):
+        command = [sys.executable, "-c", PEAK, str(tmp_path), which]
+        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    size = sum(value.numel() * 4 for value in model.parameters()) // 1024
+    assert resource.getpagesize() and peak("whole") > 0.9 * size
+    assert peak("stage") < 0.75 * size
