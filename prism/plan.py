@@ -166,7 +166,7 @@ class ExecutionPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         return (place.replica * self.stages + place.stage) * self.parts + place.part
 
     def hashed(self) -> dict[str, Any]:
-        """The fields for a hash or a seed. One that came later counts where it isn't its default, so that those stay."""
+        """The fields for a hash or a seed, which stay: a later field counts where it isn't its default."""
         fields = msgspec.to_builtins(self)
         later = self.__struct_fields__[FIRST_FIELDS:]
         return {name: value for name, value in fields.items() if name not in later or value != LATER[name]}

@@ -1,7 +1,7 @@
 """Predict the memory of each rank: weights, what a step computes on, and buffers of messages.
 
     weights      of the stage's blocks, of the embedding on a first stage, of the head on a last one
-    activations  of the largest step: rows in and out, and the hidden rows of an MLP with their activation; or the head's
+    activations  of the largest step: rows in and out, and the hidden rows of an MLP with their activation
     buffers      a message to send and two receives under way, twice for both directions
 
 All values are fp32 words (prism.workload.kernels.WORD). What Python and torch take themselves comes on top, and isn't
@@ -32,7 +32,7 @@ class Weights(NamedTuple):
 
 
 def block_parameters(model: ModelSpec) -> int:
-    """Count the parameters of one block: four projections, the MLP's matrices, two norms, and biases where there are."""
+    """Count the parameters of one block: four projections, the MLP's matrices, two norms, and their biases."""
     width, hidden, kv = model.width, model.mlp_width, model.kv_width
     matrices = 2 * width * width + 2 * width * kv + (3 if model.structure.gated else 2) * width * hidden
     if model.structure.norm == "rms":
@@ -92,8 +92,8 @@ def check_memory(
     for rank, (size, limit) in enumerate(zip(needed, limits, strict=False)):
         if limit is not None and size > limit:
             raise PlanError(
-                f"{plan_label(plan)} needs {format_bytes(size)} on rank {rank} for weights, activations and buffers, the "
-                f"limit is {format_bytes(limit)}; {_remedy(model, batch, tokens, limit)}"
+                f"{plan_label(plan)} needs {format_bytes(size)} on rank {rank} for weights, activations and buffers, "
+                f"the limit is {format_bytes(limit)}; {_remedy(model, batch, tokens, limit)}"
             )
 
 

@@ -1,4 +1,4 @@
-"""Find where a distributed plan breaks even with one device or with another plan, and which terms the answer depends on."""
+"""Find where a plan breaks even with one device or with another plan, and which terms the answer depends on."""
 
 import math
 from collections.abc import Callable, Sequence

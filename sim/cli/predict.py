@@ -61,7 +61,7 @@ def _prediction_answer(cells: list[PointPrediction], title: str, profile: str) -
 def every_way(
     plan: options.PlanOptions, profile: CalibratedProfile, model: ModelSpec, batch: int
 ) -> list[ExecutionPlan]:
-    """Make the plans of local, full exchange, segment means, replicas and stages, as far as the batch and the blocks go.
+    """Make the plans of local, full exchange, means, replicas and stages, as far as the batch and the blocks go.
 
     Local alone for one device; with replicas or stages given, the ways of their combination.
     """

@@ -51,7 +51,7 @@ class Checkpoint:
         raw = torch.empty(entry.size, dtype=torch.uint8)
         with open(entry.path, "rb") as file:
             file.seek(entry.start)
-            if file.readinto(memoryview(raw.numpy())) != entry.size:
+            if file.readinto(raw.numpy().data) != entry.size:
                 raise InputError(f"{entry.path}: ends within {name}; copy the file again")
         return raw.view(entry.dtype).view(entry.shape)
 

@@ -95,7 +95,7 @@ def _filled(model: Any, checkpoint: Checkpoint, device: torch.device, plan: Exec
     for path, value in model.state_dict().items():
         digest.update(described(path, value))
         for piece in checkpoint.pieces(names[path], value.dtype):
-            digest.update(piece.numpy())
+            digest.update(piece.numpy().data)
     return digest.hexdigest()
 
 

@@ -88,14 +88,14 @@ def test_shards_and_half_precision_on_disk(tmp_path):
 def test_a_parameter_of_nobody_is_refused():
     model = cases.build("vit")
     model.extra = torch.nn.Linear(2, 2)
-    with pytest.raises(UnsupportedModelError, match="parameter extra.weight"):
+    with pytest.raises(UnsupportedModelError, match=r"parameter extra\.weight"):
         [adapter_for(model).owner(name) for name, _ in model.named_parameters()]
 
 
 def test_files_that_do_not_fit_are_named(tmp_path):
     bad = tmp_path / "cut.safetensors"
     bad.write_bytes(b"\x10\0\0\0\0\0\0\0{")
-    with pytest.raises(InputError, match="cut.safetensors"):
+    with pytest.raises(InputError, match=r"cut\.safetensors"):
         Checkpoint([bad])
     other = tmp_path / "other.safetensors"
     save_file({**load_model("fashion-vit").model.state_dict(), "cls_token": torch.zeros(1, 1, 3)}, other)
@@ -111,7 +111,8 @@ from prism.plan import ExecutionPlan, Mode
 import accelerate, timm
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 plan = ExecutionPlan(mode=Mode.LOCAL, devices=2, stages=2)
-kept = load_model(sys.argv[1]) if sys.argv[2] == "whole" else load_share(sys.argv[1], None, 0, torch.device("cpu"), plan, 1)
+folder, which = sys.argv[1:]
+kept = load_model(folder) if which == "whole" else load_share(folder, None, 0, torch.device("cpu"), plan, 1)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
