@@ -225,7 +225,7 @@ class ExecutionPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     def microbatches(self, batch: int) -> tuple[int, ...]:
         """Samples of each microbatch of a replica's share of `batch`; the last one may be smaller."""
-        size = self.microbatch or (batch if self.stages == 1 else 1)
+        size = self.microbatch or (max(batch, 1) if self.stages == 1 else 1)
         return tuple(min(size, batch - start) for start in range(0, batch, size))
 
     def _weights_of(self, count: int) -> tuple[float, ...]:

@@ -181,7 +181,7 @@ def outside_of(profile: CalibratedProfile, point: Point) -> list[str]:
             differences.append("replicas or stages (never calibrated)")
         if plan.parts > 1 and plan.overlap != taken.overlap:
             differences.append(f"overlap {plan.overlap} (calibrated {taken.overlap})")
-        if ring != (taken.collective == "ring") and taken.collective != "auto":
+        if plan.parts > 1 and ring != (taken.collective == "ring") and taken.collective != "auto":
             differences.append(f"collective {'ring' if ring else 'mesh'} (calibrated {taken.collective})")
         if point.link.latency_s or point.link.loss or point.link.jitter_s:
             differences.append("added latency, jitter or loss (never calibrated)")

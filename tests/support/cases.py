@@ -140,8 +140,8 @@ def run_rank(case: Case, exchange: Exchange, whole: nn.Module, call: dict[str, A
     if exchange.rank >= case.plan.ranks:
         return None
     if exchange.rank:
-        for _ in range(case.under_way or 1):
-            model.follow(**(call if case.plan.embed == "each" else {}))
+        for own in _rolled(case, call) if case.under_way else [call]:
+            model.follow(**(own if case.plan.embed == "each" else {}))
         return None
     if case.under_way:
         answers = [model.start(**each) for each in _rolled(case, call)]

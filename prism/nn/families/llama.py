@@ -91,7 +91,8 @@ class Llama(TransformersAdapter):
     def rotation(self, positions_BM: Tensor) -> Tensor:
         """Cosines and sines of positions, which may be fractions: [2, B, 1, M, C]."""
         # the model's own module, which takes no more of its first argument than device and type
-        return torch.stack(self._inner.rotary_emb(self._inner.norm.weight, positions_BM)).unsqueeze(2)
+        like = positions_BM.new_empty(0, dtype=self._inner.norm.weight.dtype)
+        return torch.stack(self._inner.rotary_emb(like, positions_BM)).unsqueeze(2)
 
 
 def _rotated(x_BHnC: Tensor, at: Positions) -> Tensor:
