@@ -36,7 +36,8 @@ def run(folder: Path, *arguments: str, code: int = 0, before: str = "") -> str:
 
 def test_predict_gives_the_agreed_fields(tmp_path):
     cells = json.loads(run(tmp_path, "predict", "vit.json", "--batch", "8", "--json"))
-    assert [cell["mode"] for cell in cells] == ["local", "full", "segment_means"]
+    assert [cell["mode"] for cell in cells] == ["local", "full", "segment_means", "local", "local"]
+    assert cells[3]["replicas"] == cells[4]["stages"] == 2 and cells[4]["devices"] == 2
     wanted = {
         "mode",
         "segments",
