@@ -8,12 +8,27 @@ def short(model: str) -> str:
     return model.rstrip("/").rsplit("/", 1)[-1]
 
 
+def way(plan: ExecutionPlan) -> str:
+    """Name what a plan splits, without how: local, or replicas, stages, parts, or some of them."""
+    return " x ".join(_splits(plan)) or "local"
+
+
+def mode_label(plan: ExecutionPlan) -> str:
+    """Name a plan's way by what its parts exchange, as counters and messages do: full, or replicas x full."""
+    return " x ".join(plan.mode.value if name == "parts" else name for name in _splits(plan)) or "local"
+
+
+def _splits(plan: ExecutionPlan) -> dict[str, int]:
+    """What a plan splits, and in how many."""
+    counts = {"replicas": plan.replicas, "stages": plan.stages, "parts": plan.parts}
+    return {name: count for name, count in counts.items() if count > 1}
+
+
 def plan_label(plan: ExecutionPlan) -> str:
     """Name a plan by what sets it apart from others of a map; defaults are left out."""
     if plan.ranks == 1:
         return "local"
-    counts = {"replicas": plan.replicas, "stages": plan.stages, "parts": plan.parts}
-    split = " x ".join(f"{count} {name}" for name, count in counts.items() if count > 1)
+    split = " x ".join(f"{count} {name}" for name, count in _splits(plan).items())
     habits = [_exchanged(plan)] if plan.parts > 1 else []
     habits += [plan.wire] if plan.wire != "fp32" else []
     if plan.weights:

@@ -205,7 +205,7 @@ class ExecutionPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     def shares(self, batch: int) -> tuple[int, ...]:
         """Samples of each replica. One of a batch smaller than the replicas may get none."""
-        return proportional(batch, self._weights_of(self.replicas))
+        return proportional(batch, self.replica_weights)
 
     def stage_blocks(self, blocks: int) -> tuple[tuple[int, int], ...]:
         """First block of each stage of the first replica, and the one after its last. Raises PlanError."""
@@ -234,10 +234,20 @@ class ExecutionPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         size = self.devices // count
         return tuple(sum(weights[start : start + size]) for start in range(0, self.devices, size))
 
+    @property
+    def replica_weights(self) -> tuple[float, ...]:
+        """The summed weights of each replica's devices."""
+        return self._weights_of(self.replicas) if self.replicas > 1 else (1.0,)
+
+    @property
+    def least_batch(self) -> int:
+        """Samples without which a replica would have none; replicas of weight 0 have none anyway."""
+        return sum(weight > 0 for weight in self.replica_weights)
+
     def check(self, model: ModelSpec, batch: int, tokens: int | None = None) -> None:
         """Refuse what can't be done with so many samples of a model. Raises PlanError with the remedy."""
-        used = sum(1 for weight in self._weights_of(self.replicas) if weight)
-        if self.ranks > 1 and used > batch:
+        used = self.least_batch
+        if used > batch:
             raise PlanError(f"{used} replicas for a batch of {batch}: use at most {batch} replicas, or a larger batch")
         for replica in range(self.replicas):
             self.replica(replica).stage_blocks(model.blocks)

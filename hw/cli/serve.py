@@ -16,6 +16,7 @@ from prism.cli import entry, logs
 from prism.cli.options import MODEL_PANEL, OUTPUT_PANEL, option, takes
 from prism.config import merged
 from prism.errors import ConfigError
+from prism.labels import plan_label
 from prism.units import parse_seconds
 
 if TYPE_CHECKING:
@@ -170,7 +171,7 @@ def _view(service: Any, event: str) -> "Table":
     table.add_row("batches", served)
     if (last := runtime.last) is not None:
         expected = "" if last.decision.expected is None else f" of {last.decision.expected.ms:.0f} expected"
-        table.add_row("the last one", f"{last.ran.mode.value}, {last.ms:.0f} ms{expected} ({last.decision.why})")
+        table.add_row("the last one", f"{plan_label(last.ran)}, {last.ms:.0f} ms{expected} ({last.decision.why})")
     table.add_row("answered locally after a failure", str(runtime.failures))
     table.add_row("devices", f"leader, {', '.join(group.names)} (epoch {group.epoch})" if group else "leader")
     rate = "not known" if estimate is None else f"{estimate.rate_bps / 1e6:.0f} Mbps (by {estimate.source})"

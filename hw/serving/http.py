@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from hw.serving import open_inference as v2
 from hw.serving.batching import Batcher, OverloadedError
 from prism.errors import ConfigError, InputError
+from prism.labels import mode_label
 
 BODY_S = 10.0  # for a whole body to arrive
 HEAD_S = 5.0  # for the first request of a connection to begin
@@ -165,7 +166,7 @@ class Server:
         asked, tensors = v2.parse(body, None if given is None else int(given))
         call = v2.checked(tensors, self._inputs)
         answer = await asyncio.wrap_future(self._batcher.submit(call))
-        head = {"mode": answer.ran.mode.value, "devices": answer.ran.ranks}
+        head = {"mode": mode_label(answer.ran), "devices": answer.ran.ranks}
         content, json_bytes = v2.render(self._model, asked, answer.outputs, head)
         if json_bytes is None:
             return web.Response(body=content, content_type="application/json")

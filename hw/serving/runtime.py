@@ -26,6 +26,7 @@ from prism.decide.policy import AnyPolicy, Decision, State
 from prism.decide.rate_gauge import RateGauge
 from prism.decide.table import Objective, Observation, Table
 from prism.errors import ConfigError, ExchangeError
+from prism.labels import mode_label, plan_label
 from prism.link import CROSSINGS
 from prism.nn.distribute import DistributedTransformer
 from prism.plan import LOCAL, ExecutionPlan
@@ -153,7 +154,7 @@ class AdaptiveRuntime:
         end = self._clock()
         ms = (end - start) * 1e3
         self._write(Answered(number=number, at_s=end, ms=ms, ran=ran, failed=failed))
-        self.served[ran.mode.value] += 1
+        self.served[mode_label(ran)] += 1
         self.failures += bool(failed)
         if not failed and self._strategy.learn:
             self._compare(seen, ran, ms, end)
@@ -166,7 +167,7 @@ class AdaptiveRuntime:
         self._state = decision.state
         self._write(decided(number, 0 if group is None else group.epoch, seen, decision))
         if decision.plan != self._present:
-            log.info("plan changed to %s on %d: %s", decision.plan.mode.value, decision.plan.ranks, decision.why)
+            log.info("plan changed to %s: %s", plan_label(decision.plan), decision.why)
             self._present = decision.plan
         return decision
 
@@ -259,7 +260,7 @@ class AdaptiveRuntime:
     def _compare(self, seen: Observation, plan: ExecutionPlan, ms: float, now: float) -> None:
         corrected = self._corrections.compare(seen, plan, ms, self._inferred_bps, now)
         if corrected is not None:
-            log.info("the map was corrected by a factor of %.2f for %s", corrected.factor, plan.mode.value)
+            log.info("the map was corrected by a factor of %.2f for %s", corrected.factor, plan_label(plan))
             self._write(corrected)
 
     def _write(self, entry: Entry) -> None:

@@ -148,7 +148,10 @@ def _lines(sweep: SweepConfig, model: str) -> list[tuple[int, ExecutionPlan]]:
     ]
     habits = {"overlap": sweep.overlap, "collective": sweep.collective}
     lines += [
-        (batch, plan) for batch in sweep.batches for plan in sweep.choices().grouped(**habits) if plan.replicas <= batch
+        (batch, plan)
+        for batch in sweep.batches
+        for plan in sweep.choices().grouped(**habits)
+        if plan.least_batch <= batch
     ]
     kept = round(max(1, sweep.share * len(lines))) if lines else 0
     places = sorted(random.Random(f"{sweep.seed}-{model}").sample(range(len(lines)), kept))

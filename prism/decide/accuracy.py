@@ -94,9 +94,12 @@ def answers_alike(plan: ExecutionPlan) -> ExecutionPlan:
 
     Stages change them where a codec is lossy: rows between stages cross in it too.
     """
-    one = plan.replica(0)
-    lossless = CODECS[one.wire].lossless
-    plain = one.stage(0) if lossless else one
+    alike = {_answers_of(plan.replica(k)) for k, weight in enumerate(plan.replica_weights) if weight}
+    return alike.pop() if len(alike) == 1 else plan  # replicas of unlike parts answer unlike
+
+
+def _answers_of(replica: ExecutionPlan) -> ExecutionPlan:
+    plain = replica.stage(0) if CODECS[replica.wire].lossless else replica
     return ExecutionPlan(
         mode=plain.mode,
         devices=plain.ranks,

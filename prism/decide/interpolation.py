@@ -13,6 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from prism.plan import ExecutionPlan
+
 MS, P95, JOULES, WIRE, DEVIATION = range(5)  # figures of a cell, in this order; unknown joules are NaN
 MIXED = 3  # the first figures, which a decision needs of every plan
 LEAST = 1e-6  # floor of a mixed figure, where a straight line would fall to nothing
@@ -97,14 +99,18 @@ class CostGrid:
         self._cells = np.split(cells, np.cumsum([len(per_bit) for per_bit in axes.per_bit])[:-1])
         self._by_batch: dict[int, BatchCosts] = {}
 
-    def at(self, batch: int) -> BatchCosts:
-        """Interpolate between the two neighbours of a batch, each first brought to the rates of both."""
+    def at(self, batch: int, full: float) -> BatchCosts:
+        """Interpolate between the two neighbours of a batch, each first brought to the rates of both.
+
+        full: the batch that takes as long, which is a larger one where replicas have unequal shares. Joules are those
+        of the samples that there are.
+        """
         costs = self._by_batch.get(batch)
         if costs is None:
-            costs = self._by_batch[batch] = self._interpolated(batch)
+            costs = self._by_batch[batch] = self._interpolated(full, batch / full)
         return costs
 
-    def _interpolated(self, batch: int) -> BatchCosts:
+    def _interpolated(self, batch: float, used: float) -> BatchCosts:
         batches = self._axes.batches
         left, share, beyond = neighbours(batches, batch)
         weights = {left: 1 - share, left + 1: share} if share else {left: 1.0}
@@ -113,6 +119,7 @@ class CostGrid:
         figures = np.add.reduce([weight * end for weight, end in zip(weights.values(), ends, strict=True)])
         if beyond and len(batches) == 1:  # with one measured batch, everything is taken to grow with it
             figures *= batch / batches[0]
+        figures[:, JOULES] *= used
         figures[:, DEVIATION] = np.max([end[:, DEVIATION] for end in ends], axis=0)
         return BatchCosts(per_bit, figures, beyond)
 
@@ -128,6 +135,18 @@ class CostGrid:
             row[:] = (1 - share) * cells[left] + share * cells[right]
             row[DEVIATION] = np.hypot(np.maximum(cells[left], cells[right])[DEVIATION], BEYOND * beyond)
         return figures
+
+
+def full_batch(plan: ExecutionPlan, batch: int) -> float:
+    """The batch that would fill all replicas as `batch` fills the fullest one, which decides how long it takes.
+
+    As 4 for 3 samples on 2 even replicas, since one of them gets 2.
+    """
+    if plan.replicas == 1:
+        return batch
+    weights = plan.replica_weights
+    shares = zip(plan.shares(batch), weights, strict=True)
+    return max(share / weight for share, weight in shares if weight) * sum(weights)
 
 
 def quadrature(per_bit: float, deviation: float) -> Sequence[tuple[float, float]]:

@@ -12,6 +12,7 @@ import msgspec
 from prism.decide.policy import AnyPolicy, Decision, State
 from prism.decide.table import CellPlace, Objective, Observation, Table, TableRow
 from prism.errors import TraceError
+from prism.labels import plan_label
 from prism.plan import ExecutionPlan
 
 VERSION = 2  # version 1 corrected plans instead of cells
@@ -145,7 +146,7 @@ def replay(log: DecisionLog) -> Replay:
         count += 1
         if logged != again and not first:
             first = (
-                f"decision {logged.number}: {logged.plan.mode.value} ({logged.why}) in the log, "
-                f"{again.plan.mode.value} ({again.why}) again"
+                f"decision {logged.number}: {plan_label(logged.plan)} ({logged.why}) in the log, "
+                f"{plan_label(again.plan)} ({again.why}) again"
             )
     return Replay(decisions=count, identical=not first, first_difference=first)

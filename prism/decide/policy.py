@@ -43,14 +43,18 @@ class Policy(Protocol):
 
 
 class FixedPolicy(msgspec.Struct, frozen=True, tag="fixed"):
-    """Choose one plan as long as its devices can be reached, local otherwise."""
+    """Choose one plan as long as its devices can be reached and each of its replicas has a sample, local otherwise."""
 
     plan: ExecutionPlan
 
     def decide(self, observation: Observation, table: Table | None, objective: Objective, state: State) -> Decision:
-        """Choose the plan, or local where it lacks devices."""
-        plan = self.plan if observation.devices >= self.plan.ranks else LOCAL
-        return Decision(plan=plan, why="fixed" if plan == self.plan else "devices missing", state=State(plan=plan))
+        """Choose the plan, or local where it lacks devices or samples."""
+        plan, why = self.plan, "fixed"
+        if observation.devices < plan.ranks:
+            plan, why = LOCAL, "devices missing"
+        elif observation.batch < plan.least_batch:
+            plan, why = LOCAL, "fewer samples than replicas"
+        return Decision(plan=plan, why=why, state=State(plan=plan))
 
 
 class LookupPolicy(msgspec.Struct, frozen=True, tag="lookup"):

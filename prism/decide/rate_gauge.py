@@ -3,7 +3,7 @@
 import bisect
 from typing import NamedTuple
 
-from prism.decide.interpolation import WIRE, quadrature
+from prism.decide.interpolation import WIRE, full_batch, quadrature
 from prism.decide.table import LEAST_DEVIATION, Table
 from prism.plan import ExecutionPlan
 
@@ -27,11 +27,11 @@ class RateGauge:
     def rate_of(self, plan: ExecutionPlan, batch: int, wire_ms: float) -> GaugedRate | None:
         """Find the rate at which a batch of this plan waits `wire_ms`, at most twice the fastest that was measured.
 
-        None where the plan isn't in the table, runs on one device, or has cells whose waits don't grow as the rate
-        falls.
+        None where the plan isn't in the table, runs on one device, has replicas of unequal shares, whose wait is for
+        each other's computing, or has cells whose waits don't grow as the rate falls.
         """
         costs = self._table.batch_costs(plan, batch)
-        if costs is None or plan.ranks == 1:
+        if costs is None or plan.ranks == 1 or full_batch(plan, batch) != batch:
             return None
         line, member = costs
         per_bit, waits_ms = line.per_bit, line.figures[:, WIRE, member].tolist()

@@ -9,7 +9,7 @@ import numpy as np
 
 from prism.config import NonNegativeNumber, Positive, PositiveNumber, Share
 from prism.decide.accuracy import AccuracyTable, Answers
-from prism.decide.interpolation import BatchCosts, CellAxes, CostGrid, MixedCosts, quadrature
+from prism.decide.interpolation import BatchCosts, CellAxes, CostGrid, MixedCosts, full_batch, quadrature
 from prism.errors import ConfigError
 from prism.perfmap import Cell, PerformanceMap
 from prism.plan import ExecutionPlan
@@ -119,7 +119,7 @@ class _PlanCells(NamedTuple):
 
 
 class _PlanGroup:
-    """Plans with equal axes on equally many devices and replicas: one check and one interpolation serve them all.
+    """Plans with equal axes and equal replicas on equally many devices: one check and one interpolation serve them all.
 
     Plan by plan, 25 plans took two fifths of a decision's time.
     """
@@ -127,9 +127,14 @@ class _PlanGroup:
     def __init__(self, members: Sequence[tuple[int, _PlanCells]]) -> None:
         self.indices = [index for index, _ in members]
         self.plans = [cells for _, cells in members]
-        self.ranks, self.replicas = self.plans[0].plan.ranks, self.plans[0].plan.replicas
+        self.plan = self.plans[0].plan  # which of the devices and the batch asks what all of them ask
         figures = np.array([[_figures(row) for row in cells.rows] for cells in self.plans])
-        self.costs = CostGrid(self.plans[0].axes, figures.transpose(1, 2, 0))
+        self._grid = CostGrid(self.plans[0].axes, figures.transpose(1, 2, 0))
+
+    def costs(self, batch: int) -> BatchCosts:
+        """Interpolate the costs of a batch. Where it wasn't measured, replicas take as long as the fullest of them."""
+        measured = batch in self.plans[0].axes.batches
+        return self._grid.at(batch, batch if measured else full_batch(self.plan, batch))
 
 
 class _GroupCosts(NamedTuple):
@@ -156,7 +161,7 @@ class View:
         """
         costs: list[tuple[float, int]] = []
         for group in self._table.groups:
-            if _can_run(group.ranks, group.replicas, self._observation):
+            if can_run(group.plan, self._observation):
                 costs += zip(self._costs_of(group).costs, group.indices, strict=True)
         for _, index in sorted(costs):
             yield self._made(index)
@@ -188,10 +193,18 @@ class View:
     def _costs_of(self, group: _PlanGroup) -> _GroupCosts:
         costs = self._group_costs.get(id(group))
         if costs is None:
-            line = group.costs.at(self._observation.batch)
+            line = group.costs(self._observation.batch)
             mixed = line.at(self._nodes)
             costs = self._group_costs[id(group)] = _GroupCosts(line, mixed, _costs(mixed, self._objective))
         return costs
+
+
+def can_run(plan: ExecutionPlan, observation: Observation) -> bool:
+    """Say whether there are the devices, a known link, and a sample for each replica."""
+    if plan.ranks == 1:
+        return True
+    enough = plan.ranks <= observation.devices and plan.least_batch <= observation.batch
+    return enough and bool(observation.bandwidth_bps)
 
 
 class Table:
@@ -210,9 +223,9 @@ class Table:
         shared_axes: dict[CellAxes, CellAxes] = {}
         self._cells = [_plan_cells(plan, rows, shared_axes) for plan, rows in by_plan.items()]
         self._indices = {cells.plan: index for index, cells in enumerate(self._cells)}
-        alike: dict[tuple[CellAxes, int, int], list[tuple[int, _PlanCells]]] = {}
+        alike: dict[tuple[CellAxes, int, tuple[float, ...]], list[tuple[int, _PlanCells]]] = {}
         for index, cells in enumerate(self._cells):
-            alike.setdefault((cells.axes, cells.plan.ranks, cells.plan.replicas), []).append((index, cells))
+            alike.setdefault((cells.axes, cells.plan.ranks, cells.plan.replica_weights), []).append((index, cells))
         self.groups = [_PlanGroup(members) for members in alike.values()]
         self.homes = {index: (group, member) for group in self.groups for member, index in enumerate(group.indices)}
 
@@ -226,15 +239,15 @@ class Table:
         return View(self, observation, objective)
 
     def index_of(self, plan: ExecutionPlan, observation: Observation) -> int | None:
-        """Find a plan in `plans`, None where it isn't, or where its devices or its link are missing."""
-        return self._indices.get(plan) if _can_run(plan.ranks, plan.replicas, observation) else None
+        """Find a plan in `plans`, None where it isn't, or where its devices, its link or its samples are missing."""
+        return self._indices.get(plan) if can_run(plan, observation) else None
 
     def batch_costs(self, plan: ExecutionPlan, batch: int) -> tuple[BatchCosts, int] | None:
         """Find a batch's costs over the rate, and the plan's index in their last axis. None for an unknown plan."""
         if plan not in self._indices:
             return None
         group, member = self.homes[self._indices[plan]]
-        return group.costs.at(batch), member
+        return group.costs(batch), member
 
     def nearest(self, plan: ExecutionPlan, observation: Observation) -> tuple[CellPlace, float] | None:
         """Find a plan's nearest cell and its milliseconds, without interpolation. None where the plan can't run."""
@@ -331,13 +344,6 @@ def _plan_cells(plan: ExecutionPlan, rows: list[TableRow], shared_axes: dict[Cel
 def _figures(row: TableRow) -> tuple[float, ...]:
     """List a cell's figures in the order of prism.decide.interpolation: MS, P95, JOULES, WIRE, DEVIATION."""
     return row.ms, row.p95_ms, math.nan if row.joules is None else row.joules, row.wire_ms, row.deviation
-
-
-def _can_run(ranks: int, replicas: int, observation: Observation) -> bool:
-    """Whether there are devices, a known link, and a sample for each replica."""
-    if ranks == 1:
-        return True
-    return ranks <= observation.devices and replicas <= observation.batch and bool(observation.bandwidth_bps)
 
 
 def _per_bit(observation: Observation) -> float:

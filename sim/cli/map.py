@@ -62,7 +62,7 @@ class CellOptions(OptionGroup, frozen=True, kw_only=True):
         return [
             Point(model=model, plan=plan, batch=batch, link=LinkSpec(kind="testbed", rate_bps=rate), seed=seed)
             for plan, batch in itertools.product(plans, whole_numbers("batches", self.batches))
-            if plan.replicas <= batch
+            if plan.least_batch <= batch
             for rate in (rates if plan.ranks > 1 else rates[:1])
         ]
 

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from prism.cost import CalibratedProfile, load_profile
 from prism.decide.log import Answered, Decided, DecisionLog, Replay, read_decisions, replay
+from prism.decide.table import can_run
 from prism.errors import PrismError
 from prism.link import LinkSpec
 from prism.plan import ExecutionPlan
@@ -98,7 +99,7 @@ def _decision_cost(log: DecisionLog, decisions: list[Decided], profile: Calibrat
     for decision in decisions:
         seen = decision.observation
         rate = _stepped(seen.bandwidth_bps)
-        able = [p for p in plans if p.ranks == 1 or (p.ranks <= seen.devices and seen.bandwidth_bps)]
+        able = [plan for plan in plans if can_run(plan, seen)]
         rates = {plan: rate if plan.ranks > 1 else ANY_RATE for plan in (*able, decision.plan)}
         decided_ms += simulated_ms(decision.plan, seen.batch, rates[decision.plan])
         oracle_ms += min(simulated_ms(plan, seen.batch, rates[plan]) for plan in able)

@@ -13,6 +13,7 @@ from prism.decide.accuracy import load_accuracy
 from prism.decide.policy import FixedPolicy, Policy, PrismPolicy
 from prism.decide.table import Objective, Table, table_of
 from prism.errors import ConfigError
+from prism.labels import mode_label
 from prism.perfmap import load_map
 from prism.plan import LOCAL, ExecutionPlan
 from prism.spec import ModelSpec
@@ -56,7 +57,7 @@ class PolicyOptions(OptionGroup, frozen=True, kw_only=True):
     """Which plan a batch runs under, and what the policy knows."""
 
     mode: Annotated[
-        Literal["local", "full", "segment_means", "best"],
+        Literal["local", "full", "segment_means", "replicas", "stages", "best"],
         option("best: what is predicted to be fastest, or what the policy of prism-hw serve chooses by --map.", POLICY),
     ] = "best"
     map_file: Annotated[Path | None, option("Performance map that the policy decides by.", POLICY, "--map")] = None
@@ -81,9 +82,12 @@ class PolicyOptions(OptionGroup, frozen=True, kw_only=True):
         """Choose the plans that may run: of the table, of the mode, or all. Raises ConfigError where there is none."""
         if table is not None:
             return [LOCAL, *(plan for plan in table.plans if plan.ranks > 1)]
-        chosen = [plan for plan in possible if self.mode in ("best", plan.mode.value)]
+        chosen = [plan for plan in possible if self.mode in ("best", mode_label(plan))]
         if not chosen:
-            raise ConfigError(f"mode {self.mode} needs at least 2 devices, there is 1; raise --devices")
+            raise ConfigError(
+                f"mode {self.mode} needs at least 2 devices, and replicas as many requests in a batch; raise --devices "
+                f"or --max-batch"
+            )
         return chosen
 
     def policy(self, machines: Machines, model: ModelSpec, plans: list[ExecutionPlan], table: Table | None) -> Policy:
@@ -123,7 +127,7 @@ def serve_command(
     machines = identical(costs, costs.model(), plan.devices, link.spec(), kind=link.topology)
     scenario = requests.scenario(spec, faults, seed)
     table = policy.table(options.map_name(model.model, spec))
-    plans = policy.plans(every_way(plan, costs, spec, batch=1), table)
+    plans = policy.plans(every_way(plan, costs, spec, requests.max_batch), table)
     deciding = policy.policy(machines, spec, plans, table)
     served = simulate_serving(machines, scenario, deciding, table, Objective(least_agreement=policy.least_agreement))
     served = msgspec.structs.replace(served, outside=_outside(machines, spec, plans, requests.max_batch))
@@ -149,7 +153,7 @@ def _outside(machines: Machines, model: ModelSpec, plans: Sequence[ExecutionPlan
     points = [
         Point(model=model, plan=plan, batch=batch, link=machines.link, topology=machines.kind)
         for plan in dict.fromkeys([LOCAL, *plans])
-        for batch in (1, max_batch)
+        for batch in (max(1, plan.least_batch), max_batch)
     ]
     return tuple(dict.fromkeys(line for point in points for line in outside_of(machines.profile, point)))
 

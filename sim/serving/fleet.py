@@ -8,6 +8,7 @@ import simpy
 
 from prism.backend import Workload
 from prism.errors import ConfigError
+from prism.labels import mode_label
 from prism.plan import ExecutionPlan
 from prism.spec import ModelSpec
 from prism.trace import Batch, Trace
@@ -100,7 +101,7 @@ class Fleet:
         self.settle()
         self._open = (Batch(batch=number, size=batch, start_ns=start, end_ns=int(env.now)), plan, group)
         self.busy_ns.append((int(env.now) - start, plan.ranks))
-        self.modes[plan.mode.value] += 1
+        self.modes[mode_label(plan)] += 1
         return ""
 
     def settle(self) -> None:

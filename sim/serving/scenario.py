@@ -65,7 +65,8 @@ class PredictingPolicy:
         """Choose the plan that the table has as the fastest for the batch and the devices."""
         key = (observation.batch, observation.devices)
         if key not in self._fastest:
-            possible = [plan for plan in self._plans if plan.ranks <= observation.devices]
+            there, batch = observation.devices, observation.batch
+            possible = [plan for plan in self._plans if plan.ranks <= there and plan.least_batch <= batch]
             self._fastest[key] = min(possible, key=lambda plan: self._latency(plan, observation.batch))
         plan = self._fastest[key]
         return Decision(plan=plan, why="predicted to be fastest", state=State(plan=plan))

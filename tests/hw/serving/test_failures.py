@@ -54,7 +54,7 @@ def test_a_killed_member_costs_no_answer_and_a_new_one_is_taken_in(pair, caplog)
     assert service.leader.wait(60)
     served, _ = ask(service, x)
     assert served.ran == FULL
-    for event in ("plan changed to full on 2", "kitchen was lost", "kitchen joined", "formed with kitchen"):
+    for event in ("plan changed to 2 parts, full", "kitchen was lost", "kitchen joined", "formed with kitchen"):
         assert event in caplog.text
 
 

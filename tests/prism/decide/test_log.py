@@ -1,10 +1,12 @@
 """A log of decisions: read whole or cut, and decided again."""
 
+from pathlib import Path
+
 import msgspec
 import pytest
 from support.serving import FULL, MODEL, cell
 
-from prism.decide.log import Corrected, LogHeader, decided, read_decisions, replay
+from prism.decide.log import Corrected, Decided, LogHeader, Replay, decided, read_decisions, replay
 from prism.decide.policy import FixedPolicy, LookupPolicy, PrismPolicy, State
 from prism.decide.table import CellPlace, Objective, Observation, Table, table_of
 from prism.errors import TraceError
@@ -46,7 +48,16 @@ def test_the_same_policy_decides_the_same_again(tmp_path, policy):
     found = read_decisions(tmp_path / "log")
     assert found.header.policy == policy and not found.cut
     assert [each.plan for each in found.entries] == [each.plan for each in lines[1:]]
-    assert replay(found) == type(replay(found))(decisions=40, identical=True)
+    assert replay(found) == Replay(decisions=40, identical=True)
+
+
+def test_a_log_from_before_there_were_replicas_and_stages_is_decided_the_same():
+    found = read_decisions(Path(__file__).parent / "decisions_before_replicas.jsonl")  # written by an older version
+    assert replay(found) == Replay(decisions=40, identical=True)
+    assert {entry.plan.mode.value for entry in found.entries if isinstance(entry, Decided)} == {
+        "local",
+        "segment_means",
+    }
 
 
 def test_a_correction_counts_from_where_it_stands(tmp_path):
