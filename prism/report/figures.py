@@ -16,10 +16,21 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's palette, which colour-blind eyes tell apart
 BLUE, VERMILION, GREEN, PINK, ORANGE, SKY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"
+YELLOW = "#f0e442"
 SERIES = (BLUE, VERMILION, GREEN, PINK, ORANGE, SKY)
 DASHES = ("-", "--", "-.", ":")
 INK, SLATE, GREY, PALE = "#1d2430", "#5a6472", "#c9ced6", "#e3e6ea"
 KIND_COLOURS = {"compute": BLUE, "stage_d2h": PINK, "wait": GREY, "wire": VERMILION, "stage_h2d": GREEN}
+WAY_COLOURS = {  # by prism.labels.way
+    "local": GREY,
+    "replicas": GREEN,
+    "stages": ORANGE,
+    "parts": BLUE,
+    "replicas x stages": YELLOW,
+    "replicas x parts": SKY,
+    "stages x parts": PINK,
+    "replicas x stages x parts": VERMILION,
+}
 MODE_COLOURS = {"local": BLUE, "full": VERMILION, "segment_means": GREEN, "first_and_means": PINK}
 
 WIDTH = 10.4  # inches; at 72 points an inch the page's column

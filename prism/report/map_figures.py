@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from prism.labels import way
 from prism.perfmap.crossover import Crossover
 from prism.plan import ExecutionPlan
-from prism.report.figures import PALE, legend_above, line_style, panels
+from prism.report.figures import PALE, WAY_COLOURS, legend_above, line_style, panels
 from prism.report.map_grid import Grid, of_grid, plan_codes, rate_label, ratio_label
 
 if TYPE_CHECKING:
@@ -21,11 +22,12 @@ Colour = tuple[float, float, float] | str
 
 
 def heat_figure(grid: Grid) -> "Figure":
-    """Draw a heat map for each plan, and one of the best plan of each place."""
+    """Draw a heat map of the way that wins at each place, and one of each plan's latency over local."""
     figure, axes = _panels(len(grid.plans) + 1, 0.9 + 0.32 * len(grid.batches))
-    for plan, panel in zip(grid.plans, axes, strict=False):
+    _best_heat_map(axes[0], grid)
+    for plan, panel in zip(grid.plans, axes[1:], strict=True):
         _ratio_heat_map(panel, grid, plan)
-    _best_heat_map(axes[-1], grid)
+    legend_above(figure, abreast=len(WAY_COLOURS))
     return figure
 
 
@@ -59,12 +61,20 @@ def colour_of(ratio: float) -> Colour:
     return red, green, blue
 
 
+def pale(colour: Colour) -> Colour:
+    """Mix a colour with as much white."""
+    from matplotlib.colors import to_rgb
+
+    red, green, blue = ((1 + value) / 2 for value in to_rgb(colour))
+    return red, green, blue
+
+
 def _panels(count: int, height: float) -> tuple["Figure", list["Axes"]]:
     return panels(count, height, abreast=2 if count in (2, 4) else min(count, 3))
 
 
 def _ratio_heat_map(panel: "Axes", grid: Grid, plan: ExecutionPlan) -> None:
-    _frame(panel, grid, f"{grid.label(plan)}: latency over local")
+    _frame(panel, grid, grid.label(plan))
     for row, batch in enumerate(grid.batches):
         for column, rate in enumerate(grid.rates):
             ratio = grid.ratio(plan, batch, rate)
@@ -77,8 +87,11 @@ def _ratio_heat_map(panel: "Axes", grid: Grid, plan: ExecutionPlan) -> None:
 
 
 def _best_heat_map(panel: "Axes", grid: Grid) -> None:
-    _frame(panel, grid, "best plan, and its latency over local")
-    codes = plan_codes(grid.plans)
+    """Paint each place in the colour of the way that wins, paler where another plan is as good within the spread."""
+    from matplotlib.patches import Rectangle
+
+    _frame(panel, grid, "the plan that wins, and its latency over local")
+    codes, winners = plan_codes(grid.plans), set[str]()
     for row, batch in enumerate(grid.batches):
         for column, rate in enumerate(grid.rates):
             best = grid.best(batch, rate)
@@ -89,7 +102,12 @@ def _best_heat_map(panel: "Axes", grid: Grid) -> None:
             ratio = grid.ratio(cell.plan, batch, rate)
             code = f"{'~' if tie else ''}{codes.get(cell.plan, 'local')}"
             text = code if ratio is None else f"{code}\n{ratio_label(ratio)}"
-            _paint(panel, row, column, TIE if tie else MISSING if ratio is None else colour_of(ratio), text)
+            winners.add(way(cell.plan))
+            colour = WAY_COLOURS[way(cell.plan)]
+            _paint(panel, row, column, pale(colour) if tie else colour, text)
+    for name, colour in WAY_COLOURS.items():
+        if name in winners:  # a patch of no size, for the legend
+            panel.add_patch(Rectangle((0, 0), 0, 0, facecolor=colour, label=name))
 
 
 def _frame(panel: "Axes", grid: Grid, title: str) -> None:

@@ -102,7 +102,8 @@ def _without_habits(plan: ExecutionPlan) -> ExecutionPlan:
 
 def _shared_habits(plans: Sequence[ExecutionPlan]) -> list[str]:
     """Name how all of these plans exchange, where that is one way and not the default one."""
-    tails = {plan_label(plan).removeprefix(plan_label(_without_habits(plan))).strip() for plan in plans}
+    sharing = [plan for plan in plans if plan.parts > 1 or plan != _without_habits(plan)]
+    tails = {plan_label(plan).removeprefix(plan_label(_without_habits(plan))).strip(" ,") for plan in sharing}
     return [f"all plans: {tail}" for tail in tails if len(tails) == 1 and tail]
 
 
@@ -123,13 +124,19 @@ def rate_label(rate: float | None) -> str:
 
 
 def plan_codes(plans: Sequence[ExecutionPlan]) -> dict[ExecutionPlan, str]:
-    """Give each plan a short name, as M10 for means with L = 10; what all plans share is left out."""
-    several = len({plan.devices for plan in plans}) > 1
+    """Give each plan a short name, as M10 for means with L = 10, R2xM10 for two replicas of it, S2 for two stages.
+
+    What all plans share is left out.
+    """
+    several = len({plan.parts for plan in plans if plan.parts > 1}) > 1
     codes: dict[ExecutionPlan, str] = {}
     for plan in plans:
-        code = f"M{plan.segments}" if plan.segments else "F"
+        names = {"R": plan.replicas, "S": plan.stages}
+        words = [f"{name}{count}" for name, count in names.items() if count > 1]
+        words += [f"M{plan.segments}" if plan.segments else "F"] if plan.parts > 1 else []
+        code = "x".join(words) + (f"m{plan.microbatch}" if plan.microbatch else "")
         code += "" if CODECS[plan.wire].lossless else f"-{plan.wire}"
-        code += f"-P{plan.devices}" if several else ""
+        code += f"-P{plan.parts}" if several and plan.parts > 1 else ""
         taken = sum(other == code or other.startswith(f"{code}.") for other in codes.values())
         codes[plan] = f"{code}.{taken + 1}" if taken else code
     return codes

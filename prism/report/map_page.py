@@ -17,9 +17,11 @@ BODY = """{% for note in notes %}<p class="about">{{ note }}</p>{% endfor %}
 {% for part in parts %}
 <h2>{{ part.title }}</h2>
 {{ part.heat }}
-<p class="about">{{ part.key }}. Blue: faster than local, red: slower, full depth from a factor of {{ limit }} on.
-{% if part.measured %}Grey and ~: within the spread, that is, the median of either lies where the other's was seen:
-between its visits' medians (the outer tenth left out, of more than five) or its batches' quartiles.{% endif %}</p>
+<p class="about">{{ part.key }}. In the first map the colour is that of the way that wins. The others show
+each plan's latency over that of local: blue is faster, red slower, full depth from a factor of {{ limit }} on.
+{% if part.measured %}Grey or pale, and ~: within the spread, that is, the median of either lies where the other's was
+seen: between its visits' medians (the outer tenth left out, of more than five) or its batches' quartiles.
+{% endif %}</p>
 {% if part.lines %}{{ part.lines }}
 <p class="about">Latency over local against the link's rate. Rings: where a plan is as fast as local, linear between
 neighbours in the logarithm of the rate.

@@ -37,7 +37,7 @@ def header(plan, link, batch=1, host=None, **fields):
     return TraceHeader(**{**base, **fields})
 
 
-def records(lengths_ms, ranks, size=1, warmup_ms=1000, start_ms=0, gap_ms=0):
+def records(lengths_ms, ranks, size=1, warmup_ms=1000, start_ms=0, gap_ms=0, op="exchange"):
     """A warm-up, then a batch of each length: the leader computes half of it and waits on the wire for the rest."""
     found, at = [], start_ms
     for number, length in enumerate([warmup_ms, *lengths_ms]):
@@ -50,7 +50,7 @@ def records(lengths_ms, ranks, size=1, warmup_ms=1000, start_ms=0, gap_ms=0):
                         batch=number,
                         rank=rank,
                         kind="wire",
-                        op="exchange",
+                        op=op,
                         block=0,
                         start_ns=middle,
                         end_ns=end,
@@ -83,8 +83,10 @@ def visit(folder, plan, link, visits, batch=1, model="vit", **fields):
     """One file for each list of batch lengths, a minute apart. Returns the paths."""
     paths = []
     for number, lengths in enumerate(visits):  # at most ten
-        what = f"{model}-{plan.mode.value}{plan.segments or ''}-{plan.wire}-B{batch}"
+        split = f"R{plan.replicas}S{plan.stages}"
+        what = f"{model}-{plan.mode.value}{plan.segments or ''}-{split}-{plan.wire}-B{batch}"
         name = f"{what}-{link.replace(':', '-')}.{number}.jsonl"
         head = header(plan, link, batch, **{"model": model, "created": f"2026-01-01T00:0{number}:00Z", **fields})
-        paths.append(write(folder / name, head, records(lengths, plan.ranks, size=batch)))
+        op = "exchange" if plan.parts > 1 else "answer"
+        paths.append(write(folder / name, head, records(lengths, plan.ranks, size=batch, op=op)))
     return paths

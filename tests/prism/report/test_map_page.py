@@ -3,14 +3,15 @@ from xml.etree import ElementTree
 
 import msgspec
 import pytest
+from matplotlib.colors import to_rgba
 from support.visits import FULL, MEANS, header, powered, records, visit, write
 
 from prism.perfmap import build_map
 from prism.perfmap.crossover import crossovers
 from prism.perfmap.pooling import read_traces
-from prism.plan import LOCAL
-from prism.report.figures import style
-from prism.report.map_figures import colour_of, line_figure
+from prism.plan import LOCAL, ExecutionPlan, Mode
+from prism.report.figures import WAY_COLOURS, style
+from prism.report.map_figures import colour_of, heat_figure, line_figure, pale
 from prism.report.map_grid import grids
 from prism.report.map_page import map_page
 
@@ -42,8 +43,39 @@ def test_the_page_needs_no_other_file(map_):
 def test_heat_maps_hold_every_ratio_and_the_best_plan(map_):
     shown = words(svgs(map_page(map_))[0])
     assert [shown.count(value) for value in ("1.50x", "0.50x", "6.00x", "2.00x")] == [2, 4, 2, 2]
-    assert shown.count("M10") == 2 and shown.count("local") == 2
-    assert "2 parts, means L=10: latency over local" in shown
+    assert shown.count("M10") == 2 and shown.count("local") == 2 + 1
+    assert "2 parts, means L=10" in shown
+
+
+REPLICAS = ExecutionPlan(mode=Mode.LOCAL, devices=2, replicas=2)
+STAGES = ExecutionPlan(mode=Mode.LOCAL, devices=2, stages=2)
+
+
+def test_the_colour_of_a_place_is_that_of_the_way_that_wins(tmp_path):
+    for batch in (1, 4):
+        visit(tmp_path, LOCAL, "loopback", [[100 * batch]] * 2, batch)
+        for rate, ratio in ((20, 1.5), (400, 0.8)):
+            visit(tmp_path, MEANS, f"testbed:{rate}Mbps", [[100 * batch * ratio]] * 2, batch)
+            visit(tmp_path, STAGES, f"testbed:{rate}Mbps", [[90 * batch * ratio + 40]] * 2, batch)
+    for rate in (20, 400):
+        visit(tmp_path, REPLICAS, f"testbed:{rate}Mbps", [[200]] * 2, 4)
+    map_ = build_map(read_traces([tmp_path]))
+    with style():
+        figure = heat_figure(grids(map_)[0])
+    first = figure.axes[0]
+    shown = [patch.get_facecolor() for patch in first.patches if patch.get_width()]
+    ways = ("local", "parts", "replicas", "replicas")  # batch 1 at 20 and 400 Mbps, batch 4
+    assert shown == [to_rgba(WAY_COLOURS[way]) for way in ways]
+    assert [text.get_text() for text in first.texts] == ["local", "M10\n0.80x", "R2\n0.50x", "R2\n0.50x"]
+    assert [text.get_text() for text in figure.legends[0].texts] == ["local", "replicas", "parts"]
+
+
+def test_where_another_plan_is_as_good_the_colour_is_pale(tmp_path):
+    visit(tmp_path, LOCAL, "loopback", [[10, 10], [11, 11]])
+    visit(tmp_path, FULL, "testbed:100Mbps", [[10.2]])
+    with style():
+        figure = heat_figure(grids(build_map(read_traces([tmp_path])))[0])
+    assert figure.axes[0].patches[0].get_facecolor() == to_rgba(pale(WAY_COLOURS["parts"]))
 
 
 def test_lines_have_a_panel_for_each_batch_and_rings_at_crossovers(map_):

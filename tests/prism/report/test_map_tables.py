@@ -124,6 +124,23 @@ def test_plan_codes_are_short_and_different():
     assert list(plan_codes([FULL, msgspec.structs.replace(FULL, devices=3)]).values()) == ["F-P2", "F-P3"]
 
 
+def test_plan_codes_name_replicas_and_stages():
+    pair = ExecutionPlan(mode=Mode.LOCAL, devices=2, replicas=2)
+    line = ExecutionPlan(mode=Mode.LOCAL, devices=2, stages=2, microbatch=4, wire="int8")
+    four = [msgspec.structs.replace(MEANS, devices=4, **{name: 2}) for name in ("replicas", "stages")]
+    codes = plan_codes([pair, line, FULL, MEANS, *four, msgspec.structs.replace(pair, devices=4, stages=2)])
+    assert list(codes.values()) == ["R2", "S2m4-int8", "F", "M10", "R2xM10", "S2xM10", "R2xS2"]
+
+
+def test_what_parts_share_stands_in_the_title_where_replicas_have_no_exchange(tmp_path):
+    visit(tmp_path, LOCAL, "loopback", [[10]], 2)
+    visit(tmp_path, msgspec.structs.replace(FULL, overlap=False), "testbed:100Mbps", [[20]], 2)
+    visit(tmp_path, ExecutionPlan(mode=Mode.LOCAL, devices=2, replicas=2), "testbed:100Mbps", [[5]], 2)
+    (grid,) = grids(build_map(read_traces([tmp_path])))
+    assert grid.title == "vit, 197 tokens, testbed, all plans: no overlap"
+    assert [grid.label(plan) for plan in grid.plans] == ["2 replicas", "2 parts, full"]
+
+
 def test_the_best_plan_says_when_another_is_as_good(tmp_path):
     visit(tmp_path, LOCAL, "loopback", [[10, 10], [11, 11]])
     visit(tmp_path, FULL, "testbed:100Mbps", [[10.2]])
