@@ -1,10 +1,13 @@
-"""Every exception that users see. Each message names the value, the limit and the remedy."""
+"""Every exception that users see, and the exit codes. Each message names the value, the limit and the remedy."""
+
+MENDABLE = 2  # exit code of what the user can mend
+INTERRUPTED = 130  # exit code after Ctrl-C, as a shell's: 128 and the signal's number
 
 
 class PrismError(Exception):
     """Base class: a CLI prints it as one line and exits with `exit_code`."""
 
-    exit_code = 2
+    exit_code = MENDABLE
 
 
 class ConfigError(PrismError):

@@ -42,7 +42,8 @@ from experiments.adaptive.scores import judged, with_lookups
 from experiments.adaptive.simulator import simulated
 from experiments.adaptive.testbed import measured, serve
 from hw.evaluate.run import EvalConfig, evaluate
-from prism.decide.log import read_decisions, replay
+from prism.decide.log import read_decisions
+from prism.decide.replay import replay
 from prism.decide.table import Objective
 
 

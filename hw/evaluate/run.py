@@ -4,7 +4,6 @@ All parts of a plan run in this process, as threads that share one copy of the w
 the same codecs and masks as between devices. Results are appended to a file, from which a killed run goes on.
 """
 
-import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from hw.evaluate.in_process import together
 from hw.evaluate.scores import METRICS, SampleScore, figures, scored
 from hw.evaluate.store import EvalHeader, Store
 from hw.machine import facts as host
+from hw.machine.threads import even_share
 from prism.cli.progress import Progress
 from prism.decide.accuracy import AccuracyTable, Metric, PlanAccuracy, answers_alike
 from prism.decide.table import Objective, Observation, table_of
@@ -120,7 +120,7 @@ def _length(content: Any) -> int:
 
 def _threads(config: EvalConfig, ranks: int) -> None:
     """Share the cores between the ranks, which are threads of this process."""
-    torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // ranks))
+    torch.set_num_threads(config.threads or even_share(ranks))
 
 
 # -- the table --------------------------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ from prism.link import LinkSpec
 from prism.nn.exchange import Exchange
 from prism.plan import Route
 from prism.trace import Probe, now_text
+from prism.trace.align import shifted
 
 Keep = Callable[[Sequence[Probe]], None]
 SMALL = (1, 16, 256, 1024, 4096)
@@ -257,7 +258,7 @@ class _LinkBench:
             return
         for peer in range(1, control.world_size):
             theirs = msgspec.msgpack.decode(control.receive(peer), type=list[Probe])
-            own += [_shifted(probe, self._offsets[peer]) for probe in theirs]
+            own += [shifted(probe, self._offsets[peer]) for probe in theirs]
         self._probes += own
         self._keep(own)
 
@@ -290,7 +291,3 @@ def _durations(trips: Sequence[tuple[int, int]]) -> list[float]:
 
 def _between(value: float, least: int, most: int) -> int:
     return int(np.clip(value, least, most))
-
-
-def _shifted(probe: Probe, offset_ns: int) -> Probe:
-    return msgspec.structs.replace(probe, start_ns=probe.start_ns - offset_ns, end_ns=probe.end_ns - offset_ns)

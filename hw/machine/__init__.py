@@ -1,1 +1,1 @@
-"""This machine: its facts and its diagnosis, and what ends with its owner."""
+"""This machine: its facts and its diagnosis, its cores shared between ranks, and what ends with its owner."""

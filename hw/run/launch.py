@@ -10,6 +10,7 @@ import msgspec
 from hw.comm.shaper import SharedMedium
 from hw.link.report import LinkReport
 from hw.machine.scratch import scratch
+from hw.machine.threads import core_shares
 from hw.run.config import RunConfig
 from hw.run.messages import LinkStep, Outcome, ProbeStep, RankJob, RunStep
 from hw.run.processes import Ranks
@@ -20,13 +21,6 @@ from prism.link import LinkSpec
 from prism.spec import ClusterSpec
 
 TESTBED_PORT = 29400  # a namespace has no other user
-
-
-def core_shares(ranks: int, threads: int) -> tuple[list[tuple[int, ...]], bool]:
-    """Choose the cores of each rank, `threads` each, and say whether ranks have to share cores."""
-    cores = sorted(os.sched_getaffinity(0))
-    shares = [tuple(cores[(rank * threads + k) % len(cores)] for k in range(threads)) for rank in range(ranks)]
-    return [tuple(sorted(set(share))) for share in shares], ranks * threads > len(cores)
 
 
 class Site:

@@ -9,6 +9,7 @@ from hw.link.report import LinkConfig, LinkReport
 from hw.probe.cells import ProbeConfig
 from hw.run.config import RunConfig, flattened
 from prism.cli.progress import Progress
+from prism.errors import MENDABLE
 from prism.plan import ExecutionPlan
 from prism.trace.energy import Energy
 
@@ -134,7 +135,7 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, tag="failure"):
     """A rank's own error. `lost_peer`: another rank's end caused it, so the other's message counts first."""
 
     message: str
-    exit_code: int = 2
+    exit_code: int = MENDABLE
     lost_peer: bool = False
 
 

@@ -6,12 +6,11 @@ All that can be refused is refused here, so that nobody is started or kept waiti
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from hw.comm.recorder import recorder_for
 from hw.comm.staging import stager_for
 from hw.energy.meter import find_meter
 from hw.energy.sampler import PowerSampler
+from hw.machine.torch_device import torch_device
 from hw.run.config import RunConfig
 from hw.run.messages import RankJob, RunStep, Work
 from hw.run.workpiece import Workpiece
@@ -27,7 +26,7 @@ class Preparation:
 
     def __init__(self, job: RankJob) -> None:
         self._job = job
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch_device()
         self.recorder = recorder_for(self.device, job.rank)
         self.stager = stager_for(self.device, self.recorder)
         self._piece: Workpiece | None = None

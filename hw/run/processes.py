@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from hw.link.report import LinkReport
+from hw.machine.threads import thread_environment
 from hw.run.messages import Checked, Event, Failure, LinkStep, Measured, Outcome, ProbeStep, RankJob, RunStep, Work
 from prism.cli.logs import pass_on
 from prism.cli.progress import Progress
@@ -126,7 +127,7 @@ class _Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={**os.environ, **ENVIRONMENT, "OMP_NUM_THREADS": str(job.threads)},
+            env={**os.environ, **ENVIRONMENT, **thread_environment(job.threads)},
             start_new_session=True,  # Ctrl-C reaches this process only; it ends them
         )
         self.lines: deque[str] = deque(maxlen=KEPT_LINES)

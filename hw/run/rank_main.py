@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from hw.machine.lifetime import die_with_parent
+from hw.machine.threads import pin
 from hw.run.messages import AnyStep, EndStep, Event, Failure, RankJob
 from hw.testbed.netns import enter
 from prism.cli.logs import configure_rank
@@ -41,7 +42,7 @@ def main() -> int:
     configure_rank(job.rank)
     if job.netns:
         enter(job.netns)
-    os.sched_setaffinity(0, job.cores or os.sched_getaffinity(0))  # before torch sizes its pools
+    pin(job.cores)
     from hw.run.session import run_rank
 
     try:

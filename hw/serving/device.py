@@ -8,6 +8,7 @@ from torch import nn
 from hw.comm.control import BatchExchange, Control
 from hw.comm.recorder import SpanRecorder, recorder_for
 from hw.comm.staging import stager_for
+from hw.machine.torch_device import torch_device
 from prism.nn.distribute import DistributedTransformer, distribute
 from prism.nn.exchange import Exchange
 from prism.nn.families import adapter_for
@@ -45,7 +46,7 @@ def load_served(name: str, weights: str | None, seed: int, threads: int) -> Serv
     """Load a model for serving on the GPU where there is one. Raises PrismError for one that can't be served."""
     torch.set_grad_enabled(False)
     torch.set_num_threads(threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch_device()
     loaded = load_model(name, weights, seed, str(device))
     adapter = adapter_for(loaded.model)
     return ServedModel(name, loaded, adapter, fingerprint(loaded.model), device, recorder_for(device, 0))

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from prism.errors import PrismError
+from prism.errors import INTERRUPTED, MENDABLE, PrismError
 
 OURS = ("prism", "hw", "sim", "calibration")
 
@@ -42,7 +42,7 @@ def show(view: Any) -> None:
 
 
 def run(app: typer.Typer, name: str) -> None:
-    """Run a command line and exit: 0, 2 for what the user can mend, 130 after Ctrl-C."""
+    """Run a command line and exit: 0, MENDABLE for what the user can mend, INTERRUPTED after Ctrl-C."""
     try:
         sys.exit(app(standalone_mode=False) or 0)
     except PrismError as error:
@@ -51,21 +51,21 @@ def run(app: typer.Typer, name: str) -> None:
         package = str(error.name).partition(".")[0]
         if package in OURS:
             raise
-        _fail(name, f"{package} is not installed, and this needs it: pip install 'prism-edge[hw]'", 2)
+        _fail(name, f"{package} is not installed, and this needs it: pip install 'prism-edge[hw]'", MENDABLE)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        _fail(name, f"the disk is full ({error}); free space, then run the same command again", 2)
+        _fail(name, f"the disk is full ({error}); free space, then run the same command again", MENDABLE)
     except (typer.Abort, KeyboardInterrupt):
-        _fail(name, "interrupted; every rank has ended", 130)
+        _fail(name, "interrupted; every rank has ended", INTERRUPTED)
     except Exception as error:
         if not hasattr(error, "format_message"):  # a usage error; typer doesn't export its class
             raise
         message = error.format_message()
         if len(sys.argv) == 1:  # a bare command shows its help, and that is the message
             print(message)
-            sys.exit(2)
-        _fail(name, f"{message} See {name} --help.", 2)
+            sys.exit(MENDABLE)
+        _fail(name, f"{message} See {name} --help.", MENDABLE)
 
 
 def _fail(name: str, message: str, code: int) -> None:

@@ -117,7 +117,7 @@ def crossing(values: Sequence[float], excess: Sequence[float]) -> tuple[Crossove
     """Find where `excess` (distributed over local, less 1) changes its sign.
 
     Interpolates linearly in the logarithm of the ascending values. Returns the kind, the value to name, and all
-    crossings.
+    crossings. Where the simulator can be asked between two values, sim/ask/bisection.py searches instead.
     """
     signs: list[tuple[float, bool]] = []
     for k in range(len(values) - 1):

@@ -8,20 +8,22 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from prism.report.figures import INK, PALE, SLATE
+
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>
-body { font: 16px/1.5 system-ui, sans-serif; color: #1d2430; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; } .about { color: #5a6472; }
+body { font: 16px/1.5 system-ui, sans-serif; color: {{ ink }}; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; } .about { color: {{ slate }}; }
 .scroll { overflow-x: auto; margin: 1.2rem 0; }
 table { border-collapse: collapse; width: 100%; font-size: .82rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .4rem; text-align: right; border-bottom: 1px solid #e3e6ea; white-space: nowrap; }
+th, td { padding: .35rem .4rem; text-align: right; border-bottom: 1px solid {{ pale }}; white-space: nowrap; }
 th { font-weight: 600; white-space: normal; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; }
 .facts { width: auto; }
 .facts td { text-align: left; vertical-align: top; white-space: normal; overflow-wrap: anywhere; }
-.facts td:first-child { white-space: nowrap; color: #5a6472; padding-right: 1.5rem; }
+.facts td:first-child { white-space: nowrap; color: {{ slate }}; padding-right: 1.5rem; }
 svg { max-width: 100%; height: auto; }
 details { font-size: .82rem; overflow-wrap: anywhere; } summary { cursor: pointer; }
 pre { background: #f5f6f8; padding: .8rem; font-size: .85rem; white-space: pre-wrap; overflow-wrap: anywhere; }
@@ -46,7 +48,8 @@ def frame(title: str, body: str, created: str, command: str, versions: Mapping[s
     `created` is the line below the title: when, and on what.
     """
     named = "  ".join(f"{name} {number}" for name, number in versions.items())
-    return rendered(PAGE, title=title, body=Markup(body), created=created, command=command, versions=named)
+    colours = {"ink": INK, "slate": SLATE, "pale": PALE}
+    return rendered(PAGE, title=title, body=Markup(body), created=created, command=command, versions=named, **colours)
 
 
 def installed(packages: Iterable[str]) -> dict[str, str]:

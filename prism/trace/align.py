@@ -1,10 +1,13 @@
-"""Put the spans and power samples of all ranks on the leader's clock."""
+"""Put the spans, power samples and probes of all ranks on the leader's clock."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import msgspec
 
-from prism.trace.schema import Power, Record, Span
+from prism.trace.schema import Power, Probe, Record, Span
+
+Timed = TypeVar("Timed", Span, Power, Probe)
 
 
 def aligned(spans: Sequence[Span], offset_ns: Mapping[int, int]) -> list[Span]:
@@ -13,30 +16,28 @@ def aligned(spans: Sequence[Span], offset_ns: Mapping[int, int]) -> list[Span]:
     Before the last of its sources handed its message over a rank waits (`wait`), after that the message moves
     (`wire`). offset_ns: of each rank's clock, less the leader's.
     """
-    shifted = [_shift(span, offset_ns.get(span.rank, 0)) for span in spans]
-    issued = {(s.rank, s.op, s.block): s.issued_ns for s in shifted if s.kind == "wire"}
-    return [part for span in shifted for part in (_split_wait(span, issued) if span.kind == "wire" else (span,))]
+    on_leader = [shifted(span, offset_ns.get(span.rank, 0)) for span in spans]
+    issued = {(s.rank, s.op, s.block): s.issued_ns for s in on_leader if s.kind == "wire"}
+    return [part for span in on_leader for part in (_split_wait(span, issued) if span.kind == "wire" else (span,))]
 
 
 def aligned_power(records: Iterable[Record], offset_ns: Mapping[int, int]) -> list[Record]:
     """Put the power samples of all ranks on the leader's clock; other records stay as they are."""
     return [
-        msgspec.structs.replace(record, at_ns=record.at_ns - offset_ns.get(record.rank, 0))
-        if isinstance(record, Power)
-        else record
-        for record in records
+        shifted(record, offset_ns.get(record.rank, 0)) if isinstance(record, Power) else record for record in records
     ]
 
 
-def _shift(span: Span, offset: int) -> Span:
-    if not offset:
-        return span
-    return msgspec.structs.replace(
-        span,
-        start_ns=span.start_ns - offset,
-        end_ns=span.end_ns - offset,
-        issued_ns=span.issued_ns - offset if span.kind == "wire" else 0,
-    )
+def shifted(record: Timed, offset_ns: int) -> Timed:
+    """Put a record on the leader's clock. offset_ns: of its rank's clock, less the leader's."""
+    if not offset_ns:
+        return record
+    if isinstance(record, Power):
+        return msgspec.structs.replace(record, at_ns=record.at_ns - offset_ns)
+    times = {"start_ns": record.start_ns - offset_ns, "end_ns": record.end_ns - offset_ns}
+    if isinstance(record, Span):
+        times["issued_ns"] = record.issued_ns - offset_ns if record.kind == "wire" else 0
+    return msgspec.structs.replace(record, **times)
 
 
 def _split_wait(span: Span, issued: Mapping[tuple[int, str, int], int]) -> Iterator[Span]:

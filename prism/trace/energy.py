@@ -112,11 +112,10 @@ def _runs(batches: Sequence[Batch]) -> Iterator[Run]:
     run: list[Interval] = []
     for batch in sorted(batches, key=lambda batch: batch.start_ns):
         start, end = batch.start_ns / 1e9, batch.end_ns / 1e9
-        skipped = batch.warmup or bool(batch.failed)
-        if run and (skipped or start - run[-1][1] > run[-1][1] - run[-1][0]):
+        if run and (not batch.counts or start - run[-1][1] > run[-1][1] - run[-1][0]):
             yield tuple(run)
             run = []
-        if not skipped:
+        if batch.counts:
             run.append((start, end))
     if run:
         yield tuple(run)

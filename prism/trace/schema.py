@@ -82,6 +82,11 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, tag="batch", tag_field="t
     warmup: bool = False
     failed: str = ""
 
+    @property
+    def counts(self) -> bool:
+        """Whether it is a measurement: neither a warm-up nor failed."""
+        return not self.warmup and not self.failed
+
 
 class Clock(msgspec.Struct, frozen=True, kw_only=True, tag="clock", tag_field="type"):
     """A rank's monotonic clock less the leader's, estimated by round trips; the error is half of the shortest one."""
@@ -181,8 +186,8 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def measured(self) -> list[Batch]:
-        """Batches that are neither warm-up nor failed."""
-        return [batch for batch in self.batches if not batch.warmup and not batch.failed]
+        """Batches that count: neither warm-ups nor failed ones."""
+        return [batch for batch in self.batches if batch.counts]
 
 
 def now_text() -> str:

@@ -1,4 +1,7 @@
-"""Find by bisection where an answer changes."""
+"""Find by bisection where an answer changes: the crossover in the simulator.
+
+A map can't be asked between its cells: there prism/perfmap/crossover.py interpolates.
+"""
 
 import math
 from collections.abc import Callable

@@ -11,7 +11,8 @@ import typer
 from rich.console import Console
 
 from prism.cost import CalibratedProfile, load_profile
-from prism.decide.log import Answered, Decided, DecisionLog, Replay, read_decisions, replay
+from prism.decide.log import Answered, Decided, DecisionLog, read_decisions
+from prism.decide.replay import Replay, replay
 from prism.decide.table import can_run
 from prism.errors import PrismError
 from prism.link import LinkSpec

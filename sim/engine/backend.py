@@ -86,7 +86,7 @@ class SimBackend:
     def times_ms(self, plan: ExecutionPlan, workload: Workload) -> list[float]:
         """Simulate the milliseconds of each measured batch, without making the trace."""
         _, batches = self._ran(plan, workload, record=False)
-        return [(batch.end_ns - batch.start_ns) / 1e6 for batch in batches if not batch.warmup]
+        return [(batch.end_ns - batch.start_ns) / 1e6 for batch in batches if batch.counts]
 
     def _ran(self, plan: ExecutionPlan, workload: Workload, *, record: bool) -> tuple[RankGroup, list[Batch]]:
         if workload.batch < 1 or workload.batches < 1:

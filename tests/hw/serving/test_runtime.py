@@ -19,8 +19,9 @@ from hw.serving.device import load_served
 from hw.serving.messages import Form, Hello, Refused, Welcome
 from hw.serving.runtime import PROBE_BYTES, AdaptiveRuntime, Strategy
 from prism.decide.corrections import RESIDUALS
-from prism.decide.log import Answered, Corrected, Decided, read_decisions, replay
+from prism.decide.log import Answered, Corrected, Decided, read_decisions
 from prism.decide.policy import PrismPolicy
+from prism.decide.replay import replay
 from prism.decide.table import Objective, Observation, table_of
 from prism.errors import ConfigError, ExchangeError
 from prism.perfmap import load_map

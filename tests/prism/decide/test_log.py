@@ -6,8 +6,9 @@ import msgspec
 import pytest
 from support.serving import FULL, MODEL, cell
 
-from prism.decide.log import Corrected, Decided, LogHeader, Replay, decided, read_decisions, replay
+from prism.decide.log import Corrected, Decided, LogHeader, decided, read_decisions
 from prism.decide.policy import FixedPolicy, LookupPolicy, PrismPolicy, State
+from prism.decide.replay import Replay, replay
 from prism.decide.table import CellPlace, Objective, Observation, Table, table_of
 from prism.errors import TraceError
 from prism.perfmap import PerformanceMap
