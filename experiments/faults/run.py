@@ -31,6 +31,7 @@ from prism.link import LinkSpec
 from prism.perfmap import Cell, PerformanceMap, Provenance
 from prism.plan import LOCAL, ExecutionPlan
 from prism.trace.metrics import Latency
+from prism.trace.quantiles import quantile
 
 
 def campaign(count: int, plan: ExecutionPlan, folder: Path, seed: int) -> list[dict[str, Any]]:
@@ -93,7 +94,7 @@ def judged(faults: list[dict[str, Any]], folder: Path, slack_s: float) -> dict[s
     served = [json.loads(line) for line in (folder / "served.jsonl").read_text().splitlines()]
     took = np.array([row[1] for row in served])
     errors = np.array([row[3] for row in served])
-    local_s = float(np.percentile([row[1] for row in served if row[2] == "local" and not row[4]] or [0.0], 99))
+    local_s = quantile([row[1] for row in served if row[2] == "local" and not row[4]] or [0.0], 99)
     limit = TIMEOUT_S + local_s + slack_s
     rejoins = [fault["rejoin_s"] for fault in faults if fault["rejoin_s"] is not None] or [math.nan]
     return {
@@ -102,7 +103,7 @@ def judged(faults: list[dict[str, Any]], folder: Path, slack_s: float) -> dict[s
         "faults_that_broke_the_group": sum(fault["broke"] for fault in faults),
         "by_kind": {kind: sum(fault["kind"] == kind for fault in faults) for kind in KINDS},
         "rejoin_s_p50": float(np.median(rejoins)),
-        "rejoin_s_p95": float(np.percentile(rejoins, 95)),
+        "rejoin_s_p95": quantile(rejoins, 95),
         "rejoin_s_max": max(rejoins),
         "rejoins_over_2_s": sum(r > 2 for r in rejoins),
         "batches": len(served),

@@ -31,6 +31,7 @@ from experiments.lib.vit_tail import BATCH, CUT, LOCAL, front, images, logits, t
 from prism.nn.zoo import load_model
 from prism.partition import compression_rate, segments_for_rate
 from prism.plan import ExecutionPlan, Mode
+from prism.trace.quantiles import quantiles
 
 RESULTS = ALL_RESULTS / "fine_tune"
 TOKENS, RATE = 65, 9.9
@@ -104,10 +105,7 @@ def recovered(local: np.ndarray, before: np.ndarray, after: np.ndarray, seed: in
     gained = after[index].mean(1) - before[index].mean(1)
     shares = gained[lost > 0] / lost[lost > 0]
     point = (after.mean() - before.mean()) / (local.mean() - before.mean())
-    return {
-        "share": round(float(point), 3),
-        "ci90": [round(float(each), 3) for each in np.quantile(shares, (0.05, 0.95))],
-    }
+    return {"share": round(float(point), 3), "ci90": [round(float(each), 3) for each in quantiles(shares, 5, 95)]}
 
 
 def run(bench: Bench, cache: Path, seed: int) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from experiments.lib.vit_tail import LOCAL
 from prism.nn.zoo import describe, load_model
 from prism.partition import compression_rate, segments_for_rate
 from prism.plan import ExecutionPlan, Mode
+from prism.trace.quantiles import quantiles
 from prism.workload import build
 
 VIT_BASE = "vit_base_patch16_224"
@@ -62,7 +63,7 @@ def loss_interval(right: np.ndarray, local: np.ndarray, seed: int = 0) -> list[f
     """Compute the 90 % interval of the points lost to local, from a paired bootstrap over images."""
     index = np.random.default_rng(seed).integers(len(right), size=(5000, len(right)))
     lost = 100 * (local[index].mean(1) - right[index].mean(1))
-    return [round(float(each), 2) for each in np.quantile(lost, (0.05, 0.95))]
+    return [round(float(each), 2) for each in quantiles(lost, 5, 95)]
 
 
 def rows(bench: Bench, tuned: torch.nn.Module) -> list[dict[str, Any]]:

@@ -40,6 +40,7 @@ from prism.nn.families.base import Block, split_heads
 from prism.nn.segment_means import attention_bias, segment_counts, segment_means, segment_positions
 from prism.nn.zoo import load_model
 from prism.partition import Partition, segments_for_rate
+from prism.trace.quantiles import quantiles
 
 OUT = RESULTS / "rope_means"
 TOKENS, BATCH, SEED = 256, 4, 0
@@ -113,7 +114,7 @@ def interval(values: np.ndarray) -> list[float]:
     """Compute the 90 % interval of a mean by bootstrap."""
     rng = np.random.default_rng(SEED)
     means = values[rng.integers(0, len(values), (2000, len(values)))].mean(1)
-    return [float(each) for each in np.quantile(means, (0.05, 0.95))]
+    return list(quantiles(means, 5, 95))
 
 
 def read_texts(cache: Path, folder: Path, wanted: int) -> list[Tensor]:

@@ -26,6 +26,7 @@ from experiments.faults.run import prepare
 from experiments.lib.places import PRISM_HW
 from hw.inputs.samples import load_images
 from prism.nn.zoo import load_model
+from prism.trace.quantiles import quantile
 
 MODEL, EVERY_S, KILL_S = "fashion-vit", 10.0, 120.0
 MOST_GROWTH = 0.05  # of resident memory, from the first quarter's median to the last's
@@ -143,7 +144,7 @@ def judged(samples: list[tuple[int, int, int]], clients: list[Client], metrics: 
         "wrong": len(wrong),
         "first_wrong": wrong[:3],
         "ms_p50": float(np.median(ms)),
-        "ms_p99": float(np.percentile(ms, 99)),
+        "ms_p99": quantile(ms, 99),
         "ms_max": float(ms.max()),
         "rss_mb_second_quarter": first[0] / 1e6,
         "rss_mb_last_quarter": last[0] / 1e6,

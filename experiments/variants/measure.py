@@ -12,6 +12,7 @@ from experiments.variants.forward import Subject, run
 from experiments.variants.schemes import Scheme
 from experiments.variants.subjects import SEED
 from prism.nn.families import adapter_for
+from prism.trace.quantiles import quantiles
 
 
 def losses(subject: Subject, reference: Tensor, found: Tensor) -> dict[str, Tensor]:
@@ -60,7 +61,7 @@ def _row(subject: Subject, found: dict[str, np.ndarray], bits: float) -> dict[st
     row = {
         "cr": round(32 * tokens * spec.width * spec.blocks / bits, 3) if bits else None,
         "loss": float(found["loss"].mean()),
-        "ci90": [float(x) for x in np.quantile(draws, (0.05, 0.95))],
+        "ci90": list(quantiles(draws, 5, 95)),
         **{key: float(found[key].mean()) for key in ("agreement", "cosine", "metric") if key in found},
         "n": len(found["loss"]),
     }

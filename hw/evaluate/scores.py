@@ -247,5 +247,5 @@ def _pearson(x: Floats, y: Floats, weights: Floats) -> Floats:
 
 
 def _interval(values: Floats) -> tuple[float, float]:
-    low, high = np.nanpercentile(values, [5, 95])  # a resample may be too small for a figure
-    return float(low), float(high)
+    low, high = quantiles(values[~np.isnan(values)], 5, 95)  # a resample may be too small for a figure
+    return low, high

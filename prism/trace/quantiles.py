@@ -1,4 +1,7 @@
-"""Compute medians and quantiles of measurements: the only place that chooses how to interpolate."""
+"""Compute medians and quantiles of measurements: the place that chooses how to interpolate.
+
+Quantiles are computed nowhere else but in benchmarks/, which has quartiles of its own.
+"""
 
 import statistics
 from collections.abc import Iterable
