@@ -16,6 +16,8 @@ from prism.nn.exchange import Exchange, Expected
 from prism.nn.recorder import Recorder
 
 Scalar = bool | int | float | str | None
+OF_TOKENS = ("logits_to_keep",)  # arguments of transformers that name tokens: one tensor for all samples
+OF_LOSS = ("labels", "mc_labels", "next_sentence_label", "start_positions", "end_positions")  # ask for a loss as well
 
 
 class Pixels(NamedTuple):
@@ -79,23 +81,31 @@ def samples_of(arguments: Mapping[str, Any]) -> int:
 
 def kind_of(arguments: Mapping[str, Any]) -> tuple[Any, ...]:
     """All of a call that the layout of its answer depends on: everything but the values and the number of samples."""
-    return tuple(
-        (name, value.shape[1:], value.dtype) if isinstance(value, Tensor) else (name, value)
-        for name, value in arguments.items()
-    )
+    return tuple((name, *_kind(name, value)) for name, value in arguments.items())
+
+
+def _kind(name: str, value: Any) -> tuple[Any, ...]:
+    if not isinstance(value, Tensor):
+        return (value,)
+    return (str(value.tolist()),) if name in OF_TOKENS else (value.shape[1:], value.dtype)
 
 
 def piece(arguments: Mapping[str, Any], start: int, stop: int) -> dict[str, Any]:
-    """Samples [start, stop) of a call. A tensor of one row belongs to all of them.
+    """Samples [start, stop) of a call. A tensor of one row, or of tokens, belongs to all of them.
 
-    Raises UnsupportedModelError for a tensor that isn't one row a sample.
+    Raises UnsupportedModelError for a tensor that isn't one row a sample, and for labels: a loss is the whole batch's.
     """
     whole = samples_of(arguments)
     return {name: _rows(name, value, whole, start, stop) for name, value in arguments.items()}
 
 
 def _rows(name: str, value: Any, whole: int, start: int, stop: int) -> Any:
-    if not isinstance(value, Tensor) or value.ndim == 0:
+    if name in OF_LOSS and value is not None:
+        raise UnsupportedModelError(
+            f"argument {name} asks for a loss over all {whole} samples, which nobody has when they are split; leave it "
+            f"out, or use one replica and one stage"
+        )
+    if not isinstance(value, Tensor) or value.ndim == 0 or name in OF_TOKENS:
         return value
     if len(value) == whole:
         return value[start:stop]

@@ -264,11 +264,21 @@ def safetensors_of(name: str, weights: str | None) -> list[Path]:
     return [Path(path)] if path.endswith(".safetensors") else []
 
 
+class _Index(msgspec.Struct):
+    """Which file of a folder has which tensor."""
+
+    weight_map: dict[str, str]
+
+
 def _shards(folder: Path) -> list[Path]:
     """A folder's safetensors files: the one, or those that an index names."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        return [folder / file for file in sorted(set(msgspec.json.decode(index.read_bytes())["weight_map"].values()))]
+        try:
+            shards = msgspec.json.decode(index.read_bytes(), type=_Index).weight_map.values()
+        except msgspec.DecodeError as error:
+            raise InputError(f"{index}: can't be read ({error}); save the model again") from None
+        return [folder / file for file in sorted(set(shards))]
     single = folder / "model.safetensors"
     return [single] if single.is_file() else []
 

@@ -3,8 +3,9 @@
 import pytest
 import torch
 from support import cases
-from support.cases import FAMILIES, VITS, Case, in_process, relative_error
+from support.cases import FAMILIES, HEADS, VITS, Case, in_process, relative_error
 
+from prism.errors import UnsupportedModelError
 from prism.nn.distribute import distribute
 from prism.nn.exchange import run_in_process
 from prism.plan import ExecutionPlan, Mode
@@ -26,6 +27,15 @@ def stages(count: int, **fields) -> ExecutionPlan:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family(run, family, count):
     case = Case(family=family, plan=stages(count), batch=3)
+    assert relative_error(case, run(case)) < EXACT
+
+
+@pytest.mark.parametrize("fields", [dict(), dict(padding="left"), dict(padding="right")], ids=["", "left", "right"])
+@pytest.mark.parametrize("family", HEADS)
+def test_every_other_head(run, family, fields):
+    if fields and family == "GPT2DoubleHeadsModel":
+        pytest.skip("its padding is refused")
+    case = Case(family=family, plan=stages(3, microbatch=2), batch=3, **fields)
     assert relative_error(case, run(case)) < EXACT
 
 
@@ -95,3 +105,39 @@ def test_the_output_is_the_models_own_also_the_second_time(family):
         assert type(ours) is type(expected) and list(ours) == list(expected)
         for name in expected:
             torch.testing.assert_close(ours[name], expected[name])
+
+
+SPLIT = [stages(2), ExecutionPlan(mode=Mode.LOCAL, devices=2, replicas=2)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("plan", SPLIT, ids=["stages", "replicas"])
+@pytest.mark.parametrize("family", ["gpt2_lm", "llama_lm"])
+def test_tokens_that_a_tensor_names_are_those_of_every_sample(family, plan):
+    model, call = cases.build(family), cases.inputs(Case(family=family, plan=plan, batch=3))
+    kept = [torch.tensor(tokens) for tokens in ([3, 1, 0], [5], [4, 22])]  # as many as samples, and other layouts
+
+    def body(exchange):
+        wrapped = distribute(model, plan, exchange)
+        if exchange.rank:
+            return [wrapped.follow() for _ in kept]
+        return [wrapped(**call, logits_to_keep=tokens) for tokens in kept]
+
+    for tokens, ours in zip(kept, run_in_process(2, body)[0], strict=True):
+        torch.testing.assert_close(ours.logits, model(**call).logits[:, tokens])
+
+
+@pytest.mark.parametrize("plan", SPLIT, ids=["stages", "replicas"])
+def test_a_loss_is_refused_before_anything_is_sent(plan):
+    model, call = cases.build("gpt2_lm"), cases.inputs(Case(family="gpt2_lm", plan=plan, batch=3))
+
+    def body(exchange):
+        if exchange.rank == 0:
+            wrapped = distribute(model, plan, exchange)
+            with pytest.raises(UnsupportedModelError, match=r"argument labels asks for a loss over all 3 samples"):
+                wrapped(**call, labels=call["input_ids"])
+            wrapped.stop()
+            return True
+        return distribute(model, plan, exchange).follow()
+
+    assert run_in_process(2, body) == [True, False]  # the first message that comes is the stop

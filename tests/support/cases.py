@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 import timm.models.vision_transformer as vit
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import (
     BertConfig,
@@ -58,6 +59,33 @@ LLAMA3 = dict(
 )
 LLAMAS: dict[str, dict[str, Any]] = {"llama_lm": {}, "llama_last": dict(num_key_value_heads=1, rope_parameters=LLAMA3)}
 FAMILIES = (*VITS, *BERTS, *GPTS, *LLAMAS)
+# transformers' other heads, by class name; a GPT2DoubleHeadsModel takes no padding
+HEADS: dict[str, Any] = {
+    **dict.fromkeys(
+        (
+            "BertForPreTraining",
+            "BertForNextSentencePrediction",
+            "BertForMultipleChoice",
+            "BertForTokenClassification",
+            "BertForQuestionAnswering",
+        ),
+        BertConfig(**BERT),
+    ),
+    **dict.fromkeys(
+        (
+            "GPT2DoubleHeadsModel",
+            "GPT2ForSequenceClassification",
+            "GPT2ForTokenClassification",
+            "GPT2ForQuestionAnswering",
+        ),
+        GPT2Config(**GPT, pad_token_id=0),
+    ),
+    **dict.fromkeys(
+        ("LlamaModel", "LlamaForSequenceClassification", "LlamaForTokenClassification", "LlamaForQuestionAnswering"),
+        LlamaConfig(**LLAMA, pad_token_id=0),
+    ),
+}
+CHOICES = {"BertForMultipleChoice": 2, "GPT2DoubleHeadsModel": 2}  # texts of a sample
 TOKENS = 23  # of a text; a multiple of no P and no L in the tests
 
 
@@ -74,7 +102,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def causal(self) -> bool:
-        return self.family in GPTS or self.family in LLAMAS
+        return self.family not in VITS and not self.family.lower().startswith("bert")
 
 
 def build(family: str, seed: int = 0) -> nn.Module:
@@ -83,6 +111,8 @@ def build(family: str, seed: int = 0) -> nn.Module:
     model: nn.Module
     if family in VITS:
         model = vit.VisionTransformer(**{**VIT, **VITS[family]})
+    elif family in HEADS:
+        model = getattr(transformers, family)(HEADS[family])
     elif family in BERTS:
         model = BERTS[family](BertConfig(**BERT))
     elif family in LLAMAS:
@@ -100,10 +130,13 @@ def inputs(case: Case) -> dict[str, Any]:
     torch.manual_seed(case.seed + 1)
     if case.family in VITS:
         return {"x": torch.randn(case.batch, 3, 32, 32)}
-    ids = torch.randint(0, 99, (case.batch, case.tokens))
-    call: dict[str, Any] = {"input_ids": ids}
+    texts = (case.batch, CHOICES[case.family]) if case.family in CHOICES else (case.batch,)
+    call: dict[str, Any] = {"input_ids": torch.randint(0, 99, (*texts, case.tokens))}
     if case.padding:
-        call["attention_mask"] = mask(case)
+        hidden = mask(case)
+        call["attention_mask"] = torch.stack([hidden] * texts[1], dim=1) if len(texts) > 1 else hidden
+    if case.family == "GPT2DoubleHeadsModel":
+        call["mc_token_ids"] = torch.randint(0, case.tokens, texts)
     if case.family.endswith("_last"):
         call["logits_to_keep"] = 1
     if case.causal:
@@ -121,8 +154,16 @@ def mask(case: Case) -> Tensor:
 
 
 def main_tensor(output: Any) -> Tensor:
+    """What is compared: all that a head returns, in one tensor."""
     if isinstance(output, Tensor):
         return output
+    if "start_logits" in output:
+        return torch.stack([output.start_logits, output.end_logits], dim=-1)
+    if "seq_relationship_logits" in output:
+        each = output.prediction_logits
+        return torch.cat([each, output.seq_relationship_logits[:, None].expand(-1, each.shape[1], -1)], dim=-1)
+    if "mc_logits" in output:
+        return torch.cat([output.logits.flatten(1), output.mc_logits], dim=1)
     return output.logits if "logits" in output else output.last_hidden_state
 
 

@@ -62,6 +62,36 @@ def test_two_ranks_with_their_shares_give_the_whole_models_output(tmp_path, fami
     }
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("family", [*cases.HEADS, *(name for name in cases.VITS if name != "vit_post")])
+def test_shares_of_every_head_give_the_bits_of_stages_that_hold_the_whole_model(tmp_path, family):
+    whole, plan = cases.build(family), ExecutionPlan(mode=Mode.LOCAL, devices=3, stages=3, boundaries=(0, 2))
+    if family in cases.VITS:
+        save_timm(whole, "vit_base_patch16_224", tmp_path, {**cases.VIT, **cases.VITS[family]})
+    else:
+        whole.save_pretrained(tmp_path)
+    call = cases.inputs(Case(family=family, plan=plan, batch=2))
+    parts = [load_share(str(tmp_path), None, 0, CPU, plan, rank) for rank in range(3)]
+
+    def output(models):
+        def body(exchange):
+            wrapped = distribute(models[exchange.rank], plan, exchange)
+            return wrapped(**call) if exchange.rank == 0 else wrapped.follow()
+
+        return cases.main_tensor(run_in_process(3, body)[0])
+
+    assert torch.equal(output([part.loaded.model for part in parts]), output([whole] * 3))
+    assert {part.fingerprint for part in parts} == {fingerprint(whole)}
+
+
+def save_timm(model, architecture, folder, args):
+    """Save as timm does. args: of its constructor."""
+    save_file(model.state_dict(), folder / "model.safetensors")
+    model_args = {name: value for name, value in args.items() if name != "num_classes"}
+    config = {"architecture": architecture, "num_classes": args["num_classes"], "model_args": model_args}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
 def test_the_bundled_model_and_random_weights():
     for weights in (None, "random"):
         whole = load_model("fashion-vit", weights, seed=3)
@@ -102,6 +132,39 @@ def test_files_that_do_not_fit_are_named(tmp_path):
         load_share("fashion-vit", str(other), 0, CPU, TWO, 0)
 
 
+def entry(**fields):
+    """A file of one tensor, with some of its header's fields replaced."""
+    header = json.dumps({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8], **fields}}).encode()
+    return len(header).to_bytes(8, "little") + header + bytes(8)
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        (b"", "is no safetensors file"),
+        (b"\xff" * 8, "is no safetensors file"),
+        (b"\x02\0\0\0\0\0\0\0[]", "is no safetensors file"),
+        (entry(shape="2"), "is no safetensors file"),
+        (entry(shape=[3]), r"a of shape \[3\] has 8 bytes"),
+        (entry(dtype="F4"), "a is of type F4; save"),
+        (entry()[:-3], "ends within a"),
+    ],
+)
+def test_damaged_files_are_named(tmp_path, raw, said):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(raw)
+    for read in (lambda file: file.read("a"), lambda file: list(file.pieces("a", torch.float32))):
+        with pytest.raises(InputError, match=rf"model\.safetensors: {said}"):
+            read(Checkpoint([path]))
+
+
+def test_a_damaged_index_is_named(tmp_path):
+    cases.build("gpt2_lm").save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": [')
+    with pytest.raises(InputError, match=r"index\.json: can't be read"):
+        load_share(str(tmp_path), None, 0, CPU, TWO, 0)
+
+
 PEAK = """
 import sys, torch
 from pathlib import Path
@@ -121,11 +184,12 @@ print(kib("VmHWM") - before)
 
 
 @pytest.mark.cold
+@pytest.mark.slow
 def test_the_peak_is_the_shares(tmp_path):
-    model = timm.create_model("vit_small_patch16_224", num_classes=10)
-    save_file(model.state_dict(), tmp_path / "model.safetensors")
-    config = {"architecture": "vit_small_patch16_224", "num_classes": 10}
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    with torch.device("meta"):
+        model = timm.create_model("vit_base_patch16_224")
+    model = model.to_empty(device="cpu")
+    save_timm(model, "vit_base_patch16_224", tmp_path, {"num_classes": 1000})
 
     def peak(which):
         command = [sys.executable, "-c", PEAK, str(tmp_path), which]
@@ -133,4 +197,4 @@ def test_the_peak_is_the_shares(tmp_path):
 
     size = sum(value.numel() * 4 for value in model.parameters()) // 1024
     assert peak("whole") > 0.9 * size
-    assert peak("stage") < 0.75 * size
+    assert peak("stage") < 0.62 * size  # its blocks are half of the model
