@@ -1,6 +1,12 @@
 """Write models and plans as short text, for tables, figures and messages."""
 
-from prism.plan import ExecutionPlan, Mode
+from collections.abc import Sequence
+
+import msgspec
+
+from prism.plan import LOCAL, ExecutionPlan, Mode
+
+HABITS = ("collective", "embed", "overlap")  # fields of a plan that say how it exchanges, not what
 
 
 def short(model: str) -> str:
@@ -46,3 +52,15 @@ def _exchanged(plan: ExecutionPlan) -> str:
     """What the parts of a plan exchange."""
     kind = "first+means" if plan.mode is Mode.FIRST_AND_MEANS else "means"
     return f"{kind} L={plan.segments}" if plan.segments else plan.mode.value
+
+
+def without_habits(plan: ExecutionPlan) -> ExecutionPlan:
+    """Take a plan as if it exchanged by default, whatever collective, embedding and overlap it has."""
+    return msgspec.structs.replace(plan, **{name: getattr(LOCAL, name) for name in HABITS})
+
+
+def shared_habits(plans: Sequence[ExecutionPlan]) -> list[str]:
+    """Name how all of these plans exchange, where that is one way and not the default one."""
+    sharing = [plan for plan in plans if plan.parts > 1 or plan != without_habits(plan)]
+    tails = {plan_label(plan).removeprefix(plan_label(without_habits(plan))).strip(" ,") for plan in sharing}
+    return [f"all plans: {tail}" for tail in tails if len(tails) == 1 and tail]

@@ -7,14 +7,12 @@ from typing import Any
 import msgspec
 
 from prism.codecs import CODECS
-from prism.labels import plan_label, short
+from prism.labels import plan_label, shared_habits, short, without_habits
 from prism.link import LinkSpec
 from prism.perfmap import Cell, PerformanceMap, workloads
 from prism.perfmap.crossover import Crossover, MapAxis, any_rate, ratio
-from prism.plan import LOCAL, ExecutionPlan
+from prism.plan import ExecutionPlan
 from prism.units import format_seconds
-
-HABITS = ("collective", "embed", "overlap")  # fields of a plan that say how it exchanges, not what
 
 
 class Grid(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,12 +40,12 @@ class Grid(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def title(self) -> str:
         """Name the model, its tokens, the link, and what all plans share."""
-        words = [short(self.model), f"{self.tokens} tokens", link_label(self.link), *_shared_habits(self.plans)]
+        words = [short(self.model), f"{self.tokens} tokens", link_label(self.link), *shared_habits(self.plans)]
         return ", ".join(words if self.measured else [*words, self.source])
 
     def label(self, plan: ExecutionPlan) -> str:
         """Name a plan; the habits that all plans of the grid share stand in the title."""
-        return plan_label(_without_habits(plan) if _shared_habits(self.plans) else plan)
+        return plan_label(without_habits(plan) if shared_habits(self.plans) else plan)
 
     def ratio(self, plan: ExecutionPlan, batch: int, rate: float | None) -> float | None:
         """Divide a plan's latency by that of local; None where either is missing."""
@@ -93,18 +91,6 @@ def _grid(map_: PerformanceMap, cells: list[Cell]) -> Grid:
         cells={(cell.plan, cell.batch, cell.bandwidth_mbps): cell for cell in cells},
         locals={work.batch: local for work in works if (local := map_.local(work)) is not None},
     )
-
-
-def _without_habits(plan: ExecutionPlan) -> ExecutionPlan:
-    """Take a plan as if it exchanged by default, whatever collective, embedding and overlap it has."""
-    return msgspec.structs.replace(plan, **{name: getattr(LOCAL, name) for name in HABITS})
-
-
-def _shared_habits(plans: Sequence[ExecutionPlan]) -> list[str]:
-    """Name how all of these plans exchange, where that is one way and not the default one."""
-    sharing = [plan for plan in plans if plan.parts > 1 or plan != _without_habits(plan)]
-    tails = {plan_label(plan).removeprefix(plan_label(_without_habits(plan))).strip(" ,") for plan in sharing}
-    return [f"all plans: {tail}" for tail in tails if len(tails) == 1 and tail]
 
 
 def link_label(link: LinkSpec) -> str:

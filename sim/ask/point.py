@@ -5,7 +5,7 @@ profile's terms.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -210,13 +210,40 @@ def plan_of(profile: CalibratedProfile, mode: Mode, devices: int, **fields: Any)
     return ExecutionPlan(mode=mode, devices=devices, **{**defaults, **given})
 
 
+class Groups(NamedTuple):
+    """Groups of devices that share the batch or the blocks, and the samples that they compute together."""
+
+    replicas: int = 1
+    stages: int = 1
+    microbatch: int | None = None
+
+    @property
+    def size(self) -> int:
+        """Groups in all."""
+        return self.replicas * self.stages
+
+    def plan(self, profile: CalibratedProfile, mode: Mode, devices: int, **fields: Any) -> ExecutionPlan:
+        """Make a plan of these groups, as `plan_of` makes one of parts alone. Raises PlanError.
+
+        What says how parts exchange counts where there are parts, and a codec also between stages.
+        """
+        if self.size == 1:
+            return plan_of(profile, mode, devices, **fields)
+        given = {name: value for name, value in fields.items() if value is not None}
+        if devices == self.size:
+            counts = ("weights", "wire") if self.stages > 1 else ("weights",)
+            given = {name: given[name] for name in counts if name in given}
+            return ExecutionPlan(mode=Mode.LOCAL, devices=devices, **self._asdict(), **given)
+        if not mode.averages:
+            given.pop("segments", None)
+        overlap = given.pop("overlap", profile.taken.overlap)
+        return ExecutionPlan(mode=mode, devices=devices, overlap=overlap, **self._asdict(), **given)
+
+
 def as_taken(profile: CalibratedProfile, plan: ExecutionPlan) -> ExecutionPlan:
     """The plan with parts that exchange as those behind the profile's data."""
-    if plan.parts == 1:
-        return plan
-    if plan.replicas * plan.stages == 1:
-        return plan_of(profile, plan.mode, plan.devices, segments=plan.segments, wire=plan.wire)
-    return msgspec.structs.replace(plan, overlap=profile.taken.overlap)
+    groups = Groups(plan.replicas, plan.stages, plan.microbatch)
+    return groups.plan(profile, plan.mode, plan.devices, segments=plan.segments, wire=plan.wire)
 
 
 PointAxis = Literal["bandwidth", "batch", "devices", "tokens", "segments"]

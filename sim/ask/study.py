@@ -13,11 +13,12 @@ from prism.codecs import Wire
 from prism.cost import CalibratedProfile, load_profile
 from prism.errors import ConfigError, PlanError
 from prism.link import LinkSpec
-from prism.plan import ExecutionPlan, Mode
+from prism.plan import LOCAL, Mode
 from prism.spec import ModelSpec
 from prism.units import parse_rate, parse_seconds, parse_share
+from prism.workload.memory import check_memory
 from sim.ask.bisection import bisected
-from sim.ask.point import Point, PointAxis, PointPrediction, at, plan_of, predict, with_tokens
+from sim.ask.point import Groups, Point, PointAxis, PointPrediction, at, predict, with_tokens
 from sim.ask.study_file import Inverse, Study, StudyGrid, StudyObjective
 from sim.engine.topology import Topology
 
@@ -29,6 +30,7 @@ ASKED: dict[str, PointAxis] = {
     "largest_segments": "segments",
 }
 MOST_CELLS = 1_000_000
+REASONS = 3  # why no cell can be, in one message
 
 
 class InverseAnswer(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,6 +82,26 @@ class Combination(NamedTuple):
     split: str = "even"
     overlap: bool | None = None
     collective: str | None = None
+    replicas: int = 1
+    stages: int = 1
+    microbatch: int | None = None
+
+    @property
+    def groups(self) -> Groups:
+        """The groups of devices. A microbatch is of several groups alone."""
+        several = self.replicas * self.stages > 1
+        return Groups(self.replicas, self.stages, self.microbatch if several else None)
+
+    @property
+    def misfit(self) -> str:
+        """Why the counts make no plan together; other values of the grid do."""
+        size = self.groups.size
+        if size == 1 or (self.devices % size == 0 and (self.devices == size) == (self.mode is Mode.LOCAL)):
+            return ""
+        return (
+            f"{self.replicas} replicas of {self.stages} stages on {self.devices} devices, mode {self.mode.value}: "
+            f"their product has to divide the devices, and mode local is for one part each; change devices or mode"
+        )
 
     def link(self) -> LinkSpec:
         """Read the link's texts. Raises ConfigError."""
@@ -103,9 +125,17 @@ def points(study: Study, models: Sequence[ModelSpec], profile: CalibratedProfile
         raise ConfigError(f"the grid has {size} cells, the limit is {MOST_CELLS}; give fewer values")
     chosen: dict[Point, None] = {}
     left_out: dict[str, None] = {}
+    misfits: dict[str, None] = {}
+    limit = study.memory_limit()
     for values in itertools.product(*axes.values()):
+        combination = Combination(**dict(zip(axes, values, strict=True)))
+        if combination.misfit:
+            misfits[combination.misfit] = None
+            continue
         try:
-            point = point_of(profile, Combination(**dict(zip(axes, values, strict=True))), study.speeds, study.seed)
+            point = point_of(profile, combination, study.speeds, study.seed)
+            if limit is not None:
+                check_memory(point.model, point.plan, point.batch, None, [limit] * point.plan.ranks)
             if study.links and point.plan.ranks > 1:
                 link = msgspec.structs.replace(point.link, rate_bps=None, latency_s=0.0)
                 point = msgspec.structs.replace(point, edges=study.links, topology="switch", link=link)
@@ -113,15 +143,15 @@ def points(study: Study, models: Sequence[ModelSpec], profile: CalibratedProfile
         except PlanError as error:
             left_out[str(error)] = None
     if not chosen:
-        raise ConfigError(f"no cell of the grid can be: {next(iter(left_out))}")
+        raise ConfigError(f"no cell of the grid can be: {'; '.join([*left_out, *misfits][:REASONS])}")
     return list(chosen), list(left_out)
 
 
 def _axes(grid: StudyGrid, models: Sequence[ModelSpec]) -> dict[str, Sequence[Any]]:
     """List the values of each field of Combination, in the order in which the grid is walked."""
-    optional = {"tokens", "overlap", "collective"}
+    optional = {"tokens", "overlap", "collective", "microbatch"}
     names = ["tokens", "mode", "batch", "devices", "segments", "wire", "bandwidth", "latency", "jitter", "loss"]
-    names += ["topology", "split", "overlap", "collective"]
+    names += ["topology", "split", "overlap", "collective", "replicas", "stages", "microbatch"]
     values = {name: getattr(grid, name) or ((None,) if name in optional else ()) for name in names}
     return {"model": models, **values}
 
@@ -133,10 +163,10 @@ def point_of(
     model, mode, batch = combination.model, combination.mode, combination.batch
     if combination.tokens is not None:
         model = with_tokens(model, combination.tokens)
-    if mode is Mode.LOCAL:  # of all else only the leader's speed matters
-        plan = ExecutionPlan(mode=mode)
-        return Point(model=model, plan=plan, batch=batch, link=LinkSpec(), speeds=speeds, seed=seed)
-    plan = plan_of(
+    groups = combination.groups
+    if mode is Mode.LOCAL and groups.size == 1:  # of all else only the leader's speed matters
+        return Point(model=model, plan=LOCAL, batch=batch, link=LinkSpec(), speeds=speeds, seed=seed)
+    plan = groups.plan(
         profile,
         mode,
         combination.devices,
@@ -146,7 +176,7 @@ def point_of(
         collective=combination.collective,
         weights=speeds[: combination.devices] if combination.split == "speed" else None,
     )
-    plan.partition(model.tokens)
+    plan.check(model, batch)
     return Point(
         model=model,
         plan=plan,
@@ -248,9 +278,13 @@ def answer_inverse(
         mode=question.mode,
         batch=question.batch,
         devices=question.devices,
+        replicas=question.replicas,
+        stages=question.stages,
         segments=question.segments,
         bandwidth=question.bandwidth,
     )
+    if combination.misfit:
+        raise ConfigError(f"inverse {question.find}: {combination.misfit}")
     point = point_of(profile, combination, speeds)
     if point.plan.ranks == 1:
         raise ConfigError(f"inverse {question.find}: mode local uses no link and one device; ask of another mode")

@@ -11,24 +11,31 @@ from prism.codecs import Wire
 from prism.config import Positive, PositiveNumber, load_toml
 from prism.cost import load_profile
 from prism.errors import ConfigError
+from prism.partition import compression_rate
 from prism.plan import Collective, Mode
+from prism.units import parse_bytes
 from sim.ask.point import PointPrediction
 from sim.engine.topology import Edge, Topology, graph_of
 
-NEEDED = ("mode", "batch", "devices", "segments", "wire", "bandwidth", "latency", "jitter", "loss", "topology", "split")
+NEEDED = ("mode", "batch", "devices", "replicas", "stages", "segments", "wire", "topology", "split")
+NEEDED_OF_LINK = ("bandwidth", "latency", "jitter", "loss")
 StudyObjective = Literal["latency", "energy"]
 
 
 class StudyGrid(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The grid: every combination of these values.
 
-    segments counts in modes that average alone; of local only model, tokens and batch count. split: of the tokens,
-    evenly or by the study's speeds.
+    replicas, stages: their products that divide the devices, with as many parts as that leaves: in mode local where it
+    leaves one, in the other modes where it leaves more. segments counts in modes that average alone; of local only
+    model, tokens and batch count. split: evenly or by the study's speeds.
     """
 
     mode: tuple[Mode, ...] = (Mode.LOCAL, Mode.FULL, Mode.SEGMENT_MEANS)
     batch: tuple[Positive, ...] = (1,)
     devices: tuple[Positive, ...] = (2,)
+    replicas: tuple[Positive, ...] = (1,)
+    stages: tuple[Positive, ...] = (1,)
+    microbatch: tuple[Positive, ...] = ()
     segments: tuple[Positive, ...] = (10,)
     wire: tuple[Wire, ...] = ("fp32",)
     tokens: tuple[Positive, ...] = ()
@@ -75,13 +82,18 @@ class Constraints(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class Inverse(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An inverse question: the least bandwidth, the fewest devices or the largest L that keeps a latency."""
+    """An inverse question: the least bandwidth, the fewest devices or the largest L that keeps a latency.
+
+    The fewest devices of replicas or stages alone are that many replicas or stages.
+    """
 
     find: Literal["least_bandwidth", "fewest_devices", "largest_segments"]
     max_latency_ms: PositiveNumber
     mode: Mode = Mode.SEGMENT_MEANS
     batch: Positive = 1
     devices: Positive = 2
+    replicas: Positive = 1
+    stages: Positive = 1
     segments: Positive = 10
     bandwidth: str = "400Mbps"
 
@@ -91,7 +103,8 @@ class Study(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     draws: for intervals, 0 for none. links: a custom topology, in place of the grid's topology, bandwidth and latency.
     speeds: of each device relative to the profile's, the leader first, as in [1, 0.5] for a second one half as fast;
-    empty: all are like the profile's.
+    empty: all are like the profile's. memory: of each device, as in "8GB"; plans that are predicted to need more
+    are left out.
     """
 
     model: str | tuple[str, ...]
@@ -104,6 +117,11 @@ class Study(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     inverse: tuple[Inverse, ...] = ()
     links: tuple[Edge, ...] = ()
     speeds: tuple[PositiveNumber, ...] = ()
+    memory: str | None = None
+
+    def memory_limit(self) -> float | None:
+        """Parse the bytes of a device. Raises ConfigError."""
+        return None if self.memory is None else parse_bytes(self.memory)
 
 
 def load_study(path: Path) -> Study:
@@ -112,11 +130,12 @@ def load_study(path: Path) -> Study:
     Raises ConfigError for unknown keys (with the nearest one), bad values, an empty grid, or limits that nothing keeps.
     """
     study = load_toml(path, Study)
-    for name in NEEDED:
+    for name in (*NEEDED, *NEEDED_OF_LINK):
         if not getattr(study.grid, name):
             raise ConfigError(f"{path}: grid.{name} is empty, so there is no cell; give it at least one value")
     if not study.model:
         raise ConfigError(f"{path}: model is empty; name at least one")
+    study.memory_limit()
     limits = study.constraints
     if limits.max_compression is not None and limits.max_compression < 1:
         raise ConfigError(f"{path}: max_compression {limits.max_compression:g} is below 1, which no plan has; raise it")
@@ -139,4 +158,4 @@ def load_study(path: Path) -> Study:
 
 def compression(cell: PointPrediction) -> float:
     """Compute CR; 1 where every row crosses the link."""
-    return 1.0 if cell.plan.segments is None else cell.tokens / (cell.plan.segments * cell.plan.ranks)
+    return 1.0 if cell.plan.segments is None else compression_rate(cell.tokens, cell.plan.parts, cell.plan.segments)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from prism.labels import plan_label
 from prism.report.figures import BLUE, GREY, INK, KIND_COLOURS, PALE, SLATE, VERMILION, panels, split_bars
 from sim.ask.break_even import PlanBreakEven
 from sim.ask.point import PointPrediction
@@ -30,8 +31,8 @@ def crossover_figure(flip: PlanBreakEven) -> "Figure":
     from matplotlib.ticker import LogFormatter
 
     figure, (axes,) = panels(1, 4.0)
-    axes.plot(flip.values, flip.local_ms, color=SLATE, linewidth=3, label="local")
-    axes.plot(flip.values, flip.distributed_ms, color=VERMILION, label="distributed")
+    axes.plot(flip.values, flip.local_ms, color=SLATE, linewidth=3, label=plan_label(flip.against))
+    axes.plot(flip.values, flip.distributed_ms, color=VERMILION, label=plan_label(flip.plan))
     if flip.value is not None and flip.interval is not None:
         axes.axvspan(*flip.interval, color=PALE, zorder=0)
         axes.axvline(flip.value, color=INK, linestyle=":")

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 from rich.table import Table
 
-from prism.labels import plan_label
+from prism.labels import plan_label, shared_habits, without_habits
 from prism.plan import LOCAL
 from prism.report.page import cell_text
 from sim.ask.break_even import Influence, PlanBreakEven
@@ -16,7 +16,7 @@ from sim.serving.scenario import ServingReport
 
 SHOWN = 40  # rows of a table or a figure; files have all
 STAGES = ("compute", "staging", "wait", "wire")
-PARTS = ("wire", "devices", "bandwidth_mbps", "batch")  # of a prediction's name, where cells differ in them
+PARTS = ("bandwidth_mbps", "batch")  # of a prediction's name, beside its plan, where cells differ in them
 
 
 def prediction_row(cell: PointPrediction) -> dict[str, Any]:
@@ -43,28 +43,19 @@ def prediction_row(cell: PointPrediction) -> dict[str, Any]:
     }
 
 
-def name_of(cell: PointPrediction, parts: Sequence[str] = PARTS) -> str:
-    """Name a prediction of one model by its mode and these parts."""
-    plan = cell.plan
-    words = {
-        "wire": plan.wire,
-        "devices": f"P={plan.ranks}",
-        "bandwidth_mbps": f"{cell.bandwidth_mbps or 0:g} Mbps",
-        "batch": f"B={cell.batch}",
-    }
-    if plan.replicas * plan.stages > 1:
-        return " ".join([plan_label(plan), *[words[part] for part in parts if part in ("bandwidth_mbps", "batch")]])
-    mode = plan.mode.value
-    mode = f"{mode.replace('segment_means', 'means')} L={plan.segments}" if plan.segments else mode
-    mode += f" {':'.join(f'{weight:g}' for weight in plan.weights)}" if plan.weights else ""
-    return " ".join([mode, *[words[part] for part in parts if plan.ranks > 1 or part == "batch"]])
+def name_of(cell: PointPrediction, parts: Sequence[str] = PARTS, habits: bool = True) -> str:
+    """Name a prediction of one model by its plan, with its habits or without, and these parts."""
+    words = {"bandwidth_mbps": f"{cell.bandwidth_mbps or 0:g} Mbps", "batch": f"B={cell.batch}"}
+    shown = [words[part] for part in parts if cell.plan.ranks > 1 or part == "batch"]
+    return " ".join([plan_label(cell.plan if habits else without_habits(cell.plan)), *shown])
 
 
 def names_of(cells: Sequence[PointPrediction]) -> list[str]:
     """Name predictions without what all distributed ones share."""
     flat = [cell.flat() for cell in cells]
     values = {part: {row[part] for row in flat if row["devices"] > 1 or part == "batch"} for part in PARTS}
-    return [name_of(cell, [part for part in PARTS if len(values[part]) > 1]) for cell in cells]
+    habits = not shared_habits([cell.plan for cell in cells if cell.plan.ranks > 1])
+    return [name_of(cell, [part for part in PARTS if len(values[part]) > 1], habits) for cell in cells]
 
 
 def predictions_table(cells: Sequence[PointPrediction], title: str = "") -> Table:

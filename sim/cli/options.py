@@ -13,10 +13,10 @@ from prism.cost import CalibratedProfile
 from prism.errors import ConfigError
 from prism.link import LinkSpec
 from prism.partition import segments_for_rate
-from prism.plan import LOCAL, Collective, ExecutionPlan, Mode
+from prism.plan import Collective, ExecutionPlan, Mode
 from prism.spec import ModelSpec, load_model_spec
 from prism.units import parse_rate, parse_seconds, parse_share
-from sim.ask.point import plan_of, with_tokens
+from sim.ask.point import Groups, with_tokens
 from sim.engine.topology import Topology
 
 USUAL_RATE = 9.9  # the published compression rate
@@ -78,37 +78,18 @@ class PlanOptions(OptionGroup, frozen=True, kw_only=True):
 
     def plan(self, profile: CalibratedProfile, model: ModelSpec, mode: Mode, least: int = 1) -> ExecutionPlan:
         """Make the plan of this mode, for `least` devices or more; parts are what replicas and stages leave of them."""
-        groups = self.replicas * self.stages
-        devices = max(self.devices, least, groups)
-        parts = devices // groups
-        if mode is Mode.LOCAL or (parts == 1 and groups > 1):
-            return self._groups(self.replicas, self.stages) if groups > 1 else LOCAL
-        segments = self.segments or segments_for_rate(model.tokens, parts, USUAL_RATE)
-        plan = plan_of(profile, mode, parts, segments=segments, wire=self.wire, **self.habits())
-        if groups == 1:
-            return plan
-        fields = {"devices": devices, "replicas": self.replicas, "stages": self.stages, "microbatch": self.microbatch}
-        return msgspec.structs.replace(plan, embed="terminal", **fields)
+        groups = Groups(self.replicas, self.stages, self.microbatch)
+        devices = groups.size if mode is Mode.LOCAL else max(self.devices, least, groups.size)
+        segments = self.segments or segments_for_rate(model.tokens, max(1, devices // groups.size), USUAL_RATE)
+        return groups.plan(profile, mode, devices, segments=segments, wire=self.wire, **self.habits())
 
     def way(self, profile: CalibratedProfile, model: ModelSpec, way: str) -> ExecutionPlan:
         """Make the plan of a mode or, by their names, that of as many replicas or stages as there are devices."""
         devices = max(self.devices, 2)
-        if way == "replicas":
-            return self._groups(devices, 1)
-        if way == "stages":
-            return self._groups(1, devices)
+        if way in ("replicas", "stages"):
+            groups = Groups(microbatch=self.microbatch)._replace(**{way: devices})
+            return groups.plan(profile, Mode.LOCAL, devices, wire=self.wire)
         return self.plan(profile, model, Mode(way), least=1 if way == Mode.LOCAL.value else 2)
-
-    def _groups(self, replicas: int, stages: int) -> ExecutionPlan:
-        wire = self.wire if stages > 1 else "fp32"  # replicas exchange no rows
-        return ExecutionPlan(
-            mode=Mode.LOCAL,
-            devices=replicas * stages,
-            replicas=replicas,
-            stages=stages,
-            wire=wire,
-            microbatch=self.microbatch,
-        )
 
     def habits(self) -> dict[str, Any]:
         """What of the profile's habits was overridden; None where it wasn't."""

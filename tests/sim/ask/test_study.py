@@ -10,12 +10,14 @@ from support.profiles import SMALL, VIT, profile, terms
 
 from prism.cost import load_profile
 from prism.errors import ConfigError, PlanError
+from prism.labels import plan_label, without_habits
 from prism.link import LinkSpec
 from prism.plan import LOCAL, ExecutionPlan, Mode
+from prism.workload.memory import memory_bytes
 from sim.ask.break_even import find_break_even, sensitivity
 from sim.ask.point import Point, latency_ms, plan_of, predict, summary
 from sim.ask.study import InverseAnswer, over_processes, over_ray, points, solve
-from sim.ask.study_file import Constraints, Inverse, Study, StudyGrid, load_study
+from sim.ask.study_file import Constraints, Inverse, Study, StudyGrid, compression, load_study
 from sim.engine.topology import Edge
 
 ORIN = load_profile("orin-nano")
@@ -169,6 +171,72 @@ def test_what_can_not_be_is_left_out_and_named():
         points(msgspec.structs.replace(study, grid=StudyGrid(tokens=(1,))), [SMALL], ORIN)
 
 
+WAYS = StudyGrid(batch=(1, 8), devices=(2, 4), replicas=(1, 2), stages=(1, 2), microbatch=(2,))
+
+
+def test_a_grid_combines_replicas_stages_and_the_parts_that_they_leave():
+    found, left_out = points(Study(model="vit", grid=WAYS), [VIT], ORIN)
+    labels = {plan_label(without_habits(point.plan)) for point in found if point.batch == 8}
+    assert labels == {
+        "local",
+        "2 parts, full",
+        "4 parts, full",
+        "2 parts, means L=10",
+        "4 parts, means L=10",
+        "2 replicas, microbatch 2",
+        "2 stages, microbatch 2",
+        "2 replicas x 2 stages, microbatch 2",
+        *(
+            f"2 {name} x 2 parts, {kind} microbatch 2"
+            for name in ("replicas", "stages")
+            for kind in ("full", "means L=10")
+        ),
+    }
+    assert left_out == ["2 replicas for a batch of 1: use at most 1 replicas, or a larger batch"]
+    assert not any(point.plan.replicas > 1 for point in found if point.batch == 1)
+    alone = StudyGrid(mode=(Mode.FULL,), replicas=(2,), batch=(8,))
+    with pytest.raises(ConfigError, match="2 replicas of 1 stages on 2 devices, mode full"):
+        points(Study(model="vit", grid=alone), [VIT], ORIN)
+
+
+def test_the_best_of_a_study_may_be_any_way():
+    grid = StudyGrid(batch=(8,), replicas=(1, 2), stages=(1, 2))
+    result = solve(Study(model="vit", grid=grid), [VIT], over_processes(1))
+    assert plan_label(result.cells[result.best].plan) == "2 replicas"
+    assert result.flat()["cells"][result.best]["replicas"] == 2
+
+
+def test_questions_backwards_of_replicas():
+    questions = (
+        Inverse(find="fewest_devices", max_latency_ms=200, mode=Mode.LOCAL, replicas=2, batch=8),
+        Inverse(find="least_bandwidth", max_latency_ms=300, mode=Mode.LOCAL, replicas=2, batch=8),
+    )
+    fewest, rate = solve(Study(model="vit", inverse=questions), [VIT], over_processes(1)).answers
+
+    def at(replicas: int, mbps: float) -> float:
+        plan = ExecutionPlan(mode=Mode.LOCAL, devices=replicas, replicas=replicas)
+        return predict(ORIN, Point(model=VIT, plan=plan, batch=8, link=link(mbps))).latency_ms
+
+    assert at(int(fewest.value), 400) <= 200 < at(int(fewest.value) - 1, 400)
+    assert at(2, rate.value) <= 300 < at(2, rate.value * 0.98)
+
+
+def test_a_plan_that_needs_more_memory_than_a_device_has_is_left_out():
+    needed = memory_bytes(VIT, LOCAL, 1)[0]
+    study = Study(model="vit", memory=f"{needed - 1}B", grid=StudyGrid(stages=(1, 2), mode=(Mode.LOCAL,)))
+    found, left_out = points(study, [VIT], ORIN)
+    assert [plan_label(point.plan) for point in found] == ["2 stages"]
+    assert len(left_out) == 1 and left_out[0].startswith("local needs")
+    with pytest.raises(ConfigError, match=r"no cell .*local needs [\d.]+ MB .*limit is 1 MB.*2 stages needs [\d.]+ MB"):
+        points(msgspec.structs.replace(study, memory="1MB"), [VIT], ORIN)
+
+
+def test_compression_is_of_the_parts():
+    grid = StudyGrid(mode=(Mode.SEGMENT_MEANS,), devices=(4,), replicas=(1, 2), batch=(8,))
+    parts, replicas = solve(Study(model="vit", grid=grid), [VIT], over_processes(1)).cells
+    assert compression(parts) == VIT.tokens / 40 and compression(replicas) == VIT.tokens / 20
+
+
 def test_devices_of_other_speeds_wait_for_the_slow_one_unless_it_has_less_to_do():
     study = Study(
         model="small",
@@ -233,6 +301,8 @@ def test_links_of_ones_own_carry_what_they_should():
         ('model = "m"\n[grid]\nmode = ["quick"]', "quick"),
         ('model = "m"\nobjective = "cost"', "cost"),
         ('model = "m"\nspeeds = [1]', "1 speeds for 2 devices"),
+        ('model = "m"\nmemory = "8"', "write it like 8GB|has the unit"),
+        ('model = "m"\n[grid]\nreplicas = []', "grid.replicas is empty"),
         ('model = "m"\nspeeds = [1, 0]', "speeds"),
         ('model = "m"\ngrid = {split = ["speed"]}', "0 speeds for 2 devices"),
         (LINKED + "[[links]]\nbetween = ['0', '7']\nrate = '1Gbps'\n", "device 7"),
