@@ -134,12 +134,9 @@ def _from_folder(folder: Path, weights: str | None, seed: int) -> Loaded:
     if cls is None:
         raise UnsupportedModelError(f"{path}: architecture {architecture!r} is unknown to the installed transformers")
     if weights is not None:
-        return Loaded(
-            model=cls(cls.config_class.from_pretrained(folder)),
-            kind="text",
-            folder=folder,
-            weights=_origin(weights, seed),
-        )
+        model = cls(cls.config_class.from_pretrained(folder))
+        origin = _origin(weights, seed)
+        return Loaded(model=model, kind="text", weights=origin, folder=folder, labels=_labels(model))
     try:
         with _without_bar():
             model = cls.from_pretrained(folder, local_files_only=True, dtype=torch.float32)

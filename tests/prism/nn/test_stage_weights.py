@@ -84,6 +84,13 @@ def test_shares_of_every_head_give_the_bits_of_stages_that_hold_the_whole_model(
     assert {part.fingerprint for part in parts} == {fingerprint(whole)}
 
 
+def test_a_share_keeps_the_names_of_the_classes(tmp_path):
+    model = cases.build("bert_classifier")
+    model.config.id2label = {0: "bad", 1: "good"}
+    model.save_pretrained(tmp_path)
+    assert load_share(str(tmp_path), None, 0, CPU, TWO, 0).loaded.labels == ("bad", "good")
+
+
 def save_timm(model, architecture, folder, args):
     """Save as timm does. args: of its constructor."""
     save_file(model.state_dict(), folder / "model.safetensors")
