@@ -72,7 +72,7 @@ def _facts(outcome: Outcome) -> Table:
         table.add_row(f"agreement with local ({outcome.agreement_kind})", f"{outcome.agreement:.4f}")
         table.add_row("largest error over largest value", f"{outcome.max_rel_error:.2e}")
     table.add_row("samples per second", f"{outcome.samples_per_s:.3g}")
-    exchange = format_bytes(outcome.bytes_per_exchange) if outcome.plan.ranks > 1 else "nothing is exchanged"
+    exchange = format_bytes(outcome.bytes_per_exchange) if outcome.plan.parts > 1 else "nothing is exchanged"
     table.add_row("bytes per exchange (a rank, a block)", exchange)
     table.add_row("effective bandwidth", "no exchange" if bandwidth is None else f"{bandwidth:.1f} Mbps")
     table.add_row("energy", energy_line(outcome.energy, outcome.energy_note).removeprefix("energy "))

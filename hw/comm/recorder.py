@@ -51,10 +51,11 @@ class SpanRecorder:
     def handed_over(self, op: str, block: int, sent_bytes: int) -> None:
         """Note when this rank posted its own message, for the wire span of the same op and block.
 
-        Messages of several microbatches add up until such a span ends.
+        One that comes before such a span has taken the last one, as of a microbatch, leaves the last one a span of its
+        own.
         """
-        _, before = self._handed.get((op, block), (0, 0))
-        self._handed[op, block] = (time.monotonic_ns(), before + sent_bytes)
+        self._unanswered(op, block)
+        self._handed[op, block] = (time.monotonic_ns(), sent_bytes)
 
     def received(self, sources: tuple[int, ...], received_bytes: int) -> None:
         """Note what the running wire span waited for. sources: ranks."""
@@ -68,9 +69,15 @@ class SpanRecorder:
         now = time.monotonic_ns()
         self._close(now)
         # a message that nobody here waited behind is still part of the record, as a span of no length
-        for (op, block), (issued, sent) in self._handed.items():
-            self._spans.append(self._span("wire", op, block, issued, issued, issued_ns=issued, sent_bytes=sent))
+        for op, block in list(self._handed):
+            self._unanswered(op, block)
         self._batch, self._handed = None, {}
+
+    def _unanswered(self, op: str, block: int) -> None:
+        """Record a message of which nobody here awaited an answer, as a span of no length."""
+        if (op, block) in self._handed:
+            issued, sent = self._handed.pop((op, block))
+            self._spans.append(self._span("wire", op, block, issued, issued, issued_ns=issued, sent_bytes=sent))
 
     def take(self) -> tuple[list[Span], int, int]:
         """Return the spans, start and end (ns) of the last batch, or of the one under way when it failed."""

@@ -1,5 +1,6 @@
 """Put the spans, power samples and probes of all ranks on the leader's clock."""
 
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
@@ -17,8 +18,33 @@ def aligned(spans: Sequence[Span], offset_ns: Mapping[int, int]) -> list[Span]:
     (`wire`). offset_ns: of each rank's clock, less the leader's.
     """
     on_leader = [shifted(span, offset_ns.get(span.rank, 0)) for span in spans]
-    issued = {(s.rank, s.op, s.block): s.issued_ns for s in on_leader if s.kind == "wire"}
-    return [part for span in on_leader for part in (_split_wait(span, issued) if span.kind == "wire" else (span,))]
+    messages = HandOvers(on_leader)
+    return [
+        part
+        for span in on_leader
+        for part in (_split_wait(span, messages.of(span)) if span.kind == "wire" else (span,))
+    ]
+
+
+class HandOvers:
+    """When messages were handed over. One op and block may have several, as microbatches have: they arrive in order."""
+
+    def __init__(self, spans: Iterable[Span]) -> None:
+        self._issued: dict[tuple[int, int, str, int], list[int]] = defaultdict(list)
+        self._taken: Counter[tuple[int, int, int, str, int]] = Counter()
+        for span in sorted((s for s in spans if s.kind == "wire" and s.sent_bytes), key=lambda s: s.issued_ns):
+            self._issued[span.batch, span.rank, span.op, span.block].append(span.issued_ns)
+
+    def of(self, span: Span) -> list[int]:
+        """When the sources of the next received span handed their messages over, where they say it."""
+        found = []
+        for source in span.sources:
+            issued = self._issued.get((span.batch, source, span.op, span.block))
+            if issued:
+                place = (span.batch, span.rank, source, span.op, span.block)
+                found.append(issued[min(self._taken[place], len(issued) - 1)])
+                self._taken[place] += 1
+        return found
 
 
 def aligned_power(records: Iterable[Record], offset_ns: Mapping[int, int]) -> list[Record]:
@@ -40,8 +66,7 @@ def shifted(record: Timed, offset_ns: int) -> Timed:
     return msgspec.structs.replace(record, **times)
 
 
-def _split_wait(span: Span, issued: Mapping[tuple[int, str, int], int]) -> Iterator[Span]:
-    handed = [issued[key] for source in span.sources if (key := (source, span.op, span.block)) in issued]
+def _split_wait(span: Span, handed: Sequence[int]) -> Iterator[Span]:
     ready = min(max([span.start_ns, *handed]), span.end_ns)
     if ready > span.start_ns:
         yield Span(

@@ -8,6 +8,7 @@ import msgspec
 
 from prism.errors import TraceError
 from prism.trace import KINDS, PACE, Batch, Span, Trace
+from prism.trace.align import HandOvers
 from prism.trace.energy import Energy, measured_energy, modelled_energy
 from prism.trace.quantiles import median, quantile
 
@@ -134,12 +135,11 @@ def bandwidths(spans: list[Span]) -> list[float]:
     receiver still computes is seen late, so each figure is a lower bound.
     """
     wires = [span for span in spans if span.kind == "wire"]
-    issued = {(s.batch, s.op, s.block, s.rank): s.issued_ns for s in wires if s.sent_bytes}
+    messages = HandOvers(wires)
     under_way: dict[int, list[tuple[int, int]]] = defaultdict(list)
     received: dict[int, int] = defaultdict(int)
     for span in wires:
-        keys = [(span.batch, span.op, span.block, source) for source in span.sources]
-        sources = [issued[key] for key in keys if key in issued]
+        sources = messages.of(span)
         if sources:
             under_way[span.batch].append((min(sources), span.end_ns))
             received[span.batch] += span.received_bytes
