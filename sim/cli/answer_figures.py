@@ -8,7 +8,7 @@ from prism.report.figures import BLUE, GREY, INK, KIND_COLOURS, PALE, SLATE, VER
 from sim.ask.break_even import PlanBreakEven
 from sim.ask.point import PointPrediction
 from sim.ask.study import Result
-from sim.cli.answer_tables import SHOWN, STAGES, names_of, prediction_row
+from sim.cli.answer_tables import SHOWN, STAGES, names_of, prediction_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,7 +19,7 @@ STAGE_COLOURS = {stage: KIND_COLOURS["stage_d2h" if stage == "staging" else stag
 def prediction_bars(cells: Sequence[PointPrediction]) -> "Figure":
     """Stack the stages of each prediction to a bar, with its 90 % interval."""
     chosen = cells[:SHOWN]
-    rows = [prediction_row(cell) for cell in chosen]
+    rows = prediction_rows(chosen)
     splits = [{stage: row[f"{stage}_ms"] for stage in STAGES} for row in rows]
     names = [f"{number}. {name}" for number, name in enumerate(names_of(chosen), 1)]
     spans = [cell.interval_ms for cell in chosen]

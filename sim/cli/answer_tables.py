@@ -7,7 +7,7 @@ import msgspec
 from rich.table import Table
 
 from prism.labels import plan_label, shared_habits, without_habits
-from prism.plan import LOCAL
+from prism.plan import LOCAL, ExecutionPlan
 from prism.report.page import cell_text
 from sim.ask.break_even import Influence, PlanBreakEven
 from sim.ask.point import PointPrediction, plan_fields
@@ -19,14 +19,23 @@ STAGES = ("compute", "staging", "wait", "wire")
 PARTS = ("bandwidth_mbps", "batch")  # of a prediction's name, beside its plan, where cells differ in them
 
 
-def prediction_row(cell: PointPrediction) -> dict[str, Any]:
-    """Flatten a prediction to one row."""
-    split = cell.split_ms
+def prediction_rows(cells: Sequence[PointPrediction]) -> list[dict[str, Any]]:
+    """Flatten predictions to rows of the same fields. A plan's name leaves out how all of them exchange."""
+    habits = not shared_habits([cell.plan for cell in cells if cell.plan.ranks > 1])
+    return [_row(cell, cell.plan if habits else without_habits(cell.plan)) for cell in cells]
+
+
+def _row(cell: PointPrediction, named: ExecutionPlan) -> dict[str, Any]:
+    split, plan = cell.split_ms, cell.plan
     low, high = cell.interval_ms or (None, None)
     return {
         "model": cell.model,
         "tokens": cell.tokens,
-        **plan_fields(cell.plan),
+        "plan": plan_label(named),
+        **plan_fields(plan),
+        "replicas": plan.replicas,
+        "stages": plan.stages,
+        "microbatch": plan.microbatch,
         "batch": cell.batch,
         "bandwidth_mbps": cell.bandwidth_mbps,
         "latency_ms": cell.latency_ms,
@@ -38,7 +47,7 @@ def prediction_row(cell: PointPrediction) -> dict[str, Any]:
         "staging_ms": split["stage_d2h"] + split["stage_h2d"],
         "wait_ms": split["wait"],
         "wire_ms": split["wire"],
-        "weights": ":".join(f"{weight:g}" for weight in cell.plan.weights or ()),
+        "weights": ":".join(f"{weight:g}" for weight in plan.weights or ()),
         "tag": cell.tag,
     }
 
@@ -60,12 +69,12 @@ def names_of(cells: Sequence[PointPrediction]) -> list[str]:
 
 def predictions_table(cells: Sequence[PointPrediction], title: str = "") -> Table:
     """Tabulate latency, interval, joules and split of predictions."""
-    table = Table("plan", "ms", "90 %", "J", *STAGES, "tag", title=title, box=None)
+    table = Table("plan", "ms", "90 %", "J", *STAGES, "tag", title=title, box=None, padding=(0, 1, 0, 0))
     for column in table.columns:
-        column.no_wrap = True
+        column.no_wrap = column.header != "plan"  # the longest, which wraps on a narrow console
         column.justify = "left" if column.header in ("plan", "tag") else "right"
-    for name, cell in zip(names_of(cells), cells[:SHOWN], strict=False):
-        flat = prediction_row(cell)
+    shown = cells[:SHOWN]
+    for name, cell, flat in zip(names_of(cells), shown, prediction_rows(shown), strict=False):
         interval = "-" if cell.interval_ms is None else f"{cell.interval_ms[0]:.0f}..{cell.interval_ms[1]:.0f}"
         stages = [f"{flat[f'{stage}_ms']:.1f}" for stage in STAGES]
         table.add_row(name, f"{cell.latency_ms:.1f}", interval, cell_text(cell.energy_j), *stages, cell.tag)

@@ -20,7 +20,7 @@ from prism.workload import build
 from sim.ask.point import Point, PointPrediction, outside_of, predict
 from sim.cli import options
 from sim.cli.answer_figures import prediction_bars
-from sim.cli.answer_tables import extrapolated, prediction_row, predictions_table
+from sim.cli.answer_tables import extrapolated, prediction_rows, predictions_table
 from sim.cli.options import PLAN
 from sim.cli.presentation import Presentation
 from sim.engine.backend import SimBackend, identical
@@ -53,7 +53,7 @@ def _prediction_answer(cells: list[PointPrediction], title: str, profile: str) -
         whole=[cell.flat() for cell in cells],
         view=predictions_table(cells, title),
         lines=extrapolated(reason for cell in cells for reason in cell.outside),
-        rows=[prediction_row(cell) for cell in cells],
+        rows=prediction_rows(cells),
         figure=lambda: drawn(prediction_bars, cells),
     )
 

@@ -18,6 +18,7 @@ from sim.cli.options import OutputOptions
 PACKAGES = ("prism-edge", "simpy", "numpy", "networkx")
 UNITS = {"mbps": "Mbps", "j": "J"}
 SUFFIXES = (".json", ".csv", ".parquet", ".html")
+OF_PLAN = ("mode", "segments", "wire", "devices", "replicas", "stages", "microbatch", "weights")  # its label has them
 BODY = """{% for line in lines %}<p>{{ line }}</p>{% endfor %}
 {{ figure }}{{ facts }}{{ table }}
 {% if same %}<p class="about">In every row: {{ same }}.</p>{% endif %}
@@ -91,7 +92,8 @@ def _columns(rows: Sequence[dict[str, Any]]) -> tuple[list[str], dict[str, Any]]
     """Tell the columns that differ between rows from those that hold one value; columns of nothing are left out."""
     if not rows:
         return [], {}
-    values = {name: {str(row[name]) for row in rows} for name in rows[0]}
+    shown = [name for name in rows[0] if "plan" not in rows[0] or name not in OF_PLAN]
+    values = {name: {str(row[name]) for row in rows} for name in shown}
     names = [name for name, texts in values.items() if len(texts) > 1 or len(rows) == 1]
     same = {name: rows[0][name] for name in values if name not in names and rows[0][name] not in (None, "")}
     return names, same

@@ -22,7 +22,7 @@ from sim.cli.answer_figures import crossover_figure, front_figure
 from sim.cli.answer_tables import (
     crossover_line,
     extrapolated,
-    prediction_row,
+    prediction_rows,
     predictions_table,
     sensitivity_table,
     study_lines,
@@ -149,7 +149,7 @@ def _study_answer(result: Result, asked: Study, name: str) -> Presentation:
         whole=result.flat(),
         view=predictions_table(front, "Pareto front: latency and energy per sample"),
         lines=study_lines(result),
-        rows=[prediction_row(cell) for cell in result.cells],
+        rows=prediction_rows(result.cells),
         figure=lambda: drawn(front_figure, result),
         config=msgspec.json.format(msgspec.json.encode(asked)).decode(),
     )
