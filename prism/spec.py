@@ -8,6 +8,7 @@ import msgspec
 from prism.config import NonNegative, Port, Positive, load_json, load_toml
 from prism.errors import ConfigError
 from prism.families import FAMILIES, Structure
+from prism.units import parse_bytes
 
 Watts = Annotated[float, msgspec.Meta(ge=0, le=100_000)]  # an upper bound refuses inf
 
@@ -87,10 +88,21 @@ def load_power_profile(path: Path) -> PowerProfile:
 
 
 class DeviceSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One device. address: where the others reach it."""
+    """One device. address: where the others reach it. memory: that a plan may need there, as in 8GB; None: any."""
 
     name: str
     address: str
+    memory: str | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            self.memory_limit()
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+
+    def memory_limit(self) -> float | None:
+        """Parse the bytes. Raises ConfigError."""
+        return None if self.memory is None else parse_bytes(self.memory)
 
 
 class ClusterSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

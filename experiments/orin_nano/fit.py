@@ -90,6 +90,7 @@ def profile_of(logs: NDArray[np.float64], sources: dict[str, tuple[str, str]] | 
         ranges={},
         traces=(),
         taken=TAKEN,
+        memory_bytes=8e9,
     )
 
 

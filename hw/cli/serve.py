@@ -57,6 +57,7 @@ SERVE: dict[str, Any] = {
     ],
     "learn": Annotated[bool | None, option("Correct the map by what is served.", SERVE_PANEL, "--learn/--no-learn")],
     "threads": Annotated[int | None, option("Threads to compute with.", SERVE_PANEL)],
+    "memory": Annotated[str | None, option("Of each device, as in 8GB; refuses a model that needs more.", SERVE_PANEL)],
     "join_at": Annotated[str | None, option("ADDRESS:PORT where devices join.", NET_PANEL, "--join")],
     "key_file": Annotated[str | None, option("The key that devices share; without it, local only.", NET_PANEL)],
     "http": Annotated[str | None, option("ADDRESS:PORT of the v2 endpoint and /metrics.", NET_PANEL)],

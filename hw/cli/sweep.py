@@ -1,6 +1,7 @@
 """prism-hw profile and map: measure a sweep, and make a performance map of its traces."""
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -52,7 +53,7 @@ def profile(
         sweep = msgspec.structs.replace(sweep, repeats=repeats)
     folder = output or Path("out") / config.stem
     spec = load_toml(cluster, ClusterSpec) if cluster else None
-    specs = _described(sweep)
+    specs = _described(sweep, spec)
     from hw.sweep.active import chosen
     from hw.sweep.runner import pending, run_sweep
 
@@ -114,13 +115,16 @@ def performance_map(
         entry.show(map_tables.comparison_view(agreement))
 
 
-def _described(sweep: "SweepConfig") -> dict[str, ModelSpec]:
-    """Look up the shape of every model. Raises ConfigError, PlanError for cells that no rank could run."""
-    from hw.sweep.config import check
+def _described(sweep: "SweepConfig", cluster: ClusterSpec | None) -> dict[str, ModelSpec]:
+    """Look up the shape of every model, and say what is no cell. Raises ConfigError, PlanError for cells that no rank
+    could run."""
+    from hw.sweep.config import check, left_out
     from prism.nn.zoo import describe
 
     specs = {model: describe(model) for model in sweep.models}
-    check(sweep, specs)
+    check(sweep, specs, [device.memory_limit() for device in cluster.devices] if cluster else ())
+    for line in left_out(sweep):
+        print(f"left out: {line}", file=sys.stderr)
     return specs
 
 

@@ -16,6 +16,7 @@ from hw.machine import facts
 from hw.machine.overheating import zones
 from prism.errors import ConfigError
 from prism.trace import SensorName
+from prism.units import format_bytes
 
 Status = Literal["ok", "note", "missing"]
 QDISCS = ("netem", "tbf", "htb", "ifb")
@@ -35,6 +36,7 @@ def examine() -> list[Check]:
     of_torch: list[Callable[[], Check]] = [_torchvision, _distributed, _gloo, _cuda, _nccl]
     of_machine: list[Callable[[], Check]] = [
         _cores,
+        _memory,
         _interfaces,
         _congestion,
         _wifi_power_save,
@@ -145,6 +147,24 @@ def _cores() -> Check:
         f"(OMP_NUM_THREADS {threads})",
         remedy="" if usable > 1 else "two ranks on one core share it: their times are marked oversubscribed",
     )
+
+
+def _memory() -> Check:
+    return Check(name="memory", status="ok", found=memory_text())
+
+
+def memory_text() -> str:
+    """Say what memory is free of this machine and, where it has some of its own, of the GPU."""
+    host = psutil.virtual_memory()
+    text = f"{format_bytes(host.available)} free of {format_bytes(host.total)}"
+    try:
+        import torch
+    except ImportError:
+        return text
+    if not torch.cuda.is_available() or torch.cuda.get_device_properties(0).is_integrated:
+        return text
+    free, total = torch.cuda.mem_get_info()
+    return f"{text}, of the GPU {format_bytes(free)} of {format_bytes(total)}"
 
 
 def _interfaces() -> Check:

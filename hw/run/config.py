@@ -22,7 +22,8 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """`prism-hw run` as one file: every field is a flag of the same name, and so is every field of its plan.
 
     in_flight: batches that are begun before the first of them is answered.
-    memory: of each device, as in 8GB; a plan that is predicted to need more is refused.
+    memory: of each device, as in 8GB; a plan that is predicted to need more is refused. It goes before what a cluster
+    file says of its devices.
     """
 
     model: str = "fashion-vit"

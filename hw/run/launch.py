@@ -118,6 +118,7 @@ def cluster_job(spec: ClusterSpec, rank: int, threads: int, timeout_s: float, co
         timeout_s=timeout_s,
         threads=threads,
         meter_covers=(rank,),
+        memory=tuple(device.memory_limit() for device in spec.devices),
         command=command,
     )
 

@@ -20,6 +20,7 @@ class RankJob(msgspec.Struct, frozen=True, kw_only=True):
     netns: path of the network namespace to enter. medium: file of the user-space shaper, where there is one.
     meter_covers: ranks of this device, on the one of them that reads its power meter.
     hwmon: folder of a Jetson's sensor files.
+    memory: bytes that a plan may need on each rank's device, where that is limited; empty where none is.
     facts: what the header should say of the testbed.
     """
 
@@ -37,6 +38,7 @@ class RankJob(msgspec.Struct, frozen=True, kw_only=True):
     meter_covers: tuple[int, ...] = ()
     hwmon: str = "/sys/class/hwmon"
     serve_store: bool = True
+    memory: tuple[float | None, ...] = ()
     facts: dict[str, Any] = {}
     command: str = ""
 

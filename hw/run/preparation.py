@@ -48,14 +48,18 @@ class Preparation:
         """Load what a step needs, and start its power meter. Raises PrismError for what can't be had."""
         if not isinstance(step, RunStep):
             return
-        limit = step.config.memory_limit()
-        if limit is not None:  # before weights are loaded that may not fit
-            config = step.config
-            check_memory(describe(config.model), config.plan, config.batch, config.tokens, [limit] * config.plan.ranks)
+        self._check_memory(step.config)
         piece = self.workpiece(step.config, step.shares)
         step.config.plan.check(piece.spec, step.config.batch, piece.tokens)
         if self._job.meter_covers and self._sampler is None:
             self._start_sampling(step.config)
+
+    def _check_memory(self, config: RunConfig) -> None:
+        """Refuse, before weights are loaded, a plan that needs more than a device has. Raises PlanError."""
+        given, ranks = config.memory_limit(), config.plan.ranks
+        limits = self._job.memory[:ranks] if given is None else (given,) * ranks
+        if any(limit is not None for limit in limits):
+            check_memory(describe(config.model), config.plan, config.batch, config.tokens, limits)
 
     def workpiece(self, config: RunConfig, shares: bool = False) -> Workpiece:
         """Return the loaded workpiece where it fits the configuration, else load another. shares: as in RunStep."""

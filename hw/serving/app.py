@@ -25,9 +25,12 @@ from prism.decide.accuracy import AccuracyTable, load_accuracy
 from prism.decide.log import LogHeader
 from prism.decide.table import Objective, Table, TableRow, table_of
 from prism.errors import ConfigError
-from prism.nn.zoo import Loaded
+from prism.nn.zoo import Loaded, describe
 from prism.perfmap import load_map
+from prism.plan import LOCAL
 from prism.trace import now_text
+from prism.units import parse_bytes
+from prism.workload.memory import check_memory
 
 
 class Service(NamedTuple):
@@ -49,6 +52,8 @@ def open_service(config: ServeConfig, command: str) -> Iterator[Service]:
     endpoint.check()
     accuracy = load_accuracy(Path(config.accuracy)) if config.accuracy else None
     table = table_of([load_map(Path(config.map))], config.model, [accuracy] if accuracy else [])
+    if config.memory is not None:  # before weights are loaded that may not fit
+        check_memory(describe(config.model), LOCAL, config.max_batch, None, [parse_bytes(config.memory)])
     served = load_served(config.model, config.weights, config.seed, config.threads)
     _check_answers(accuracy, table, config.objective, served.fingerprint)
     with contextlib.ExitStack() as stack:

@@ -14,6 +14,8 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     accuracy: table of what plans cost in answers, for a floor in the objective.
     key_file: without one nobody can join, and everything is local.
+    memory: of each device, as in 8GB. Each holds the whole model, to which every plan falls back; a model that is
+    predicted to need more for the largest batch is refused.
     """
 
     model: str = "fashion-vit"
@@ -34,6 +36,7 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     deadline_s: PositiveNumber | None = None
     timeout_s: PositiveNumber = 2.0
     threads: Positive = 1
+    memory: str | None = None
     policy: AnyPolicy = msgspec.field(default_factory=PrismPolicy)
     objective: Objective = Objective()
     learn: bool = True

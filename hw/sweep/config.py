@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -10,11 +11,13 @@ from hw.run.config import RunConfig
 from prism.codecs import Wire
 from prism.config import NonNegative, Positive, PositiveNumber
 from prism.errors import ConfigError, PlanError
+from prism.labels import plan_label
 from prism.link import LinkKind, LinkSpec
 from prism.plan import Choices, Collective, ExecutionPlan, Mode
 from prism.spec import ModelSpec
 from prism.trace import MeterName
 from prism.workload import build
+from prism.workload.memory import check_memory
 
 GROUPS = ("replicas", "stages", "microbatches")
 Several = Annotated[int, msgspec.Meta(ge=2, le=64)]
@@ -216,13 +219,26 @@ def file_name(config: RunConfig, repeat: int) -> str:
     return f"{model}_B{config.batch}_{name}_{config.digest()}.{repeat}.jsonl"
 
 
-def check(sweep: SweepConfig, specs: dict[str, ModelSpec]) -> None:
-    """Refuse what no rank could run. Raises ConfigError, PlanError."""
+def left_out(sweep: SweepConfig) -> list[str]:
+    """Say which combinations are no cell, because replicas would get no sample."""
+    plans = list(sweep.choices().grouped())
+    return [
+        f"{plan_label(plan)} at batch {batch}: fewer samples than replicas"
+        for batch in sweep.batches
+        for plan in plans
+        if plan.least_batch > batch
+    ]
+
+
+def check(sweep: SweepConfig, specs: dict[str, ModelSpec], memory: Sequence[float | None] = ()) -> None:
+    """Refuse what no rank could run. memory: of each device, where that is limited. Raises ConfigError, PlanError."""
     for config, _ in cells(sweep):
         config.check()
         spec = specs[config.model]
         try:
             config.plan.check(spec, config.batch, sweep.tokens)
+            if any(limit is not None for limit in memory):
+                check_memory(spec, config.plan, config.batch, sweep.tokens, memory)
         except PlanError as error:
             raise ConfigError(f"{config.model}: {error}") from None
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prism.codecs import Wire
-from prism.config import load_json, nearest
+from prism.config import PositiveNumber, load_json, nearest
 from prism.cost.model import CURVES, CostModel
 from prism.errors import ConfigError
 from prism.plan import Collective, Embed
@@ -77,6 +77,7 @@ class CalibratedProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     staged: whether tensors are copied between a device and its host.
     traces: SHA-256 of each trace or table that the fit read.
     pace_ms: the machine's pace when the data were taken (prism.trace.metrics.pace_ms); None where it wasn't timed.
+    memory_bytes: of a device; a plan that needs more is no candidate. None where it isn't limited.
     """
 
     schema: int = PROFILE_SCHEMA
@@ -93,6 +94,7 @@ class CalibratedProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     taken: Taken = Taken()
     power: PowerProfile | None = None
     pace_ms: float | None = None
+    memory_bytes: PositiveNumber | None = None
 
     def __post_init__(self) -> None:
         if self.schema != PROFILE_SCHEMA:

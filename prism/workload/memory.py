@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from prism.codecs import payload_bytes
 from prism.errors import PlanError
-from prism.labels import plan_label
+from prism.labels import plan_label, without_habits
 from prism.plan import ExecutionPlan, Mode
 from prism.spec import ModelSpec
 from prism.units import format_bytes
@@ -92,8 +92,8 @@ def check_memory(
     for rank, (size, limit) in enumerate(zip(needed, limits, strict=False)):
         if limit is not None and size > limit:
             raise PlanError(
-                f"{plan_label(plan)} needs {format_bytes(size)} on rank {rank} for weights, activations and buffers, "
-                f"the limit is {format_bytes(limit)}; {_remedy(model, batch, tokens, limit)}"
+                f"{plan_label(without_habits(plan))}: rank {rank} needs {format_bytes(size)} for weights, activations "
+                f"and buffers, the limit is {format_bytes(limit)}; {_remedy(model, batch, tokens, limit)}"
             )
 
 

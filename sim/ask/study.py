@@ -16,8 +16,8 @@ from prism.link import LinkSpec
 from prism.plan import LOCAL, Mode
 from prism.spec import ModelSpec
 from prism.units import parse_rate, parse_seconds, parse_share
-from prism.workload.memory import check_memory
 from sim.ask.bisection import bisected
+from sim.ask.memory_limit import REASONS, memory_limit, that_fit
 from sim.ask.point import Groups, Point, PointAxis, PointPrediction, at, predict, with_tokens
 from sim.ask.study_file import Inverse, Study, StudyGrid, StudyObjective
 from sim.engine.topology import Topology
@@ -30,7 +30,6 @@ ASKED: dict[str, PointAxis] = {
     "largest_segments": "segments",
 }
 MOST_CELLS = 1_000_000
-REASONS = 3  # why no cell can be, in one message
 
 
 class InverseAnswer(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,7 +125,6 @@ def points(study: Study, models: Sequence[ModelSpec], profile: CalibratedProfile
     chosen: dict[Point, None] = {}
     left_out: dict[str, None] = {}
     misfits: dict[str, None] = {}
-    limit = study.memory_limit()
     for values in itertools.product(*axes.values()):
         combination = Combination(**dict(zip(axes, values, strict=True)))
         if combination.misfit:
@@ -134,8 +132,6 @@ def points(study: Study, models: Sequence[ModelSpec], profile: CalibratedProfile
             continue
         try:
             point = point_of(profile, combination, study.speeds, study.seed)
-            if limit is not None:
-                check_memory(point.model, point.plan, point.batch, None, [limit] * point.plan.ranks)
             if study.links and point.plan.ranks > 1:
                 link = msgspec.structs.replace(point.link, rate_bps=None, latency_s=0.0)
                 point = msgspec.structs.replace(point, edges=study.links, topology="switch", link=link)
@@ -144,7 +140,8 @@ def points(study: Study, models: Sequence[ModelSpec], profile: CalibratedProfile
             left_out[str(error)] = None
     if not chosen:
         raise ConfigError(f"no cell of the grid can be: {'; '.join([*left_out, *misfits][:REASONS])}")
-    return list(chosen), list(left_out)
+    fitting, too_large = that_fit(chosen, memory_limit(study.memory, profile))
+    return fitting, [*left_out, *too_large]
 
 
 def _axes(grid: StudyGrid, models: Sequence[ModelSpec]) -> dict[str, Sequence[Any]]:

@@ -103,8 +103,8 @@ class Study(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     draws: for intervals, 0 for none. links: a custom topology, in place of the grid's topology, bandwidth and latency.
     speeds: of each device relative to the profile's, the leader first, as in [1, 0.5] for a second one half as fast;
-    empty: all are like the profile's. memory: of each device, as in "8GB"; plans that are predicted to need more
-    are left out.
+    empty: all are like the profile's. memory: of each device, as in "8GB", or the profile's; plans that are
+    predicted to need more are left out.
     """
 
     model: str | tuple[str, ...]
@@ -119,10 +119,6 @@ class Study(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     speeds: tuple[PositiveNumber, ...] = ()
     memory: str | None = None
 
-    def memory_limit(self) -> float | None:
-        """Parse the bytes of a device. Raises ConfigError."""
-        return None if self.memory is None else parse_bytes(self.memory)
-
 
 def load_study(path: Path) -> Study:
     """Read and check a study.
@@ -135,7 +131,8 @@ def load_study(path: Path) -> Study:
             raise ConfigError(f"{path}: grid.{name} is empty, so there is no cell; give it at least one value")
     if not study.model:
         raise ConfigError(f"{path}: model is empty; name at least one")
-    study.memory_limit()
+    if study.memory is not None:
+        parse_bytes(study.memory)
     limits = study.constraints
     if limits.max_compression is not None and limits.max_compression < 1:
         raise ConfigError(f"{path}: max_compression {limits.max_compression:g} is below 1, which no plan has; raise it")

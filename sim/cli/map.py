@@ -24,6 +24,7 @@ from prism.perfmap.pooling import TraceFile, TraceSet
 from prism.plan import LOCAL, Choices, ExecutionPlan, Mode, combinations
 from prism.spec import ModelSpec
 from prism.units import parse_rate
+from sim.ask.memory_limit import memory_limit, that_fit
 from sim.ask.point import Point, as_taken, outside_of, simulated
 from sim.cli import options
 from sim.cli.options import OUTPUT, whole_numbers
@@ -73,13 +74,14 @@ def map_command(
     output: Annotated[Path, option("The map (JSON), for prism-hw serve and evaluate.", OUTPUT, "--output", "-o")],
     html: Annotated[Path | None, option("Write the page with heat maps.", OUTPUT, "--html")] = None,
     profile: options.Profile = "orin-nano",
+    memory: options.Memory = None,
     seed: options.Seed = 0,
 ) -> None:
     """Simulate a whole performance map: every plan, batch and rate, each cell marked as simulated."""
     costs, spec = load_profile(profile), model.spec()
     spec = msgspec.structs.replace(spec, name=options.map_name(model.model, spec))
     plans, misfits = cells.plans(costs, spec)
-    points = cells.points(spec, plans, seed)
+    points, too_large = that_fit(cells.points(spec, plans, seed), memory_limit(memory, costs))
     console = Console(stderr=True)
     simulated_map = _simulated_map(costs, points, console)
     simulated_map.save(output)
@@ -88,7 +90,7 @@ def map_command(
 
         write_file(html, map_page(simulated_map).encode())
     outside = Counter(reason for point in points for reason in outside_of(costs, point))
-    for line in (*(f"left out: {text}" for text in misfits), *_extrapolated(outside)):
+    for line in (*(f"left out: {text}" for text in (*misfits, *too_large)), *_extrapolated(outside)):
         console.print(line, style="yellow", soft_wrap=True)
     Console().print(f"{len(points)} cells, simulated with profile {costs.name}: {output}")
 

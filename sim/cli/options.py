@@ -46,6 +46,7 @@ Against = Annotated[
 Replicas = Annotated[int, option("Groups of devices that share the batch.", PLAN, min=1, max=64)]
 Stages = Annotated[int, option("Groups of devices that share the blocks.", PLAN, min=1, max=64)]
 Microbatch = Annotated[int | None, option("Samples computed together before their answer leaves.", PLAN, min=1)]
+Memory = Annotated[str | None, option("Of each device, as in 8GB; plans that need more are left out.", PLAN)]
 Bandwidth = Annotated[str, option("Nominal rate of the link, as in 400Mbps.", LINK)]
 Latency = Annotated[str, option("Added to every message, as in 2ms.", LINK)]
 Jitter = Annotated[str, option("Standard deviation of the latency.", LINK)]

@@ -17,6 +17,7 @@ from prism.report.figures import drawn
 from prism.spec import ModelSpec, load_model_spec
 from prism.trace import perfetto, write_trace
 from prism.workload import build
+from sim.ask.memory_limit import memory_limit, that_fit
 from sim.ask.point import Point, PointPrediction, outside_of, predict
 from sim.cli import options
 from sim.cli.answer_figures import prediction_bars
@@ -33,6 +34,7 @@ def predict_command(
     output: options.OutputOptions,
     profile: options.Profile = "orin-nano",
     batch: options.BatchSize = 1,
+    memory: options.Memory = None,
     draws: options.Draws = 48,
     seed: options.Seed = 0,
 ) -> None:
@@ -41,18 +43,22 @@ def predict_command(
     models = costs.draws(draws, seed) if draws else []
     place = Point(model=spec, plan=LOCAL, batch=batch, link=link.spec(), topology=link.topology, seed=seed)
     points = [msgspec.structs.replace(place, plan=each) for each in every_way(plan, costs, spec, batch)]
-    cells = [predict(costs, point, models, seed) for point in points]
+    fitting, too_large = that_fit(points, memory_limit(memory, costs))
+    cells = [predict(costs, point, models, seed) for point in fitting]
     title = f"{spec.name}, {spec.tokens} tokens, batch {batch}, profile {costs.name}"
-    _prediction_answer(cells, title, costs.name).show(output)
+    _prediction_answer(cells, title, costs.name, too_large).show(output)
 
 
-def _prediction_answer(cells: list[PointPrediction], title: str, profile: str) -> Presentation:
+def _prediction_answer(cells: list[PointPrediction], title: str, profile: str, left_out: list[str]) -> Presentation:
     return Presentation(
         title="Prediction",
         profile=profile,
         whole=[cell.flat() for cell in cells],
         view=predictions_table(cells, title),
-        lines=extrapolated(reason for cell in cells for reason in cell.outside),
+        lines=[
+            *extrapolated(reason for cell in cells for reason in cell.outside),
+            *(f"left out: {reason}" for reason in left_out),
+        ],
         rows=prediction_rows(cells),
         figure=lambda: drawn(prediction_bars, cells),
     )

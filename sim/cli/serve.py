@@ -18,6 +18,8 @@ from prism.perfmap import load_map
 from prism.plan import LOCAL, ExecutionPlan
 from prism.spec import ModelSpec
 from prism.units import parse_seconds
+from prism.workload.memory import check_memory
+from sim.ask.memory_limit import memory_limit
 from sim.ask.point import Point, outside_of
 from sim.cli import options
 from sim.cli.answer_tables import extrapolated, facts_view, served_facts, served_row
@@ -67,6 +69,8 @@ class PolicyOptions(OptionGroup, frozen=True, kw_only=True):
     least_agreement: Annotated[
         float | None, option("With the uncompressed model, of what the policy may choose.", POLICY, min=0, max=1)
     ] = None
+
+    memory: options.Memory = None
 
     def table(self, model: str) -> Table | None:
         """Load what the policy of prism-hw serve decides by, if a map is given. Raises ConfigError."""
@@ -126,6 +130,7 @@ def serve_command(
     costs, spec = load_profile(profile), model.spec()
     machines = identical(costs, costs.model(), plan.devices, link.spec(), kind=link.topology)
     scenario = requests.scenario(spec, faults, seed)
+    check_memory(spec, LOCAL, requests.max_batch, None, [memory_limit(policy.memory, costs)])  # all fall back to it
     table = policy.table(options.map_name(model.model, spec))
     plans = policy.plans(every_way(plan, costs, spec, requests.max_batch), table)
     deciding = policy.policy(machines, spec, plans, table)

@@ -60,7 +60,7 @@ def test_too_little_memory_is_refused_with_both_figures_and_the_stages_that_fit(
     model = describe("vit_base_patch16_224")
     (whole,) = memory_bytes(model, LOCAL, 1)
     limit = 0.7 * whole
-    with pytest.raises(PlanError, match=r"local needs 3\d\d.* MB on rank 0 .* limit is 2\d\d.* MB; use --stages 2"):
+    with pytest.raises(PlanError, match=r"local: rank 0 needs 3\d\d.* MB .* limit is 2\d\d.* MB; use --stages 2"):
         check_memory(model, LOCAL, 1, None, [limit])
     check_memory(model, TWO_STAGES, 1, None, [limit, limit])
     check_memory(model, LOCAL, 1, None, [None])

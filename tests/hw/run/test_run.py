@@ -178,6 +178,17 @@ def test_a_port_in_use_and_a_peer_that_never_comes(tmp_path):
     assert done.returncode == 2 and "rank 1 of 2 did not come" in done.stderr
 
 
+def test_a_cluster_file_says_what_memory_a_device_has(tmp_path):
+    path = tmp_path / "c.toml"
+    devices = [f'[[devices]]\nname = "{name}"\naddress = "127.0.0.1"\n' for name in "ab"]
+    path.write_text("port = 29512\n" + "".join(devices) + 'memory = "500kB"\n')
+    done = prism("fashion-vit", "--cluster", str(path), "--replicas", "2", "--batch", "2")
+    assert done.returncode == 2 and "2 replicas: rank 1 needs" in done.stderr and "limit is 500 kB" in done.stderr
+    path.write_text("port = 29512\n" + "".join(devices) + 'memory = "500"\n')
+    done = prism("fashion-vit", "--cluster", str(path))
+    assert done.returncode == 2 and "devices[1]" in done.stderr and "as in 8GB" in done.stderr
+
+
 @pytest.mark.cold
 def test_a_cluster_of_two_commands(tmp_path):
     from hw.comm.interfaces import free_port

@@ -1,5 +1,6 @@
 """What a rank loads, and how often."""
 
+import msgspec
 import pytest
 import torch
 
@@ -13,7 +14,7 @@ from prism.errors import PlanError
 from prism.nn import distribute as distributing
 from prism.nn.distribute import distribute
 from prism.nn.exchange import InProcessExchange
-from prism.plan import LOCAL
+from prism.plan import LOCAL, ExecutionPlan, Mode
 
 CPU = torch.device("cpu")
 
@@ -30,6 +31,17 @@ def test_the_tokens_of_a_text_are_those_of_the_first(tmp_path):
     config = RunConfig(model="gpt2", weights="random", text=str(text))
     assert Workpiece(config, CPU, with_inputs=True).tokens == 12
     assert Workpiece(config, CPU, with_inputs=False).tokens == 1024
+
+
+def test_a_plan_that_needs_more_memory_than_a_device_has_is_refused_before_weights_are_loaded(monkeypatch):
+    monkeypatch.setattr(workpiece, "load_model", lambda *_: pytest.fail("weights were loaded"))
+    job = RankJob(rank=0, world_size=2, leader="", port=0, interface="", timeout_s=1.0, memory=(None, 5e5))
+    config = RunConfig(plan=ExecutionPlan(mode=Mode.LOCAL, devices=2, replicas=2), batch=2)
+    with pytest.raises(PlanError, match=r"2 replicas: rank 1 needs [\d.]+ kB .*, the limit is 500 kB"):
+        Preparation(job).prepare(RunStep(config=config))
+    flag = msgspec.structs.replace(config, memory="600kB")
+    with pytest.raises(PlanError, match=r"rank 0 needs [\d.]+ kB .*, the limit is 600 kB"):
+        Preparation(job).prepare(RunStep(config=flag))
 
 
 def test_an_adapter_is_built_once_a_model(monkeypatch):

@@ -17,7 +17,7 @@ from hw.serving.app import ServeConfig, open_service
 from hw.serving.http import Endpoint
 from prism.decide.log import Decided, read_decisions
 from prism.decide.policy import PrismPolicy
-from prism.errors import ConfigError, InputError
+from prism.errors import ConfigError, InputError, PrismError
 
 
 @pytest.fixture(scope="module")
@@ -136,10 +136,12 @@ def test_a_token_is_asked_for(tmp_path):
         ({"http_address": "somewhere"}, "no IP address"),
         ({"map": ""}, "no map"),
         ({"token_file": "/no/such/file"}, "can't be read"),
+        ({"memory": "8"}, "has the unit 'none'"),
+        ({"memory": "500kB"}, r"local: rank 0 needs [\d.]+ MB .*, the limit is 500 kB"),
     ],
 )
 def test_what_is_open_to_anybody_or_missing_is_refused(tmp_path, fields, said):
-    with pytest.raises(ConfigError, match=said), serving(tmp_path, **{"key_file": "", **fields}):
+    with pytest.raises(PrismError, match=said), serving(tmp_path, **{"key_file": "", **fields}):
         pass
 
 

@@ -13,11 +13,13 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from support.simulated import MODELS
 from support.waiting import until
 
-from hw.sweep.config import SweepConfig, cells, visits
+from hw.sweep.config import SweepConfig, cells, check, left_out, visits
 from prism.config import convert
 from prism.errors import ConfigError
+from prism.labels import plan_label
 from prism.plan import Mode
 from prism.trace import read_trace
 
@@ -53,6 +55,35 @@ def test_every_combination_is_a_cell_once():
     shaped = 2 * 2 * 2 * 2 * (1 + 2) * 2  # models, batches, devices, rates, full and two L, wires
     assert len(found) == shaped + 2 * 2
     assert Counter(config.plan.mode for config in found)[Mode.LOCAL] == 4
+
+
+WAYS = msgspec.structs.replace(SWEEP, models=("a",), devices=(2, 4), replicas=(2,), stages=(2,), microbatches=(2,))
+
+
+def test_cells_of_replicas_and_stages_stand_beside_those_of_parts():
+    before = cells(msgspec.structs.replace(WAYS, replicas=(), stages=(), microbatches=()))
+    found = [config for config, _ in cells(WAYS)]
+    assert found[: len(before)] == [config for config, _ in before]
+    new = Counter(plan_label(config.plan).partition(",")[0] for config in found[len(before) :])
+    assert set(new) == {"2 replicas", "2 stages", "2 replicas x 2 stages", "2 replicas x 2 parts", "2 stages x 2 parts"}
+    assert all(config.plan.replicas <= config.batch for config in found)
+    assert new["2 replicas"] == 2 * 2, "at batch 4 alone; rates, microbatches: no codec crosses"
+    assert new["2 stages"] == 2 * 2 * 2 * 2, "batches, rates, codecs, microbatches"
+
+
+def test_a_batch_that_is_too_small_for_replicas_is_listed():
+    texts = left_out(WAYS)
+    assert "2 replicas at batch 1: fewer samples than replicas" in texts
+    assert all("at batch 1" in text and "replicas" in text for text in texts)
+    assert left_out(SWEEP) == []
+
+
+def test_a_cell_that_a_device_has_no_memory_for_is_refused():
+    spec = MODELS["vit768"]
+    check(WAYS, {"a": spec}, [1e9] * 4)
+    check(WAYS, {"a": spec}, [None] * 4)
+    with pytest.raises(ConfigError, match=r"a: local: rank 0 needs [\d.]+ MB .* limit is 1 MB"):
+        check(WAYS, {"a": spec}, [1e6, None, None, None])
 
 
 def test_no_cell_is_visited_twice_before_all_are_once():

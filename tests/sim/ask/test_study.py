@@ -226,8 +226,10 @@ def test_a_plan_that_needs_more_memory_than_a_device_has_is_left_out():
     study = Study(model="vit", memory=f"{needed - 1}B", grid=StudyGrid(stages=(1, 2), mode=(Mode.LOCAL,)))
     found, left_out = points(study, [VIT], ORIN)
     assert [plan_label(point.plan) for point in found] == ["2 stages"]
-    assert len(left_out) == 1 and left_out[0].startswith("local needs")
-    with pytest.raises(ConfigError, match=r"no cell .*local needs [\d.]+ MB .*limit is 1 MB.*2 stages needs [\d.]+ MB"):
+    assert len(left_out) == 1 and left_out[0].startswith("local: rank 0 needs")
+    with pytest.raises(
+        ConfigError, match=r"no plan fits .*local: rank 0 needs [\d.]+ MB .*limit is 1 MB.*2 stages: rank 0 needs"
+    ):
         points(msgspec.structs.replace(study, memory="1MB"), [VIT], ORIN)
 
 

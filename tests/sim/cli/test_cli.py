@@ -1,5 +1,6 @@
 """prism-sim as a user types it, in a process of its own."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -65,6 +66,33 @@ def test_crossover_gives_the_agreed_fields(tmp_path):
     assert found["class"] == "at" and 4 < found["value"] <= 8
     text = run(tmp_path, "crossover", "vit.json", "--over", "batch", "--mode", "full", "--draws", "4")
     assert "distributed never wins" in text
+
+
+def test_plans_that_need_more_memory_than_a_device_has_are_left_out_with_both_figures(tmp_path):
+    cells = json.loads(run(tmp_path, "predict", "vit.json", "--memory", "300MB", "--draws", "0", "--json"))
+    assert [(cell["mode"], cell.get("stages")) for cell in cells] == [("local", 2)]
+    text = run(tmp_path, "predict", "vit.json", "--memory", "300MB", "--draws", "0")
+    assert "left out: local: rank 0 needs 352.9 MB for" in text and "the limit is 300 MB; use --stages 2" in text
+    told = run(tmp_path, "predict", "vit.json", "--memory", "50MB", code=2)
+    assert "needs 352.9 MB" in told and "limit is 50 MB" in told and told.count("\n") == 1
+    run(tmp_path, "map", "vit.json", "--stages", "2", "--memory", "300MB", "--output", "map.json")
+    assert {cell.plan.stages for cell in load_map(tmp_path / "map.json").cells} == {2}
+    assert "limit is 300 MB" in run(tmp_path, "serve-sim", "vit.json", "--memory", "300MB", code=2)
+
+
+def test_the_table_and_the_page_name_the_plan(tmp_path):
+    arguments = ("predict", "vit.json", "--batch", "8", "--draws", "0")
+    text = run(tmp_path, *arguments, "--output", "out.html")
+    names = ("local", "2 parts, full", "2 parts, means L=10", "2 replicas", "2 stages")
+    assert [line.split("  ")[0] for line in text.splitlines()[2:7]] == list(names)
+    page = (tmp_path / "out.html").read_text()
+    assert all(f"<td>{name}</td>" in page for name in names) and "<th>stages</th>" not in page
+    run(tmp_path, *arguments, "--output", "out.csv")
+    rows = list(csv.DictReader((tmp_path / "out.csv").open()))
+    assert [(row["plan"], row["replicas"], row["stages"]) for row in rows][3:] == [
+        ("2 replicas", "2", "1"),
+        ("2 stages", "1", "2"),
+    ]
 
 
 @pytest.mark.cold
