@@ -329,12 +329,15 @@ def _mape_pct(fitted_ms: Array, cells: Sequence[Cell]) -> float:
 def _taken(plans: Iterable[ExecutionPlan]) -> Taken:
     """Say how the plans were executed; they differ in little but the wire and the collective."""
     ordered = sorted(plans, key=str)
-    collectives = {plan.collective for plan in ordered}
+    exchanging = [plan for plan in ordered if plan.parts > 1] or ordered
+    collectives = {plan.collective for plan in exchanging}
     return Taken(
-        overlap=ordered[0].overlap,
-        embed=ordered[0].embed,
+        overlap=exchanging[0].overlap,
+        embed=exchanging[0].embed,
         collective=collectives.pop() if len(collectives) == 1 else "auto",
         wires=tuple(sorted({plan.wire for plan in ordered})),
+        replicas=any(plan.replicas > 1 for plan in ordered),
+        stages=any(plan.stages > 1 for plan in ordered),
     )
 
 
@@ -348,7 +351,7 @@ def _ranges(data: FitData) -> dict[str, tuple[float, float]]:
         seen["width"].append(model.width)
         seen["columns"].append(columns(model))
         seen["devices"].append(cell.plan.ranks)
-        if cell.plan.ranks > 1:
+        if cell.plan.parts > 1:
             seen["message_bytes"].append(cell.bytes_per_exchange)
         if cell.bandwidth_mbps is not None:
             seen["link_mbps"].append(cell.bandwidth_mbps)

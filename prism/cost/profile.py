@@ -58,13 +58,16 @@ class Term(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Taken(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the plans behind a profile's data were executed: the fields of ExecutionPlan of the same names, and the
-    codecs that crossed the link."""
+    """How the plans behind a profile's data were executed: the fields of ExecutionPlan of the same names, the codecs
+    that crossed the link, and whether the data have plans of several replicas or stages.
+    """
 
     overlap: bool = True
     embed: Embed = "terminal"
     collective: Collective = "auto"
     wires: tuple[Wire, ...] = ("fp32",)
+    replicas: bool = False
+    stages: bool = False
 
 
 class CalibratedProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

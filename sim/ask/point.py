@@ -21,11 +21,13 @@ from prism.spec import ModelSpec
 from prism.trace import Trace
 from prism.trace.metrics import Summary, summarise
 from prism.trace.quantiles import quantiles
+from prism.workload.memory import memory_bytes
 from sim.engine.backend import SimBackend, identical
 from sim.engine.script import script
 from sim.engine.topology import Edge, Topology, graph_of
 
 INTERVAL = (5.0, 95.0)  # percentiles
+FILLED, COUNTED = 1, 6  # batches of a stream: until it flows, and that count
 
 
 class Point(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,12 +50,14 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     def features(self) -> dict[str, float]:
         """Compute the quantities that a profile's ranges are given for.
 
-        One device uses no link. The number of blocks is none of them: blocks are alike and simulated one by one.
+        One device uses no link. The number of blocks is none of them: blocks are alike and simulated one by one. Of a
+        batch that is split, what a device computes at once counts. The message is the one of a block's exchange, or of
+        replicas and stages the largest of all.
         """
         model, plan = self.model, self.plan
-        share = max(size for samples in plan.shares(self.batch) if samples for size in plan.microbatches(samples))
+        at_once = max(size for samples in plan.shares(self.batch) if samples for size in plan.microbatches(samples))
         features: dict[str, float] = {
-            "batch": share,
+            "batch": at_once,
             "tokens": model.tokens,
             "width": model.width,
             "columns": columns(model),
@@ -61,17 +65,22 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
         }
         if plan.ranks > 1:
             features["link_mbps"] = (self.link.rate_bps or float("inf")) / 1e6
-        if plan.parts > 1:
-            features["message_bytes"] = payload_bytes(
-                plan.wire, max(plan.sent_rows(model.tokens)) * share * model.width
-            )
+            features["message_bytes"] = self._message_bytes(at_once)
         return features
+
+    def _message_bytes(self, samples: int) -> int:
+        """Compute the size of the message that a profile's range is compared with."""
+        model, plan = self.model, self.plan
+        if plan.replicas * plan.stages > 1:
+            return max((step.size for _, step in script(model, plan, self.batch).posts()), default=0)
+        return payload_bytes(plan.wire, max(plan.sent_rows(model.tokens)) * samples * model.width)
 
 
 class PointPrediction(msgspec.Struct, frozen=True, kw_only=True):
     """The figures of a point.
 
-    interval_ms: 90 %, None where no draws were given. outside: quantities in which the point lies outside of the
+    interval_ms: 90 %, None where no draws were given. samples_per_s: of a stream, in which replicas and stages do on
+    several batches at the same time. memory_bytes: of each rank (prism.workload.memory). outside: quantities in which the point lies outside of the
     calibrated ranges; the tag is "extrapolated" where there are any.
     """
 
@@ -83,7 +92,9 @@ class PointPrediction(msgspec.Struct, frozen=True, kw_only=True):
     latency_ms: float
     interval_ms: tuple[float, float] | None
     per_sample_ms: float
+    samples_per_s: float
     energy_j: float | None
+    memory_bytes: tuple[int, ...]
     split_ms: dict[str, float]
     tag: Tag
     outside: tuple[str, ...] = ()
@@ -119,6 +130,14 @@ def latency_ms(profile: CalibratedProfile, cost: CostModel, point: Point) -> flo
     """Simulate the latency of a point, without the trace behind `summary`."""
     backend, work = _run_of(profile, cost, point)
     return backend.times_ms(point.plan, work)[0]
+
+
+def samples_per_s(profile: CalibratedProfile, cost: CostModel, point: Point) -> float:
+    """Simulate what a stream of batches sustains; parts do on one batch together, so theirs come one after another."""
+    if point.plan.replicas * point.plan.stages == 1:
+        return 1e3 * point.batch / latency_ms(profile, cost, point)
+    backend, work = _run_of(profile, cost, point)
+    return backend.stream_per_s(point.plan, msgspec.structs.replace(work, warmups=FILLED, batches=COUNTED))
 
 
 def _run_of(profile: CalibratedProfile, cost: CostModel, point: Point) -> tuple[SimBackend, Workload]:
@@ -159,7 +178,9 @@ def predict(
         latency_ms=nominal.latency_ms.p50,
         interval_ms=interval,
         per_sample_ms=nominal.latency_ms.p50 / point.batch,
+        samples_per_s=samples_per_s(profile, profile.model(), point),
         energy_j=nominal.energy.joules if nominal.energy else None,
+        memory_bytes=memory_bytes(point.model, plan, point.batch),
         split_ms=nominal.split_ms,
         tag="extrapolated" if outside else "calibrated",
         outside=tuple(outside),
@@ -177,8 +198,9 @@ def outside_of(profile: CalibratedProfile, point: Point) -> list[str]:
         if plan.wire not in taken.wires:
             differences.append(f"wire {plan.wire} (calibrated {', '.join(taken.wires)})")
         ring = script(point.model, plan, point.batch).ring
-        if plan.replicas * plan.stages > 1:
-            differences.append("replicas or stages (never calibrated)")
+        for name in ("replicas", "stages"):
+            if getattr(plan, name) > 1 and not getattr(taken, name):
+                differences.append(f"{name} {getattr(plan, name)} (never calibrated)")
         if plan.parts > 1 and plan.overlap != taken.overlap:
             differences.append(f"overlap {plan.overlap} (calibrated {taken.overlap})")
         if plan.parts > 1 and ring != (taken.collective == "ring") and taken.collective != "auto":

@@ -77,7 +77,7 @@ class Constraints(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             (joules, self.max_energy_j),
             (compression(cell), self.max_compression),
         )
-        slow = self.min_samples_per_s is not None and 1e3 / cell.per_sample_ms < self.min_samples_per_s
+        slow = self.min_samples_per_s is not None and cell.samples_per_s < self.min_samples_per_s
         return not slow and all(limit is None or value <= limit for value, limit in limits)
 
 

@@ -1,5 +1,6 @@
 """Run plans in simulation: the same plan and workload as hardware, the same trace back."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from prism.link import LinkSpec
 from prism.plan import ExecutionPlan
 from prism.rates import read_rates
 from prism.trace import Batch, Record, Trace, TraceHeader
+from prism.trace.metrics import samples_per_s
 from sim.engine.collectives import SimProcess
 from sim.engine.device import SimulatedDevice
 from sim.engine.network import Network
@@ -88,15 +90,26 @@ class SimBackend:
         _, batches = self._ran(plan, workload, record=False)
         return [(batch.end_ns - batch.start_ns) / 1e6 for batch in batches if batch.counts]
 
-    def _ran(self, plan: ExecutionPlan, workload: Workload, *, record: bool) -> tuple[RankGroup, list[Batch]]:
+    def stream_per_s(self, plan: ExecutionPlan, workload: Workload) -> float:
+        """Compute the samples per second of a stream: a batch begins as soon as the leader has done its own part of
+        the one before, while no more are under way than there are ranks, and one.
+        """
+        _, batches = self._ran(plan, workload, record=False, in_turn=False)
+        return samples_per_s([batch for batch in batches if not batch.warmup])
+
+    def _ran(
+        self, plan: ExecutionPlan, workload: Workload, *, record: bool, in_turn: bool = True
+    ) -> tuple[RankGroup, list[Batch]]:
+        """Run the batches, each when the one before is answered, or as a stream."""
         if workload.batch < 1 or workload.batches < 1:
             raise PlanError(f"{workload.batches} batches of {workload.batch}: at least 1 of 1 is needed; raise --batch")
         env = simpy.Environment()
         machines, work = self._machines, script(workload.model, plan, workload.batch)
-        devices = machines.devices(plan.ranks, work.together)
+        devices = machines.devices(plan.ranks, work.together if in_turn else work.busy)
         group = RankGroup(env, devices, machines.network(env, plan.ranks, workload.seed), record)
         batches: list[Batch] = []
-        env.run(until=env.process(_batches(env, group, work, workload, batches)))
+        run = _batches if in_turn else _stream
+        env.run(until=env.process(run(env, group, work, workload, batches)))
         return group, batches
 
     def header(self, plan: ExecutionPlan, workload: Workload) -> TraceHeader:
@@ -130,12 +143,37 @@ def _batches(
     for number in range(workload.warmups + workload.batches):
         start = int(env.now)
         yield from group.batch(number, work)
-        done.append(
-            Batch(
-                batch=number, size=workload.batch, start_ns=start, end_ns=int(env.now), warmup=number < workload.warmups
-            )
-        )
+        done.append(_batch(number, workload, start, int(env.now)))
     yield from group.idle()
+
+
+def _stream(
+    env: simpy.Environment, group: RankGroup, work: Script, workload: Workload, done: list[Batch]
+) -> SimProcess:
+    """Begin batch after batch, until enough are answered: those begun last keep the devices and the link busy."""
+    enough, under_way = env.event(), simpy.Resource(env, len(work.phases) + 1)
+
+    def begun() -> SimProcess:
+        for number in itertools.count():
+            turn = under_way.request()
+            yield turn
+            start = int(env.now)
+            yield from group.own_part(number, work)
+            env.process(answered(number, start, turn))
+
+    def answered(number: int, start: int, turn: Any) -> SimProcess:
+        yield from group.closing(number, work)
+        under_way.release(turn)
+        done.append(_batch(number, workload, start, int(env.now)))
+        if len(done) == workload.warmups + workload.batches:
+            enough.succeed()
+
+    env.process(begun())
+    yield enough
+
+
+def _batch(number: int, workload: Workload, start: int, end: int) -> Batch:
+    return Batch(batch=number, size=workload.batch, start_ns=start, end_ns=end, warmup=number < workload.warmups)
 
 
 def identical(profile: CalibratedProfile, cost: CostModel, devices: int, link: LinkSpec, **more: Any) -> Machines:

@@ -46,17 +46,21 @@ class TimedPhase(NamedTuple):
 
 
 class TimedScript(NamedTuple):
-    """A Script with the timed phases of each rank, and of what is left to the leader in the end."""
+    """A Script with the timed phases of each rank, and of what is left to the leader in the end.
+
+    later_stages: ranks that take rows from the stage before theirs.
+    """
 
     script: Script
     phases: tuple[tuple[TimedPhase, ...], ...]
     closing: tuple[TimedPhase, ...]
+    later_stages: frozenset[int]
 
 
 Message = tuple[str, int, int]  # op, block, microbatch
 Posted = dict[Message, tuple[int, int]]  # when messages were handed over, and their bytes
 ALL = float("inf")
-BEGUN = ("inputs", "rows", "answer")  # messages that leave when their receiver has begun the batch
+BEGUN = ("inputs", "rows", "answer")  # messages that leave when their receiver has begun the batch, or microbatch
 
 
 class RankGroup:
@@ -95,11 +99,12 @@ class RankGroup:
             if spans is not None:
                 now, size = int(self._env.now), HEADER_BYTES * (ranks - 1)
                 spans += _unanswered(number, 0, {("header", -1, 0): (now, size)})
-        yield from self._walk(0, number, script, timed.phases[0])
+        yield from self._walk(0, number, timed, timed.phases[0])
 
     def closing(self, number: int, script: Script) -> SimProcess:
         """Take the answers of the other ranks to a batch."""
-        yield from self._walk(0, number, script, self._timed(script).closing)
+        timed = self._timed(script)
+        yield from self._walk(0, number, timed, timed.closing)
 
     def records(self, number: int) -> list[Span]:
         """Take the spans of a batch that every rank has finished, with waiting and moving told apart."""
@@ -121,7 +126,8 @@ class RankGroup:
                 for device, phases in zip(self._devices, script.phases, strict=False)
             )
             closing = tuple(self._timed_phases(script.closing, self._devices[0], exchange))
-            timed = self._timed_scripts[id(script)] = TimedScript(script, phases, closing)
+            later = frozenset(rank for rank, mine in enumerate(phases) if _takes_rows(mine))
+            timed = self._timed_scripts[id(script)] = TimedScript(script, phases, closing, later)
         return timed
 
     def _exchange(self, script: Script) -> Collective:
@@ -155,16 +161,16 @@ class RankGroup:
         if before is not None and before.is_alive:
             yield before
         yield from self._mailboxes.until((number, rank, "header", -1, 0), 1)
-        yield from self._walk(rank, number, timed.script, timed.phases[rank])
+        yield from self._walk(rank, number, timed, timed.phases[rank])
 
-    def _walk(self, rank: int, number: int, script: Script, phases: tuple[TimedPhase, ...]) -> SimProcess:
+    def _walk(self, rank: int, number: int, timed: TimedScript, phases: tuple[TimedPhase, ...]) -> SimProcess:
         """Go through a rank's steps of one batch. Ends early where the rank falls silent."""
         env, spans, shared = self._env, self._spans[number], self._devices[rank].shared
         clock = int(env.now)
         posted: Posted = {}
-        self._begun.enter(rank, (number, ALL, ALL))
+        self._begun.enter(rank, (number, 0 if rank in timed.later_stages else ALL, ALL))
         for phase, block in _sequence(phases):
-            if script.causal and phase.inside:  # receives of the next block are posted now
+            if timed.script.causal and phase.inside:  # receives of the next block are posted now
                 if clock > env.now:
                     yield env.timeout(clock - env.now)
                 self._rendezvous.enter(rank, (number, phase.micro, block + 1))
@@ -200,6 +206,8 @@ class RankGroup:
                     needed = step.collective.messages(len(step.peers))
                     yield from self._mailboxes.until((number, rank, step.op, block, phase.micro), needed)
                     clock = max(clock, int(env.now))
+                    if step.op == "rows":  # the receive of the next microbatch's is posted now
+                        self._begun.enter(rank, (number, phase.micro + 1, ALL))
                     issued, sent = posted.pop((step.op, block, phase.micro), (start, 0))
                     if spans is not None:
                         spans.append(_awaited(number, rank, step, block, start, clock, issued, sent))
@@ -214,6 +222,10 @@ class RankGroup:
         if inside and step.span == "compute":
             ns = round(ns * self._uneven[(rank + block) % len(self._uneven)])
         return ns
+
+
+def _takes_rows(phases: Iterable[TimedPhase]) -> bool:
+    return any(step.kind == "await" and step.op == "rows" for phase in phases for step in phase.steps)
 
 
 def _awaited(number: int, rank: int, step: TimedStep, block: int, start: int, end: int, issued: int, sent: int) -> Span:

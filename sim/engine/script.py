@@ -71,15 +71,19 @@ class Script(msgspec.Struct, frozen=True, kw_only=True):
     phases: tuple[tuple[Phase, ...], ...]
     closing: tuple[Phase, ...] = ()
 
+    @property
+    def busy(self) -> int:
+        """Count the ranks that have blocks to compute, which in a stream they do at the same time."""
+        return sum(any(phase.inside for phase in phases) for phases in self.phases)
+
+    def posts(self) -> Iterator[tuple[int, ScriptStep]]:
+        """Yield the steps in which messages leave, each with how often it comes."""
+        for phase in itertools.chain(*self.phases):
+            yield from ((phase.blocks, step) for step in phase.steps if step.kind == "post")
+
     def posted_bytes(self) -> int:
         """Count the payload that all ranks hand to the link in one batch, without headers."""
-        return sum(
-            phase.blocks * step.size * len(step.peers)
-            for phases in self.phases
-            for phase in phases
-            for step in phase.steps
-            if step.kind == "post"
-        )
+        return sum(count * step.size * len(step.peers) for count, step in self.posts())
 
 
 @lru_cache(maxsize=512)
