@@ -17,11 +17,15 @@ def memory_limit(text: str | None, profile: CalibratedProfile) -> float | None:
 
 
 def that_fit(points: Iterable[Point], limit: float | None) -> tuple[list[Point], list[str]]:
-    """Keep the points that fit, and say why others don't. Raises ConfigError where none does."""
+    """Keep the points that fit, and say why others don't.
+
+    Raises ConfigError where none does, PlanError for a plan that its model or batch can't have.
+    """
     if limit is None:
         return list(points), []
     fitting, reasons = list[Point](), dict[str, None]()
     for point in points:
+        point.plan.check(point.model, point.batch)
         try:
             check_memory(point.model, point.plan, point.batch, None, [limit] * point.plan.ranks)
             fitting.append(point)

@@ -102,7 +102,7 @@ def trace_command(
     point = Point(model=spec, plan=chosen, batch=batch, link=link.spec(), topology=link.topology)
     for line in extrapolated(outside_of(costs, point)):
         print(line, file=sys.stderr)
-    machines = identical(costs, costs.model(), plan.devices, point.link, kind=link.topology)
+    machines = identical(costs, costs.model(), max(plan.devices, chosen.ranks), point.link, kind=link.topology)
     trace = SimBackend(machines).run(chosen, Workload(model=spec, batch=batch, batches=batches, warmups=1, seed=seed))
     if file is not None:
         write_trace(file, trace.header, trace.records)
