@@ -80,8 +80,8 @@ class PointPrediction(msgspec.Struct, frozen=True, kw_only=True):
     """The figures of a point.
 
     interval_ms: 90 %, None where no draws were given. samples_per_s: of a stream, in which replicas and stages do on
-    several batches at the same time. memory_bytes: of each rank (prism.workload.memory). outside: quantities in which the point lies outside of the
-    calibrated ranges; the tag is "extrapolated" where there are any.
+    several batches at the same time. memory_bytes: of each rank (prism.workload.memory). outside: quantities in which
+    the point lies outside of the calibrated ranges; the tag is "extrapolated" where there are any.
     """
 
     model: str

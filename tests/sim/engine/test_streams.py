@@ -1,5 +1,7 @@
 """Stages take one microbatch after another, and streams keep replicas and stages busy with several batches."""
 
+import itertools
+
 import msgspec
 import pytest
 from support.profiles import SMALL, profile, terms
@@ -39,7 +41,7 @@ def test_rows_arrive_one_microbatch_after_another():
     trace = backend(plan, mbps).run(plan, Workload(model=DEEP, batch=4))
     arrived = sorted(span.end_ns for span in trace.spans if span.rank == 1 and span.op == "rows")
     crossing_s = build(DEEP, plan, 4).sent_bytes("rows") * 2 * 8 / 4 / (mbps * 1e6)  # the air carries each twice
-    gaps_s = [(later - earlier) / 1e9 for earlier, later in zip(arrived, arrived[1:], strict=False)]
+    gaps_s = [(later - earlier) / 1e9 for earlier, later in itertools.pairwise(arrived)]
     assert len(gaps_s) == 3 and gaps_s == pytest.approx([crossing_s] * 3, rel=0.02)
 
 
