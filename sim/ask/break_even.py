@@ -88,7 +88,7 @@ def find_break_even(
     value = None if place is None else _refined(excess, axis, grid, ours[0] / theirs[0] - 1.0, place)
     places, wins_here = _drawn(profile, pair, axis, grid, draws, seed)
     covered = grid if value is None else [value]  # always and never hold for the whole grid
-    outside = list(dict.fromkeys(line for v in covered for line in outside_of(profile, at(point, axis, v))))
+    outside = {line: None for v in covered for plan in pair for line in outside_of(profile, at(plan, axis, v))}
     return PlanBreakEven(
         over=axis,
         kind=kind,

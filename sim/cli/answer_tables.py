@@ -42,7 +42,9 @@ def _row(cell: PointPrediction, named: ExecutionPlan) -> dict[str, Any]:
         "low_ms": low,
         "high_ms": high,
         "per_sample_ms": cell.per_sample_ms,
+        "samples_per_s": cell.samples_per_s,
         "energy_j": cell.energy_j,
+        "memory_mb": max(cell.memory_bytes) / 1e6,
         "compute_ms": split["compute"],
         "staging_ms": split["stage_d2h"] + split["stage_h2d"],
         "wait_ms": split["wait"],
@@ -68,16 +70,18 @@ def names_of(cells: Sequence[PointPrediction]) -> list[str]:
 
 
 def predictions_table(cells: Sequence[PointPrediction], title: str = "") -> Table:
-    """Tabulate latency, interval, joules and split of predictions."""
-    table = Table("plan", "ms", "90 %", "J", *STAGES, "tag", title=title, box=None, padding=(0, 1, 0, 0))
+    """Tabulate latency, interval, samples per second of a stream, joules, the largest rank's memory, and the split."""
+    table = Table("plan", "ms", "90 %", "/s", "J", "MB", *STAGES, "tag", title=title, box=None, padding=(0, 1, 0, 0))
     for column in table.columns:
         column.no_wrap = column.header != "plan"  # the longest, which wraps on a narrow console
+        column.min_width = len("2 replicas") if column.header == "plan" else None
         column.justify = "left" if column.header in ("plan", "tag") else "right"
     shown = cells[:SHOWN]
     for name, cell, flat in zip(names_of(cells), shown, prediction_rows(shown), strict=False):
         interval = "-" if cell.interval_ms is None else f"{cell.interval_ms[0]:.0f}..{cell.interval_ms[1]:.0f}"
         stages = [f"{flat[f'{stage}_ms']:.1f}" for stage in STAGES]
-        table.add_row(name, f"{cell.latency_ms:.1f}", interval, cell_text(cell.energy_j), *stages, cell.tag)
+        figures = (f"{flat['samples_per_s']:.1f}", cell_text(cell.energy_j), f"{flat['memory_mb']:.0f}")
+        table.add_row(name, f"{cell.latency_ms:.1f}", interval, *figures, *stages, cell.tag)
     if len(cells) > SHOWN:
         table.caption = f"{len(cells) - SHOWN} more; --json or --output has all"
     return table

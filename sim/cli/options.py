@@ -13,7 +13,7 @@ from prism.cost import CalibratedProfile
 from prism.errors import ConfigError
 from prism.link import LinkSpec
 from prism.partition import segments_for_rate
-from prism.plan import Collective, ExecutionPlan, Mode
+from prism.plan import LOCAL, Collective, ExecutionPlan, Mode
 from prism.spec import ModelSpec, load_model_spec
 from prism.units import parse_rate, parse_seconds, parse_share
 from sim.ask.point import Groups, with_tokens
@@ -45,6 +45,7 @@ Against = Annotated[
 ]
 Replicas = Annotated[int, option("Groups of devices that share the batch.", PLAN, min=1, max=64)]
 Stages = Annotated[int, option("Groups of devices that share the blocks.", PLAN, min=1, max=64)]
+Parts = Annotated[int | None, option("Devices that share the tokens; --devices doesn't count then.", PLAN, min=1)]
 Microbatch = Annotated[int | None, option("Samples computed together before their answer leaves.", PLAN, min=1)]
 Memory = Annotated[str | None, option("Of each device, as in 8GB; plans that need more are left out.", PLAN)]
 Bandwidth = Annotated[str, option("Nominal rate of the link, as in 400Mbps.", LINK)]
@@ -75,22 +76,29 @@ class PlanOptions(OptionGroup, frozen=True, kw_only=True):
     wire: WireOf = "fp32"
     replicas: Replicas = 1
     stages: Stages = 1
+    parts: Parts = None
     microbatch: Microbatch = None
+
+    @property
+    def count(self) -> int:
+        """Count the devices in all, as many as the replicas and stages need or more."""
+        groups = self.replicas * self.stages
+        return groups * self.parts if self.parts else max(self.devices, groups)
 
     def plan(self, profile: CalibratedProfile, model: ModelSpec, mode: Mode, least: int = 1) -> ExecutionPlan:
         """Make the plan of this mode, for `least` devices or more; parts are what replicas and stages leave of them."""
         groups = Groups(self.replicas, self.stages, self.microbatch)
-        devices = groups.size if mode is Mode.LOCAL else max(self.devices, least, groups.size)
+        devices = groups.size if mode is Mode.LOCAL else max(self.count, least)
         segments = self.segments or segments_for_rate(model.tokens, max(1, devices // groups.size), USUAL_RATE)
         return groups.plan(profile, mode, devices, segments=segments, wire=self.wire, **self.habits())
 
     def way(self, profile: CalibratedProfile, model: ModelSpec, way: str) -> ExecutionPlan:
         """Make the plan of a mode or, by their names, that of as many replicas or stages as there are devices."""
-        devices = max(self.devices, 2)
+        devices = max(self.count, 2)
         if way in ("replicas", "stages"):
             groups = Groups(microbatch=self.microbatch)._replace(**{way: devices})
             return groups.plan(profile, Mode.LOCAL, devices, wire=self.wire)
-        return self.plan(profile, model, Mode(way), least=1 if way == Mode.LOCAL.value else 2)
+        return LOCAL if way == Mode.LOCAL.value else self.plan(profile, model, Mode(way), least=2)
 
     def habits(self) -> dict[str, Any]:
         """What of the profile's habits was overridden; None where it wasn't."""

@@ -72,12 +72,12 @@ def every_way(
     Local alone for one device; with replicas or stages given, the ways of their combination.
     """
     given = plan.replicas * plan.stages > 1
-    if plan.devices == 1 and not given:
+    if plan.count == 1 and not given:
         return [LOCAL]
     plans = [plan.plan(profile, model, mode) for mode in (Mode.FULL, Mode.SEGMENT_MEANS)]
-    if not given and plan.devices <= batch:
+    if not given and plan.count <= batch:
         plans.append(plan.way(profile, model, "replicas"))
-    if not given and plan.devices <= model.blocks:
+    if not given and plan.count <= model.blocks:
         plans.append(plan.way(profile, model, "stages"))
     return [LOCAL, *dict.fromkeys(plans)]
 
@@ -102,7 +102,7 @@ def trace_command(
     point = Point(model=spec, plan=chosen, batch=batch, link=link.spec(), topology=link.topology)
     for line in extrapolated(outside_of(costs, point)):
         print(line, file=sys.stderr)
-    machines = identical(costs, costs.model(), max(plan.devices, chosen.ranks), point.link, kind=link.topology)
+    machines = identical(costs, costs.model(), plan.count, point.link, kind=link.topology)
     trace = SimBackend(machines).run(chosen, Workload(model=spec, batch=batch, batches=batches, warmups=1, seed=seed))
     if file is not None:
         write_trace(file, trace.header, trace.records)

@@ -128,7 +128,7 @@ def serve_command(
 ) -> None:
     """Serve requests that arrive, wait and are answered: percentiles, throughput, queue, joules per sample."""
     costs, spec = load_profile(profile), model.spec()
-    machines = identical(costs, costs.model(), plan.devices, link.spec(), kind=link.topology)
+    machines = identical(costs, costs.model(), plan.count, link.spec(), kind=link.topology)
     scenario = requests.scenario(spec, faults, seed)
     check_memory(spec, LOCAL, requests.max_batch, None, [memory_limit(policy.memory, costs)])  # all fall back to it
     table = policy.table(options.map_name(model.model, spec))

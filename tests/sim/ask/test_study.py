@@ -70,6 +70,24 @@ def test_what_lies_outside_of_the_data_is_said():
     assert any(line.startswith("overlap") for line in predict(ORIN, ours).outside)
 
 
+def test_plans_of_replicas_and_stages_are_measured_by_what_a_device_computes_and_the_largest_message():
+    replicas = ExecutionPlan(mode=Mode.LOCAL, devices=2, replicas=2)
+    stages = ExecutionPlan(mode=Mode.LOCAL, devices=2, stages=2, microbatch=2, wire="fp16")
+    point = Point(model=VIT, plan=replicas, batch=7, link=link(400))
+    assert point.features() | {"batch": 4, "message_bytes": 3 * 3 * 224 * 224} == point.features()
+    point = msgspec.structs.replace(point, plan=stages)
+    assert point.features() | {"batch": 2, "message_bytes": 2 * 197 * 768 * 2} == point.features()
+
+
+def test_replicas_and_stages_are_extrapolated_unless_the_data_have_them():
+    known = load_profile("x86-core")
+    plan = ExecutionPlan(mode=Mode.LOCAL, devices=2, replicas=2)
+    point = Point(model=VIT, plan=plan, batch=2, link=link(400))
+    assert "replicas 2 (never calibrated)" in predict(known, point).outside
+    taken = msgspec.structs.replace(known.taken, replicas=True)
+    assert not predict(msgspec.structs.replace(known, taken=taken), point).outside
+
+
 def test_a_crossover_over_the_batch_lies_where_it_was_published():
     flip = find_break_even(ORIN, published(Mode.SEGMENT_MEANS, 8), "batch", draws=16)
     assert flip.kind == "at" and 4 < flip.value <= 8 and flip.wins == "above"

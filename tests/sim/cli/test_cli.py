@@ -95,6 +95,47 @@ def test_the_table_and_the_page_name_the_plan(tmp_path):
     ]
 
 
+def test_predict_says_what_replicas_and_stages_sustain_and_need(tmp_path):
+    cells = json.loads(run(tmp_path, "predict", "vit.json", "--batch", "8", "--draws", "0", "--json"))
+    local, replicas, stages = (cells[k] for k in (0, 3, 4))
+    assert (replicas["replicas"], stages["stages"]) == (2, 2) and "replicas" not in local
+    assert local["samples_per_s"] == pytest.approx(1e3 / local["per_sample_ms"])
+    assert replicas["samples_per_s"] > 1.5 * local["samples_per_s"]
+    assert [len(cell["memory_bytes"]) for cell in (local, replicas, stages)] == [1, 2, 2]
+    assert max(stages["memory_bytes"]) < 0.62 * local["memory_bytes"][0] < min(replicas["memory_bytes"])
+
+
+def test_counts_make_a_plan_of_all_devices(tmp_path):
+    asked = ["predict", "vit.json", "--batch", "4", "--draws", "0", "--json", "--replicas", "2", "--parts", "2"]
+    local, *others = json.loads(run(tmp_path, *asked))
+    assert [(cell["mode"], cell["devices"], cell["replicas"]) for cell in others] == [
+        ("full", 4, 2),
+        ("segment_means", 4, 2),
+    ]
+    assert local["devices"] == 1
+    error = run(tmp_path, "predict", "vit.json", "--replicas", "2", "--devices", "3", code=2)
+    assert "--devices 2" in error and error.count("\n") == 1
+    run(tmp_path, "trace", "vit.json", "--replicas", "2", "--stages", "2", "--batch", "2", "--trace", "t.jsonl")
+    trace = read_trace(tmp_path / "t.jsonl")
+    assert not trace.header.oversubscribed and {span.rank for span in trace.spans} == {0, 1, 2, 3}
+
+
+def test_a_crossover_lies_between_any_two_plans(tmp_path):
+    asked = ["crossover", "vit.json", "--over", "bandwidth", "--batch", "8", "--draws", "4"]
+    found = json.loads(run(tmp_path, *asked, "--mode", "stages", "--against", "replicas", "--json"))
+    assert found["against"]["replicas"] == found["plan"]["stages"] == 2 and found["class"] == "never"
+    known = ["--profile", "x86-core", "--json"]
+    found = json.loads(run(tmp_path, *asked, "--mode", "stages", "--against", "segment_means", *known))
+    assert found["class"] == "at" and found["wins"] == "below" and 50 < found["value"] < 400
+    turned = json.loads(run(tmp_path, *asked, "--mode", "segment_means", "--against", "stages", *known))
+    assert turned["value"] == pytest.approx(found["value"], rel=0.01) and turned["wins"] == "above"
+    assert "stages 2 (never calibrated)" in found["outside"] and "stages 2 (never calibrated)" in turned["outside"]
+    text = run(tmp_path, *asked, "--mode", "replicas", "--against", "segment_means")
+    assert "2 replicas always wins" in text and "against 2 parts, means L=10" in text
+    error = run(tmp_path, *asked, "--mode", "full", "--against", "full", code=2)
+    assert "--against" in error
+
+
 @pytest.mark.cold
 def test_no_torch_for_help_or_a_spec_file(tmp_path):
     before = "import atexit; atexit.register(lambda: print('torch' in sys.modules)); "
