@@ -97,7 +97,7 @@ def test_a_point_outside_of_the_data_is_named_with_the_range():
         ({"terms": []}, "missing"),
         ({"schema": 9}, "schema 9"),
         ({"covariance": [[1.0]]}, r"\(1, 1\)"),
-        ({"staging": True}, "did you mean 'staged'"),
+        ({"stagged": True}, "did you mean 'staged'"),
     ],
 )
 def test_a_damaged_profile_gets_one_line(change, part):

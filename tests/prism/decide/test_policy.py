@@ -109,7 +109,8 @@ def test_batches_of_unlike_rates_are_mixed_as_each_alone_goes_on(mbps, batch, de
 
     assert found.ms == pytest.approx(sum(share * both(x) for share, x in quadrature(1e-6 / mbps, deviation)))
     slow, fast = (25, 1600) if batch == 1 else (40, 800)
-    if deviation < SURE:
+    at_an_end = fast < mbps < 1.05 * fast or 0.95 * slow < mbps < slow  # the doubt beyond a cell begins with nothing
+    if deviation < SURE and not at_an_end:
         assert (found.deviation > 0.0501) == (batch > 8 or not slow <= mbps <= fast)
 
 
